@@ -1,0 +1,1 @@
+"""Submit, follow and stop a run on a Ray cluster."""

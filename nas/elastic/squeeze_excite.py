@@ -1,0 +1,22 @@
+"""Elastic squeeze-and-excitation (Hu et al. 2018), both of its layers sliced."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.elastic.conv import ElasticConv2d
+
+
+class ElasticSqueezeExcite(nn.Module):
+    """Channel gate: mean over space, reduce, ReLU, expand, hard sigmoid (the MobileNetV3 form)."""
+
+    def __init__(self, max_channels: int, max_squeezed: int) -> None:
+        super().__init__()
+        self.reduce = ElasticConv2d(max_channels, max_squeezed, 1, bias=True)
+        self.expand = ElasticConv2d(max_squeezed, max_channels, 1, bias=True)
+
+    def forward(self, x: Tensor, squeezed: int) -> Tensor:
+        """x: ``(N, c, H, W)`` -> the same shape, channel by channel scaled to between 0 and 1."""
+        gate = F.relu(self.reduce(x.mean((2, 3), keepdim=True), squeezed))
+        return x * F.hardsigmoid(self.expand(gate, x.shape[1]))

@@ -1,0 +1,14 @@
+"""How a supernet learns."""
+
+from typing import Any
+
+from nas.recipes.recipe import Recipe as Recipe
+from nas.recipes.recipe import Step as Step
+from nas.recipes.sandwich import Sandwich
+
+RECIPES = {"sandwich": Sandwich}
+
+
+def load_recipe(task: Any, options: Any) -> Recipe:
+    """The recipe that an experiment's section names."""
+    return RECIPES[options.name](task, options)

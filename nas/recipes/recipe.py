@@ -1,0 +1,93 @@
+"""What every recipe is: how a supernet learns in one step. The loop does the rest. Imports torch alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nas.supernet import Supernet
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a recipe knows of the step that it is in.
+
+    Attributes:
+        index, total: this optimizer step, from 0, and how many are planned.
+        progress: how much of the training is done, in [0, 1]: by steps, or by time where a run is bounded in minutes.
+        rng: for drawing architectures; the same on all ranks, from (seed, step).
+        generator: for dropout and the like; this rank's own, from (seed, step, micro-step, rank).
+        mean: averages a tensor over the ranks.
+        module: the bare network, for what must not go through the engine.
+    """
+
+    index: int
+    total: int
+    progress: float
+    rng: np.random.Generator
+    generator: torch.Generator
+    mean: Callable[[Tensor], Tensor]
+    module: Supernet
+
+
+class Recipe:
+    """The contract. A recipe is built as ``Recipe(task, options)``.
+
+    Attributes:
+        feeds: the shares of the training data that it wants, by name.
+        names: what each loss of a step is called, in the order they are yielded.
+    """
+
+    feeds: Mapping[str, float] = {"train": 1.0}
+    names: tuple[str, ...]
+
+    def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:
+        """The losses of one step. The loop calls backward after each, so gradients are *summed*, and steps once at the end.
+
+        Never yield inside a ``with``: the context would leak into the loop.
+        """
+        raise NotImplementedError
+
+    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        """A torch optimizer over the network's parameters."""
+        raise NotImplementedError
+
+    def lr(self, step: Step) -> float:
+        """The learning rate of this step, for every parameter group."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """What must be kept besides the weights and the optimizer: tensors and plain values."""
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+
+
+def decayed(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two parameter groups: matrices and kernels with weight decay; norms and biases, which have one axis, without."""
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def schedule(kind: str, progress: float, warmup: float) -> float:
+    """The share of the base learning rate at `progress` in [0, 1], after a linear warm-up over the first `warmup` of training.
+
+    ``"cosine"`` falls to 0. ``"exponential"`` is BigNAS's decay with constant ending: it reaches 5 % after 65 % of what follows
+    the warm-up and stays there (0.97 every 2.4 epochs does so in the paper's 360 epochs), so that small children go on learning.
+    """
+    if progress < warmup:
+        return progress / warmup
+    after = (progress - warmup) / max(1 - warmup, 1e-9)
+    if kind == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(after, 1.0)))
+    return max(0.05 ** (after / 0.65), 0.05)

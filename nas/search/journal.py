@@ -1,0 +1,242 @@
+"""The history of a search: candidates, records, and the append-only file that keeps them.
+
+The file is JSON lines. The first is the header, ``{"raynas_journal": 1, ...}``: what the history belongs to. Every other line is a
+record of one candidate or a budget, ``{"from_k": 200, "constraints": {"macs": [null, 600000]}}``. A line is written at once
+and fsynced before the next, so a crash can damage the last line only; that one is cut off when the file is opened again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from nas.space import Arch
+
+VERSION = 1
+
+Constraints = Mapping[str, tuple[float | None, float | None]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An architecture to evaluate.
+
+    Attributes:
+        k: its number; candidates are numbered from 0 in the order in which they are proposed.
+        arch: the architecture.
+        bar: the front that candidate k may be measured against, by rising cost: pairs (metric, cost), both to be *minimised*,
+            so a metric that is better when higher stands negated. The only thing that an early stop may look at.
+    """
+
+    k: int
+    arch: Arch
+    bar: tuple[tuple[float, float], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON: ``{"k", "arch", "bar"}``."""
+        return {"k": self.k, "arch": dict(self.arch), "bar": [list(point) for point in self.bar]}
+
+    @classmethod
+    def from_json(cls, form: Mapping[str, Any]) -> Candidate:
+        """The candidate that `to_json` wrote."""
+        return cls(form["k"], Arch(form["arch"]), tuple((float(a), float(b)) for a, b in form["bar"]))
+
+
+@dataclass(frozen=True)
+class Record:
+    """What came of one candidate.
+
+    Attributes:
+        k: the candidate's number.
+        arch: its architecture.
+        metrics: name to value, or None for a candidate that failed.
+        cost: name to exact cost (macs, params, ...), empty where it failed before that was known.
+        seconds: how long the evaluation took, wall clock. No algorithm looks at it.
+        error: what went wrong, None where nothing did.
+    """
+
+    k: int
+    arch: Arch
+    metrics: Mapping[str, float] | None
+    cost: Mapping[str, int]
+    seconds: float
+    error: str | None
+
+    @property
+    def id(self) -> str:
+        """The architecture's id."""
+        return self.arch.id
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain, strict JSON; metrics that JSON has no number for become ``"nan"``, ``"inf"``, ``"-inf"``."""
+        metrics = None
+        if self.metrics is not None:
+            metrics = {name: float(v) if math.isfinite(v) else repr(float(v)) for name, v in self.metrics.items()}
+        cost = {name: int(value) for name, value in self.cost.items()}
+        return {"k": self.k, "id": self.id, "arch": dict(self.arch), "metrics": metrics, "cost": cost} | {
+            "seconds": float(self.seconds),
+            "error": self.error,
+        }
+
+    @classmethod
+    def from_json(cls, form: Mapping[str, Any]) -> Record:
+        """The record that `to_json` wrote.
+
+        Raises:
+            ValueError: the id is not the architecture's, so one of the two has been changed.
+        """
+        metrics = None if form["metrics"] is None else {name: float(value) for name, value in form["metrics"].items()}
+        record = cls(int(form["k"]), Arch(form["arch"]), metrics, dict(form["cost"]), float(form["seconds"]), form["error"])
+        if record.id != form["id"]:
+            raise ValueError(f"the id {form['id']!r} does not belong to the architecture, whose id is {record.id!r}")
+        return record
+
+
+class Journal:
+    """An append-only file of records and budgets. One process writes it at a time; whoever opens it sees to that.
+
+    Opening creates the file, or reads it and cuts off a torn last line.
+
+    Args:
+        path: the file.
+        header: what the history belongs to, plain JSON: the supernet's sha256, space, seed, algorithm, window, objective.
+
+    Attributes:
+        records: all records, in the order of the file.
+        budgets: pairs (from_k, constraints), in the order of the file.
+
+    Raises:
+        ValueError: the file has another header (the message shows the difference), is no journal, or is damaged before its end.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.records: list[Record] = []
+        self.budgets: list[tuple[int, Constraints]] = []
+        self._by_k: dict[int, Record] = {}
+        head = _line({"raynas_journal": VERSION, **header})
+        data = self.path.read_bytes() if self.path.exists() else b""
+        if head.startswith(data):  # new, or nothing but a torn header; equal when it holds no record yet
+            _create(self.path, head)
+            data = head
+        end = self._read(data, head)
+        self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+        if end < len(data):
+            os.ftruncate(self._fd, end)
+            os.fsync(self._fd)
+
+    def _read(self, data: bytes, head: bytes) -> int:
+        """Take in all lines; returns the length in bytes of what is whole."""
+        *lines, torn = data.split(b"\n")
+        self._check_header(lines[0] if lines else torn, head)
+        end = len(data) - len(torn)
+        for number, line in enumerate(lines[1:], start=2):
+            try:
+                form = json.loads(line)
+            except ValueError as error:  # not JSON, or not UTF-8
+                if number == len(lines) and not torn:
+                    return end - len(line) - 1
+                raise ValueError(f"{self.path}, line {number} is damaged ({error}); restore the file from a copy") from error
+            try:
+                self._take(form)
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise ValueError(f"{self.path}, line {number} is neither a record nor a budget: {error}") from error
+        return end
+
+    def _check_header(self, line: bytes, head: bytes) -> None:
+        try:
+            found = json.loads(line)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or "raynas_journal" not in found:
+            raise ValueError(f"{self.path} is not a journal: its first line is no header")
+        wanted = json.loads(head)
+        names = [name for name in wanted | found if wanted.get(name) != found.get(name)]
+        if names:
+            shown = "; ".join(f"{name}: {found.get(name)!r} in the file, {wanted.get(name)!r} now" for name in names)
+            raise ValueError(f"{self.path} belongs to another search ({shown}); use another run directory or go back to the old settings")
+
+    def _take(self, form: Mapping[str, Any]) -> None:
+        if "from_k" in form:
+            self.budgets.append((form["from_k"], {name: (low, high) for name, (low, high) in form["constraints"].items()}))
+        else:
+            self._keep(Record.from_json(form))
+
+    def _keep(self, record: Record) -> bool:
+        """Whether `record` is new; refuses another architecture of the same number."""
+        old = self._by_k.get(record.k)
+        if old is not None:
+            if old.arch != record.arch:
+                raise ValueError(f"candidate {record.k} is {old.id}, the new record of it is of {record.id}; it was not kept")
+            return False
+        self._by_k[record.k] = record
+        self.records.append(record)
+        return True
+
+    def append(self, record: Record) -> bool:
+        """Write a record down, on disk when this returns.
+
+        Returns:
+            False, with nothing written, where candidate k has a record already: the first one counts.
+
+        Raises:
+            ValueError: candidate k has a record of another architecture.
+        """
+        if record.k in self._by_k:
+            return self._keep(record)
+        self._write(_line(record.to_json()))
+        return self._keep(record)
+
+    def append_budget(self, from_k: int, constraints: Constraints) -> None:
+        """Write down that candidates from `from_k` on obey `constraints`: cost name to (least or None, most or None)."""
+        form = {"from_k": int(from_k), "constraints": {name: list(window) for name, window in constraints.items()}}
+        self._write(_line(form))
+        self._take(form)
+
+    def _write(self, line: bytes) -> None:
+        end = os.fstat(self._fd).st_size
+        try:
+            left = memoryview(line)
+            while left:
+                left = left[os.write(self._fd, left) :]
+            os.fsync(self._fd)
+        except OSError:  # a full disk, say: half a line here would damage the middle of the file when writing goes on
+            os.ftruncate(self._fd, end)
+            raise
+
+    def close(self) -> None:
+        """Close the file; closing twice does no harm."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _line(form: Mapping[str, Any]) -> bytes:
+    return json.dumps(form, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def _create(path: Path, head: bytes) -> None:
+    """Write the header beside `path` and rename, so that no crash leaves half a header; then fsync the directory."""
+    beside = path.with_name(f".{path.name}.new")
+    with open(beside, "wb") as file:
+        file.write(head)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,22 @@
+"""Random search: the searcher that every other one has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from nas.search.core import Budget, Search
+from nas.space import Arch
+
+
+class Random(Search):
+    """Every choice uniform and independent, within the budget by rejection."""
+
+    name = "random"
+    tag = 1
+
+    def draws(self, k: int, archs: list[Arch], points: np.ndarray, budget: Budget, rng: np.random.Generator) -> Iterator[Arch]:
+        """Uniform draws; nothing that was found is looked at."""
+        while True:
+            yield self.space.sample(rng)

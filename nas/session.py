@@ -1,0 +1,67 @@
+"""One Ray session for all stages of a command: a cluster where one is named, else this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+QUIET = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end, or a death, is seen; 2 s by default
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
+class TooLittle(ValueError):
+    """The cluster has less than was asked for; nothing was started."""
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """A connection to Ray: the cluster of RAY_ADDRESS, or a local one that ends with this process. Nested calls share one."""
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))  # a user's own space lies where they stand
+    env = {"PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE", **{k: v for k in ("RAYNAS_DATA",) if (v := os.environ.get(k))}}
+    ray.init(
+        include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": env},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_resources(cpus: float, gpus: float, for_what: str) -> None:
+    """Refuse what would wait for ever.
+
+    Raises:
+        TooLittle: says what is asked, what there is, and what to change.
+    """
+    have = ray.cluster_resources()
+    for name, want in (("CPU", cpus), ("GPU", gpus)):
+        if want > have.get(name, 0):
+            raise TooLittle(
+                f"{for_what} asks for {want:g} {name}s and the cluster has {have.get(name, 0):g}; "
+                "lower train.workers, train.cpus_per_worker or search.trials, or add machines"
+            )
+
+
+def has_gpus(setting: bool | None) -> bool:
+    """Whether workers use GPUs: as set, else if the cluster has any."""
+    return ray.cluster_resources().get("GPU", 0) > 0 if setting is None else setting

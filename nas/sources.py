@@ -1,0 +1,233 @@
+"""What a run directory tells, read and never written: training lines, journals, exported children.
+
+These files may be written to while they are read, and may end in a torn line after a crash; both are expected here.
+The tracker follows them for days, the report reads them once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nas.search.core import Objective
+from nas.search.journal import Record
+from nas.search.pareto import front, hypervolume
+
+REFERENCE = 10.0  # the hypervolume counts up to this many times the first candidate's cost, so that it is known from then on
+
+
+class Lines:
+    """The JSON objects of a growing file, each given once; a last line that is not whole is left for the next time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """Objects that came since the last call. A damaged line in the middle is passed over."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self._offset)
+                raw = file.read().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return []
+        found = [_parsed(line) for line in raw]
+        if found and found[-1] is None:  # whoever opens the file for writing next cuts this one off
+            found, raw = found[:-1], raw[:-1]
+        self._offset += sum(len(line) + 1 for line in raw)
+        return [line for line in found if isinstance(line, dict)]
+
+
+def _parsed(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where the file is missing or not whole."""
+    try:
+        found = _parsed(path.read_bytes())
+    except OSError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a search was after candidate `k`, counting candidates 0 … k.
+
+    Attributes:
+        k: the candidate.
+        evaluated: how many did not fail.
+        best: the best metric.
+        front_size: how many stand on the front.
+        hypervolume: the area between the front and the corner (metric 0, `REFERENCE` times the first candidate's cost), in units of
+            the metric times decades of cost; where lower is better the corner is twice the first candidate's metric.
+    """
+
+    k: int
+    evaluated: int
+    best: float
+    front_size: int
+    hypervolume: float
+
+
+class History:
+    """A search journal that is followed.
+
+    Attributes:
+        supernet: sha256 of the weights that it belongs to, empty until the header is read.
+        objective: what the search wanted.
+        records: by k; of two records of one candidate the first counts.
+        progress: a point for each candidate that did not fail, in the order of k, as far as there is no gap.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.supernet = ""
+        self.objective = Objective()
+        self.records: dict[int, Record] = {}
+        self.progress: list[Progress] = []
+        self._lines = Lines(path)
+        self._front = np.empty((0, 2))
+        self._corner: tuple[float, float] | None = None
+        self._next = 0
+        self._evaluated = 0
+
+    def update(self) -> None:
+        """Read what came since the last call."""
+        for line in self._lines.new():
+            if "raynas_journal" in line:
+                self.supernet = str(line.get("supernet", ""))
+                self.objective = Objective(**line.get("objective", {}))
+            elif "k" in line:
+                record = Record.from_json(line)
+                self.records.setdefault(record.k, record)
+        while self._next in self.records:  # records come as they finish; progress is told in the order of k
+            self._advance(self.records[self._next])
+            self._next += 1
+
+    def point(self, record: Record) -> tuple[float, float]:
+        """(metric, cost), both to be minimised; NaN for both where the candidate failed."""
+        return (math.nan, math.nan) if record.error is not None else self.objective.point(record.metrics, record.cost)
+
+    def failed(self, record: Record) -> bool:
+        """Whether it gave no figure that the search could use."""
+        return math.isnan(self.point(record)[0])
+
+    def metric(self, record: Record) -> float | None:
+        """The figure that the search looked at, on validation; None for a failed candidate."""
+        return None if record.metrics is None or self.failed(record) else record.metrics[self.objective.metric]
+
+    def front(self) -> list[Record]:
+        """The records that no other beats in both cost and metric, cheapest first."""
+        records = [self.records[k] for k in sorted(self.records)]
+        points = np.array([self.point(record) for record in records]).reshape(-1, 2)
+        return sorted((records[i] for i in front(points)), key=lambda record: (record.cost[self.objective.cost], record.k))
+
+    def _advance(self, record: Record) -> None:
+        if self.failed(record):
+            return
+        metric, cost = self.point(record)
+        now = (metric, math.log10(max(cost, 1.0)))
+        if self._corner is None:
+            self._corner = (0.0 if self.objective.better == "higher" else 2 * metric, now[1] + math.log10(REFERENCE))
+        points = np.vstack([self._front, now])
+        self._front = points[front(points)]  # the front so far and one more point: not all records again
+        self._evaluated += 1
+        least = float(self._front[:, 0].min())
+        best = -least if self.objective.better == "higher" else least
+        self.progress.append(Progress(record.k, self._evaluated, best, len(self._front), hypervolume(self._front, self._corner)))
+
+
+def journals(run_dir: Path) -> list[Path]:
+    """The journals of a run, the one written to last standing last."""
+    return sorted((run_dir / "search").glob("journal-*.jsonl"), key=lambda path: (path.stat().st_mtime, path.name))
+
+
+def read_history(run_dir: Path) -> History | None:
+    """The newest journal, read to its end; None before the first search."""
+    found = journals(run_dir)
+    if not found:
+        return None
+    history = History(found[-1])
+    history.update()
+    return history
+
+
+@dataclass
+class Training:
+    """The lines of ``train/metrics.jsonl`` in the order of steps; of a step that was done twice the later line."""
+
+    steps: list[dict[str, Any]]
+    panels: list[dict[str, Any]]
+    events: list[dict[str, Any]]
+
+
+def training_file(run_dir: Path) -> Path:
+    """Where training writes its lines."""
+    return run_dir / "train" / "metrics.jsonl"
+
+
+def read_training(run_dir: Path) -> Training:
+    """All that training wrote so far; empty lists before it began."""
+    steps: dict[int, dict[str, Any]] = {}
+    panels: dict[int, dict[str, Any]] = {}
+    events: list[dict[str, Any]] = []
+    for line in Lines(training_file(run_dir)).new():
+        if "event" in line:
+            events.append(line)
+        elif "step" in line:
+            (panels if "panel" in line else steps)[int(line["step"])] = line
+    return Training([steps[s] for s in sorted(steps)], [panels[s] for s in sorted(panels)], events)
+
+
+def training_figures(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The figures of one training line by name: ``loss/largest``, ``lr``, ``panel/smallest/accuracy``."""
+    for name in ("lr", "epoch"):
+        if name in line:
+            yield name, line[name]
+    for name, value in (line.get("loss") or {}).items():
+        yield f"loss/{name}", value
+    for child, figures in (line.get("panel") or {}).items():
+        for name, value in figures.items():
+            yield f"panel/{child}/{name}", value
+
+
+def read_children(run_dir: Path) -> dict[str, dict[str, Any]]:
+    """The ``metrics.json`` of every exported child, by id."""
+    found = {path.parent.name: read_json(path) for path in sorted((run_dir / "children").glob("*/metrics.json"))}
+    return {name: metrics for name, metrics in found.items() if metrics}
+
+
+def front_table(run_dir: Path | str) -> list[dict[str, Any]]:
+    """The front and the exported children, cheapest first.
+
+    Returns:
+        A row a child: ``id``, ``k``, ``front``, ``macs``, ``params``, ``bitops``, ``validation`` (what the search saw), ``exported``, and,
+        measured on the exported child, ``exported_validation`` and ``test``; None where there is no such figure.
+    """
+    run_dir = Path(run_dir)
+    history, children = read_history(run_dir), read_children(run_dir)
+    on_front = history.front() if history else []
+    by_id = {record.id: record for record in reversed(history.records.values())} if history else {}
+    by_id |= {record.id: record for record in on_front}
+    metric = history.objective.metric if history else Objective().metric
+    cost = history.objective.cost if history else Objective().cost
+    rows = []
+    for name in {record.id: None for record in on_front} | dict.fromkeys(children):
+        record, child = by_id.get(name), children.get(name, {})
+        costs = {key: child.get(key, (record.cost if record else {}).get(key)) for key in ("macs", "params", "bitops")}
+        rows.append(
+            {"id": name, "k": record.k if record else None, "front": record in on_front, **costs}
+            | {"validation": history.metric(record) if history and record else None, "exported": bool(child)}
+            | {"exported_validation": (child.get("validation") or {}).get(metric), "test": (child.get("test") or {}).get(metric)}
+        )
+    return sorted(rows, key=lambda row: (row.get(cost) or 0, row["id"]))

@@ -1,0 +1,195 @@
+"""The contract that every supernet keeps, and what all of them share. Imports torch alone (and the space).
+
+A network is a function of an architecture: `forward` is told the architecture at every call, and no layer remembers it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.space import Arch, Space
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How one forward pass runs: everything that is neither weights, input nor architecture.
+
+    Attributes:
+        dropout: probability before the classifier.
+        drop_path: largest probability of dropping a residual branch (each family says how it grows with depth).
+        quant: ``"off"``, ``"noise"`` or ``"real"``, for families that quantize.
+        generator: where the draws of this pass come from; None is torch's own.
+    """
+
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    quant: str = "off"
+    generator: torch.Generator | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one child costs for one input: multiply-accumulates, parameters, MACs x weight bits x activation bits, bytes of weights."""
+
+    macs: int = 0
+    params: int = 0
+    bitops: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.macs + other.macs, self.params + other.params, self.bitops + other.bitops, self.bytes + other.bytes)
+
+
+def fp32(macs: int, params: int) -> Cost:
+    """The cost of an unquantized part: 32 bits for weights and activations."""
+    return Cost(macs, params, macs * 32 * 32, params * 4)
+
+
+class Supernet(nn.Module):
+    """A weight-sharing network. A family subclasses it once and gives what raises `NotImplementedError` here.
+
+    Attributes:
+        space: what can be chosen.
+        input_shape: ``(C, H, W)`` of one example.
+        child: the class of an extracted child: an `nn.Module` made of torch layers, built from plain keyword arguments that it
+            keeps as ``config`` and that JSON can carry.
+        sources: the torch-only files that `child` is defined in, those that others import first; export copies them.
+    """
+
+    space: Space
+    input_shape: tuple[int, int, int]
+    child: Callable[..., nn.Module]
+    sources: tuple[Path, ...]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cost_of_part: dict[Any, Cost] = {}
+
+    def forward(self, x: Tensor, archs: Arch | list[Arch], how: Pass = Pass()) -> Tensor:
+        """x: ``(N, C, H, W)``, pixels in [0, 1]. A list of A architectures runs local row j by ``archs[j % A]``.
+
+        Raises:
+            ValueError: fewer rows than architectures.
+        """
+        if isinstance(archs, Arch):
+            return self.forward_one(x, archs, how)
+        if len(archs) > len(x):
+            raise ValueError(f"{len(archs)} architectures for a batch of {len(x)}: give at most one architecture a row")
+        parts = [self.forward_one(x[j :: len(archs)], arch, how) for j, arch in enumerate(archs)]
+        out = parts[0].new_empty((len(x), *parts[0].shape[1:]))
+        for j, part in enumerate(parts):
+            out[j :: len(archs)] = part
+        return out
+
+    def forward_one(self, x: Tensor, arch: Arch, how: Pass) -> Tensor:
+        """The whole batch through one architecture."""
+        raise NotImplementedError
+
+    def child_config(self, arch: Arch) -> dict[str, Any]:
+        """The keyword arguments of `child` for this architecture, plain values only."""
+        raise NotImplementedError
+
+    def fix(self, arch: Arch) -> Supernet:
+        """The same class at the child's sizes, weights copied, a space of one: what finetune trains."""
+        raise NotImplementedError
+
+    def parts(self, arch: Arch) -> Iterable[Any]:
+        """The child as hashable parts whose costs add up; few of them, so that `cost` is quick."""
+        raise NotImplementedError
+
+    def part_cost(self, part: Any) -> Cost:
+        """The cost of one part; called once for each different part."""
+        raise NotImplementedError
+
+    def extract(self, arch: Arch) -> nn.Module:
+        """The child alone: torch layers with the supernet's weights copied in, its batch statistics not calibrated yet."""
+        child = self.child(**self.child_config(arch))
+        inherit(child, self)
+        return child
+
+    def cost(self, arch: Arch) -> Cost:
+        """The cost of that child at `input_shape`, memoised by part."""
+        macs = params = bitops = size = 0
+        known = self._cost_of_part
+        for part in self.parts(arch):
+            cost = known.get(part)
+            if cost is None:
+                cost = known[part] = self.part_cost(part)
+            macs += cost.macs
+            params += cost.params
+            bitops += cost.bitops
+            size += cost.bytes
+        return Cost(macs, params, bitops, size)
+
+
+def window(weight: Tensor, shape: torch.Size) -> Tensor:
+    """The view of `weight` that a smaller layer shares: the first channels; of a convolution's kernel the centre."""
+    for axis, (have, want) in enumerate(zip(weight.shape, shape, strict=True)):
+        if have != want:
+            start = (have - want) // 2 if axis >= 2 and weight.dim() == 4 else 0
+            weight = weight.narrow(axis, start, want)
+    return weight
+
+
+@torch.no_grad()
+def inherit(net: nn.Module, supernet: nn.Module) -> None:
+    """Copy into each parameter and buffer of `net` the window of the supernet's tensor of the same name.
+
+    A buffer that the supernet does not have (a child's running batch statistics) keeps its own value.
+    """
+    shared = dict(supernet.named_parameters()) | dict(supernet.named_buffers())
+    for name, parameter in net.named_parameters():
+        parameter.copy_(window(shared[name], parameter.shape))
+    for name, buffer in net.named_buffers():
+        if name in shared:
+            buffer.copy_(window(shared[name], buffer.shape))
+
+
+def find_space(name: str) -> Any:
+    """The module of a built-in space (``"bignas"``), or a user's own factory (``"my_module:my_space"``).
+
+    Raises:
+        ValueError: there is no such space.
+    """
+    module, _, attribute = name.partition(":")
+    if attribute:
+        return getattr(importlib.import_module(module), attribute)
+    if module not in built_in_spaces():
+        known = ", ".join(built_in_spaces())
+        raise ValueError(f"no search space {name!r}; built in: {known}; your own: my_module:my_space, importable from here")
+    return importlib.import_module(f"searchspaces.{module}")
+
+
+def built_in_spaces() -> list[str]:
+    """Names of the spaces that come with raynas: the modules of the package `searchspaces` that define sizes."""
+    package = importlib.import_module("searchspaces")
+    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+    return [n for n in names if hasattr(importlib.import_module(f"searchspaces.{n}"), "SIZES")]
+
+
+def load_supernet(space: str, size: str = "", **options: Any) -> Supernet:
+    """A supernet with fresh weights, for example ``load_supernet("bignas", "attentivenas")``.
+
+    Args:
+        space: a built-in space or ``my_module:my_space``, a callable that takes the size and the options.
+        size: one of the space's sizes; a built-in space lists them in ``SIZES``.
+        options: what the family takes, such as ``classes``, ``channels``, ``mean``, ``std``.
+
+    Raises:
+        ValueError: no such space or size.
+    """
+    found = find_space(space)
+    if not hasattr(found, "SIZES"):
+        return found(size, **options)
+    sizes: Mapping[str, Any] = found.SIZES
+    if size not in sizes:
+        raise ValueError(f"space {space!r} has no size {size!r}; it has: {', '.join(sizes)}")
+    return found.supernet(size, **options)

@@ -1,0 +1,154 @@
+"""Classification of images: what the search spaces of the BigNAS line are trained and judged on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms import v2
+
+from nas.experiment import DataSettings
+from nas.tasks.datasets import load_images
+from nas.tasks.draws import bits, permutation, stratified, uniform
+
+
+@dataclass(frozen=True)
+class Split:
+    """Some examples of a data set.
+
+    Attributes:
+        x: uint8 ``(N, C, H, W)``, of the whole set.
+        y: int64 ``(N,)``.
+        rows: int64, which of them are this split.
+        side: what `batch` gives, pixels square.
+        settings: how examples are augmented.
+        seed: of the augmentation.
+    """
+
+    x: Tensor
+    y: Tensor
+    rows: np.ndarray
+    side: int
+    settings: DataSettings
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
+        """Examples of this split: x float32 ``(n, C, side, side)`` in [0, 1], y int64 ``(n,)``.
+
+        With an epoch each image is augmented; how depends on (seed, epoch, its index) alone, not on the batch. Without one
+        the centre is cut out.
+        """
+        rows = torch.from_numpy(self.rows[indices])
+        if epoch is None:
+            top, left = ((size - self.side) // 2 for size in self.x.shape[-2:])
+            x = self.x[rows, :, top : top + self.side, left : left + self.side]
+        else:
+            x = self._augment(self.x[rows], np.asarray(indices), epoch)
+        return x.float() / 255, self.y[rows]
+
+    def _augment(self, x: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
+        """uint8 ``(n, C, H, W)`` -> ``(n, C, side, side)``: padded with black, cropped, mirrored."""
+
+        def draw(purpose: str) -> Tensor:
+            return torch.from_numpy(uniform(self.seed, purpose, epoch, indices))
+
+        pad, along = self.settings.shift, torch.arange(self.side)
+        tops, lefts = (
+            (draw(purpose) * (size + 2 * pad - self.side + 1)).long() for purpose, size in zip(("top", "left"), x.shape[-2:], strict=True)
+        )
+        rows, columns = tops[:, None] + along, lefts[:, None] + along
+        if self.settings.flip:
+            columns = torch.where(draw("flip")[:, None] < 0.5, columns.flip(1), columns)
+        which, channel = torch.arange(len(x))[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None]
+        x = F.pad(x, (pad, pad, pad, pad))[which, channel, rows[:, None, :, None], columns[:, None, None, :]]
+        return rand_augment(x, bits(self.seed, "rand_augment", epoch, indices)) if self.settings.rand_augment else x
+
+
+def rand_augment(x: Tensor, seeds: np.ndarray) -> Tensor:
+    """RandAugment (arXiv:1909.13719, torchvision's defaults: 2 operations of magnitude 9) of uint8 ``(n, C, H, W)``, a seed an image."""
+    transform = v2.RandAugment()
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator; it is put back afterwards
+        images = []
+        for image, seed in zip(x, seeds, strict=True):
+            torch.default_generator.manual_seed(int(seed >> np.uint64(1)))  # torch.manual_seed would reseed the GPUs too
+            images.append(transform(image))
+    return torch.stack(images)
+
+
+class Classification:
+    """Images of a few classes: data, losses, teacher's signal, metric.
+
+    The validation part, which the search sees, is held out of the training part; the test part is the data set's own.
+
+    Attributes:
+        classes: a name for each label.
+        input_shape: ``(C, H, W)`` of one example.
+        network: the options that a supernet needs to know of the data.
+        train, validation, test: the examples.
+        chance: accuracy of guessing, percent.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_images`; or `data.validation` leaves nothing to train on.
+    """
+
+    metric = "accuracy"
+    better = "higher"
+
+    def __init__(self, settings: DataSettings, seed: int) -> None:
+        images = load_images(settings)
+        held, every = stratified(images.train_y.numpy(), settings.validation, seed, "validation"), np.arange(len(images.train_y))
+        self.classes = images.classes
+        self.input_shape = (images.train_x.shape[1], images.side, images.side)
+        self.network: dict[str, Any] = {
+            "classes": len(images.classes),
+            "channels": self.input_shape[0],
+            "mean": images.mean,
+            "std": images.std,
+            "image": images.side,
+        }
+        self.train = Split(images.train_x, images.train_y, np.setdiff1d(every, held), images.side, settings, seed)
+        self.validation = Split(images.train_x, images.train_y, held, images.side, settings, seed)
+        self.test = Split(images.test_x, images.test_y, np.arange(len(images.test_y)), images.side, settings, seed)
+        self.chance = 100 / len(images.classes)
+        self.seed = seed
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The order in which an epoch goes through `train`: a permutation, int64."""
+        return permutation(len(self.train), self.seed, "order", epoch)
+
+    def loss(self, output: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy in nats, mean over the batch. output: logits ``(n, classes)``; target: int64 ``(n,)``."""
+        with _full_precision(output):
+            return F.cross_entropy(output.float(), target, label_smoothing=label_smoothing)
+
+    def signal(self, output: Tensor) -> Tensor:
+        """What a teacher tells: its probabilities, float32 ``(n, classes)``, without gradient."""
+        with _full_precision(output):
+            return output.detach().float().softmax(-1)
+
+    def distill(self, output: Tensor, signal: Tensor) -> Tensor:
+        """In-place distillation (BigNAS): cross-entropy against the teacher's probabilities at temperature 1, nats, mean over the batch."""
+        with _full_precision(output):
+            return F.cross_entropy(output.float(), signal)
+
+    def scores(self, output: Tensor, target: Tensor) -> dict[str, float]:
+        """Sums over a batch, which add up over batches: ``examples``, ``correct``, ``nats``."""
+        with torch.no_grad(), _full_precision(output):
+            nats = F.cross_entropy(output.float(), target, reduction="sum")
+            return {"examples": float(len(target)), "correct": float((output.argmax(-1) == target).sum()), "nats": float(nats)}
+
+    def summarise(self, sums: dict[str, float]) -> dict[str, float]:
+        """Percent right and mean cross-entropy in nats, of added `scores`."""
+        return {"accuracy": 100 * sums["correct"] / sums["examples"], "cross_entropy": sums["nats"] / sums["examples"]}
+
+
+def _full_precision(output: Tensor) -> torch.autocast:
+    """Autocast switched off: exponentials and sums of bf16 logits lose what the children differ by."""
+    return torch.autocast(output.device.type, enabled=False)

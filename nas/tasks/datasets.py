@@ -1,0 +1,279 @@
+"""Image data sets from disk into memory. Nothing is downloaded; a missing set is told with the ways to get it."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torchvision import datasets as torchvision_datasets
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+from nas.experiment import DataSettings
+from nas.tasks.draws import stratified
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the four .gz
+FASHION_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+MOST_BYTES = 2 * 1024**3
+
+
+class DataMissing(FileNotFoundError):
+    """A data set is not on this machine: where it was looked for, what is expected there, how to get it."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set for classification.
+
+    Attributes:
+        train_x, test_x: uint8, ``(N, C, H, W)``.
+        train_y, test_y: int64, ``(N,)``.
+        classes: a name for each label.
+        mean, std: of the training part's pixels / 255, one number a channel.
+        side: what a network sees, pixels square; at most H and W, the rest is for cropping.
+    """
+
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    side: int
+
+
+def load_images(settings: DataSettings) -> Images:
+    """The data set that the settings name.
+
+    Raises:
+        DataMissing: it is not there (a `FileNotFoundError`).
+        ValueError: it is there, but damaged, unreadable or too large for memory.
+    """
+    load: dict[str, Callable[[DataSettings], Images]] = {
+        "digits": _digits,
+        "fashion-mnist": _fashion_mnist,
+        "cifar10": _cifar10,
+        "folder": _folder,
+    }
+    return load[settings.name](settings)
+
+
+def roots() -> list[Path]:
+    """Where data sets are looked for, in this order: the folders of RAYNAS_DATA, ``./data``, ``~/.cache/raynas``."""
+    named = [Path(p).expanduser() for p in os.environ.get("RAYNAS_DATA", "").split(os.pathsep) if p]
+    return [*named, Path("data").absolute(), _cache()]
+
+
+def _cache() -> Path:
+    return Path.home() / ".cache" / "raynas"
+
+
+def _missing(what: str, looked: list[Path], layout: str, ways: list[str]) -> DataMissing:
+    lines = [f"  {path}{'' if path.exists() else ' (no such folder)'}" for path in looked]
+    message = [f"{what} was not found. Looked in", *lines, f"for {layout}.", "To get it:", *(f"  - {way}" for way in ways)]
+    return DataMissing("\n".join(message))
+
+
+def _by_torchvision(name: str) -> list[str]:
+    return [
+        f"where there is a network: python -c \"import torchvision; torchvision.datasets.{name}('data', download=True)\"",
+        "or set RAYNAS_DATA to the folder that holds it (several: separated as in PATH), on every machine of the cluster",
+    ]
+
+
+def _images(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: list[str], side: int) -> Images:
+    mean, std = _statistics(train[0])
+    return Images(train[0], train[1].long(), test[0], test[1].long(), tuple(classes), mean, std, side)
+
+
+def _statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of x / 255 for each channel of uint8 ``(N, C, H, W)``, exactly, from the histogram."""
+    value = torch.arange(256, dtype=torch.float64) / 255
+    share = torch.stack([torch.bincount(x[:, c].flatten(), minlength=256) for c in range(x.shape[1])]).double()
+    share /= share.sum(1, keepdim=True)
+    mean = share @ value
+    std = ((share @ value**2) - mean**2).clamp_min(0).sqrt()
+    std[std == 0] = 1.0  # a channel of one colour carries nothing, and must not be divided by 0
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _digits(settings: DataSettings) -> Images:
+    """scikit-learn's 1,797 digits (UCI, 8 x 8, values 0..16); 297 are the test part, whatever the experiment's seed."""
+    found = load_digits()
+    x = torch.from_numpy(np.round(found.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    y = torch.from_numpy(found.target)
+    test = np.isin(np.arange(len(y)), stratified(found.target, 297, 0, "digits test"))
+    return _images((x[~test], y[~test]), (x[test], y[test]), [str(n) for n in found.target_names], 8)
+
+
+def _fashion_mnist(settings: DataSettings) -> Images:
+    """Fashion-MNIST (arXiv:1708.07747): 60,000 + 10,000 of 28 x 28 in grey, read by torchvision."""
+    root = _fashion_root()
+    try:
+        parts = [torchvision_datasets.FashionMNIST(str(root), train=train, download=False) for train in (True, False)]
+    except (AssertionError, KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"the files in {root / 'FashionMNIST' / 'raw'} are damaged; remove them and fetch them again") from error
+    train, test = [(part.data.unsqueeze(1), part.targets) for part in parts]
+    return _images(train, test, parts[0].classes, 28)
+
+
+def _fashion_root() -> Path:
+    """A folder that torchvision can read; the four .gz are unpacked into the cache first where only they are there."""
+    raw = Path("FashionMNIST", "raw")
+    for root in roots():
+        if all((root / raw / name).is_file() for name in FASHION_FILES):
+            return root
+    packed = [folder for root in roots() for folder in (root, root / "fashion-mnist", root / raw)] + [DEBIAN]
+    for folder in packed:
+        if all((folder / f"{name}.gz").is_file() for name in FASHION_FILES):
+            for name in FASHION_FILES:
+                _unpack(folder / f"{name}.gz", _cache() / raw / name)
+            return _cache()
+    raise _missing(
+        "Fashion-MNIST",
+        [*roots(), DEBIAN],
+        f"FashionMNIST/raw/{FASHION_FILES[0]} and its three fellows, or the four as .gz there, in fashion-mnist/ or in the folder itself",
+        ["Debian and Ubuntu: apt-get install dataset-fashion-mnist", *_by_torchvision("FashionMNIST")],
+    )
+
+
+def _unpack(packed: Path, target: Path) -> None:
+    """Unpack one .gz so that other processes see the whole file or none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with gzip.open(packed) as source, beside.open("wb") as sink:
+            shutil.copyfileobj(source, sink)
+            sink.flush()
+            os.fsync(sink.fileno())
+        beside.replace(target)
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{packed} is damaged ({error}); fetch it again") from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _cifar10(settings: DataSettings) -> Images:
+    """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 of 32 x 32 in colour, read by torchvision."""
+    root = next((r for r in roots() if (r / "cifar-10-batches-py").is_dir()), None)
+    if root is None:
+        raise _missing(
+            "CIFAR-10", roots(), "the folder cifar-10-batches-py with data_batch_1 .. 5 and test_batch", _by_torchvision("CIFAR10")
+        )
+    # The batch files are pickles. torchvision compares the md5 of each with the published one before it opens any, and raises
+    # RuntimeError where one differs, so that only the original files are ever unpickled; nothing here may go round that check.
+    try:
+        parts = [torchvision_datasets.CIFAR10(str(root), train=train, download=False) for train in (True, False)]
+    except RuntimeError as error:
+        raise ValueError(f"{root / 'cifar-10-batches-py'} is not the original CIFAR-10 (a file is missing or its md5 differs)") from error
+    train, test = [(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets)) for p in parts]
+    return _images(train, test, parts[0].classes, 32)
+
+
+def _folder(settings: DataSettings) -> Images:
+    """A user's own images: ``train/<class>/`` and ``test/<class>/`` (or ``val/``, where there is no ``test/``).
+
+    Each is resized to a short side of 8/7 of the wanted size and cut square at the centre: the usual 256 for 224.
+    """
+    assert settings.path is not None and settings.size is not None  # the experiment file sees to it
+    base, test_name = _folder_base(settings.path)
+    classes, files = _folder_files(base / "train", base / test_name)
+    side = round(settings.size * 8 / 7)
+    _guard_memory(sum(map(len, files)), side)
+    train, test = [(_decode([Path(f) for f, _ in part], side), torch.tensor([y for _, y in part])) for part in files]
+    return _images(train, test, classes, settings.size)
+
+
+def _folder_files(train: Path, test: Path) -> tuple[list[str], tuple[list[tuple[str, int]], list[tuple[str, int]]]]:
+    """The classes of the training part, and ``(file, label)`` of every image in both parts.
+
+    Raises:
+        ValueError: a class without training images, one that only the test part has, or no test images at all.
+    """
+    classes = _classes(train)
+    if stray := sorted(set(_classes(test)) - set(classes)):
+        raise ValueError(f"{test} has classes that {train} has not: {', '.join(stray[:10])}")
+    labels = {name: label for label, name in enumerate(classes)}
+    parts = make_dataset(train, labels, IMG_EXTENSIONS, allow_empty=True), make_dataset(test, labels, IMG_EXTENSIONS, allow_empty=True)
+    empty = [name for name, label in labels.items() if label not in {y for _, y in parts[0]}]
+    if empty or not parts[1]:
+        where = f"the classes {', '.join(empty[:10])} of {train}" if empty else test
+        raise ValueError(f"no images in {where}; files are images when they end in {' '.join(IMG_EXTENSIONS)}")
+    return classes, parts
+
+
+def _folder_base(path: str) -> tuple[Path, str]:
+    """The folder that `path` means, and the name of its test part."""
+    looked = [Path(path).expanduser(), *(root / path for root in roots())]
+    looked = list(dict.fromkeys(p.absolute() for p in looked))
+    for base in looked:
+        test = next((name for name in ("test", "val") if (base / name).is_dir()), None)
+        if test and (base / "train").is_dir():
+            return base, test
+    raise _missing(
+        f"The image folder {path!r} (data.path)",
+        looked,
+        "train/<class>/<image> and test/<class>/<image> (or val/<class>/<image>)",
+        ["give data.path in full, or set RAYNAS_DATA to the folder that holds it, on every machine of the cluster"],
+    )
+
+
+def _classes(folder: Path) -> list[str]:
+    """The names of the class folders.
+
+    Raises:
+        ValueError: there are none.
+    """
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not names:
+        raise ValueError(f"{folder} holds no folders; put the images of each class into a folder of its own there")
+    return names
+
+
+def _guard_memory(count: int, side: int) -> None:
+    size = count * 3 * side * side
+    if size > MOST_BYTES:
+        raise ValueError(
+            f"{count} images of {side} x {side} would take {size / 1024**3:.1f} GiB; every process keeps them in memory, "
+            f"at most {MOST_BYTES / 1024**3:.0f} GiB ({MOST_BYTES // (3 * side * side)} images) is allowed: lower data.size or give fewer"
+        )
+
+
+def _decode(files: list[Path], side: int) -> Tensor:
+    """uint8 ``(N, 3, side, side)``.
+
+    Raises:
+        ValueError: a file is not a readable image; it is named.
+    """
+    out = np.empty((len(files), 3, side, side), np.uint8)
+    for row, file in zip(out, files, strict=True):
+        try:
+            with warnings.catch_warnings(), Image.open(file) as image:
+                warnings.simplefilter("ignore", UserWarning)  # palettes with transparency: Pillow would rather give RGBA
+                row[:] = _square(image.convert("RGB"), side).transpose(2, 0, 1)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"cannot read the image {file}: {error}; mend or remove it") from error
+    return torch.from_numpy(out)
+
+
+def _square(image: Image.Image, side: int) -> np.ndarray:
+    """uint8 ``(side, side, 3)``: short side resized to `side`, centre cut out."""
+    scale = side / min(image.size)
+    width, height = (max(side, round(n * scale)) for n in image.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + side, top + side)))

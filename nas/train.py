@@ -1,0 +1,126 @@
+"""Training on Ray Train workers: from a run directory to a run directory with a trained supernet in it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nas import checkpoint
+from nas.experiment import Experiment, parse
+from nas.loop import State, checkpoints, share_done
+from nas.session import check_resources, has_gpus, session
+
+Notify = Callable[[dict[str, Any]], None]
+
+
+class TrainingFailed(RuntimeError):
+    """The workers gave up; the message is theirs."""
+
+
+def state_of(run: Path) -> State | None:
+    """The newest whole checkpoint's state, if there is one."""
+    newest = checkpoint.newest_valid(checkpoints(run))
+    return State(**json.loads((newest / "state.json").read_text())["state"]) if newest else None
+
+
+def finished(run: Path, experiment: Experiment, total: int) -> bool:
+    """Whether nothing is left to train."""
+    state = state_of(run)
+    return state is not None and share_done(State(state.step, total, state.seconds), experiment.train.max_minutes) >= 1
+
+
+def train(experiment: Experiment, run: Path, fence: checkpoint.Fence, notify: Notify = lambda _: None) -> None:
+    """Train the experiment's supernet from where the run stands to the end.
+
+    Args:
+        notify: called in this process with each new line of ``RUN/train/metrics.jsonl``.
+
+    Raises:
+        TooLittle: the cluster has less than the experiment asks for.
+        TrainingFailed: a worker raised, or died more often than ``train.max_failures``.
+    """
+    from nas.engine import prebuild
+
+    prebuild()
+    settings = experiment.train
+    with session(), following(run / "train" / "metrics.jsonl", notify):
+        gpu = has_gpus(settings.use_gpu)
+        check_resources(settings.workers * settings.cpus_per_worker, settings.workers * gpu, f"training with {settings.workers} workers")
+        _fit(experiment, run, fence, gpu)
+
+
+def _fit(experiment: Experiment, run: Path, fence: checkpoint.Fence, gpu: bool) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    settings = experiment.train
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"experiment": experiment.model_dump(mode="json"), "run": str(run), "attempt": fence.attempt, "gpu": gpu},
+        scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=gpu, resources_per_worker={"CPU": settings.cpus_per_worker, "GPU": int(gpu)}),
+        run_config=RunConfig(
+            name=f"attempt-{fence.attempt}",
+            storage_path=str(run / ".ray"),
+            failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=3),
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise TrainingFailed(_cause(error)) from error
+
+
+def _cause(error: Exception) -> str:
+    """What the first worker that failed said, without the frames of Ray."""
+    failures = getattr(error, "worker_failures", None)
+    return str(failures[min(failures)] if failures else error).strip()
+
+
+def work(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    import ray
+    import ray.train
+
+    from nas.device import settle
+
+    cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
+    device = settle(config["gpu"], cpus)
+    from nas.loop import Loop  # after settle: importing DeepSpeed fixes the accelerator
+
+    run, place = Path(config["run"]), ray.train.get_context()
+    fence = checkpoint.Fence(run, config["attempt"])
+    Loop(parse(config["experiment"]), run, fence, place.get_world_rank(), place.get_world_size(), device).train()
+
+
+@contextmanager
+def following(path: Path, notify: Notify, every_s: float = 0.25) -> Iterator[None]:
+    """Call `notify` with every line that is added to a file of JSON lines while the context is open."""
+    stop, start = threading.Event(), path.stat().st_size if path.exists() else 0
+
+    def follow() -> None:
+        position = start
+        while True:
+            last = stop.wait(every_s)
+            if path.exists():
+                with path.open("rb") as file:
+                    file.seek(position)
+                    for line in file:
+                        if line.endswith(b"\n"):
+                            position += len(line)
+                            notify(json.loads(line))
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(5)

@@ -1,0 +1,375 @@
+"""Tasks: data sets found or missed with a useful message, splits, augmentation as a pure function, losses."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import nas.tasks.datasets as datasets
+from nas.experiment import DataSettings, load_experiment
+from nas.tasks import load_task
+from nas.tasks.classification import Classification, Split
+from nas.tasks.datasets import DataMissing, load_images
+from nas.tasks.draws import _mix, bits, permutation, stratified, uniform
+
+DIGITS = DataSettings(name="digits", validation=300, shift=1)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Classification:
+    return Classification(DIGITS, seed=0)
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without data: RAYNAS_DATA, home, the current folder and Debian's folder are empty. Gives RAYNAS_DATA's folder."""
+    for name in ("data", "home", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("RAYNAS_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(datasets, "DEBIAN", tmp_path / "debian")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "data"
+
+
+def given(name: str) -> Path:
+    """The folder of that name in one of RAYNAS_DATA's; without it the test is skipped."""
+    for root in os.environ.get("RAYNAS_DATA", "").split(os.pathsep):
+        if root and (Path(root) / name).is_dir():
+            return Path(root) / name
+    pytest.skip(f"no {name} under RAYNAS_DATA")
+
+
+# --- draws
+
+
+def test_draws_keep_their_values() -> None:
+    """A change here changes every run's data order: golden, and splitmix64's published first output for seed 0."""
+    assert int(_mix(np.zeros(1, np.uint64))[0]) == 0xE220A8397B1DCDAF
+    assert int(bits(0, "order", 0, 0)[0]) == 1581373162068164290
+    assert permutation(8, 0, "order", 3).tolist() == [4, 6, 1, 5, 3, 7, 0, 2]
+
+
+def test_draws_are_uniform_and_unrelated() -> None:
+    n = 100_000
+    u = uniform(3, "top", 5, np.arange(n))
+    assert u.min() >= 0 and u.max() < 1
+    counts = np.bincount((u * 64).astype(int), minlength=64)
+    assert ((counts - n / 64) ** 2 / (n / 64)).sum() < 120  # chi-square, 63 degrees of freedom: 99.999 % is 124
+    for other in (
+        uniform(4, "top", 5, np.arange(n)),
+        uniform(3, "left", 5, np.arange(n)),
+        uniform(3, "top", 6, np.arange(n)),
+        np.roll(u, 1),
+    ):
+        assert abs(np.corrcoef(u, other)[0, 1]) < 0.015
+    assert bits(2**70 + 1, "top", 1).dtype == np.uint64  # any whole number is a seed
+
+
+def test_permutation_is_one() -> None:
+    assert sorted(permutation(1000, 1, "order", 2)) == list(range(1000))
+    assert not np.array_equal(permutation(1000, 1, "order", 2), permutation(1000, 1, "order", 3))
+
+
+def test_stratified_keeps_the_shares_of_classes() -> None:
+    labels = np.repeat([0, 1, 2], [600, 300, 100])
+    chosen = stratified(labels, 101, 0, "validation")
+    assert len(chosen) == len(set(chosen)) == 101
+    assert np.abs(np.bincount(labels[chosen]) - [60.6, 30.3, 10.1]).max() < 1
+    with pytest.raises(ValueError, match="hold fewer out"):
+        stratified(labels, 1000, 0, "validation")
+
+
+# --- splits and batches
+
+
+def test_the_three_parts_of_digits(digits: Classification) -> None:
+    assert (len(digits.train), len(digits.validation), len(digits.test)) == (1200, 300, 297)
+    assert digits.input_shape == (1, 8, 8) and digits.chance == 10 and digits.classes == tuple("0123456789")
+    assert not set(digits.train.rows) & set(digits.validation.rows)
+    for split in (digits.train, digits.validation, digits.test):
+        share = np.bincount(split.batch(np.arange(len(split)))[1]) / len(split)
+        assert np.abs(share - 0.1).max() < 0.01
+    other = Classification(DIGITS, seed=1)
+    assert not np.array_equal(other.validation.rows, digits.validation.rows)
+    assert torch.equal(other.test.x, digits.test.x)  # the test part does not depend on the seed
+
+
+def test_no_image_is_in_train_and_test(digits: Classification) -> None:
+    parts = [torch.unique(s.x[s.rows].flatten(1), dim=0) for s in (digits.train, digits.validation, digits.test)]
+    assert len(torch.unique(torch.cat(parts), dim=0)) == sum(map(len, parts)) == 1797
+
+
+def test_batches_are_plain_without_an_epoch(digits: Classification) -> None:
+    x, y = digits.train.batch(np.array([3, 3, 7]))
+    assert x.dtype == torch.float32 and x.shape == (3, 1, 8, 8) and y.dtype == torch.int64 and y.shape == (3,)
+    assert torch.equal(x[0], x[1]) and torch.equal(x[2], digits.train.x[digits.train.rows[7]].float() / 255)
+    assert x.min() == 0 and x.max() == 1
+
+
+def test_the_network_is_told_the_data(digits: Classification) -> None:
+    x = digits.train.x.double() / 255
+    assert digits.network["classes"] == 10 and digits.network["channels"] == 1 and digits.network["image"] == 8
+    assert digits.network["mean"] == pytest.approx([x.mean().item()]) and digits.network["std"] == pytest.approx(
+        [x.std(correction=0).item()]
+    )
+    assert all(type(v) is float for v in digits.network["mean"] + digits.network["std"])
+
+
+def test_orders_are_permutations(digits: Classification) -> None:
+    assert sorted(digits.order(0)) == list(range(1200))
+    assert not np.array_equal(digits.order(0), digits.order(1))
+    assert np.array_equal(digits.order(1), Classification(DIGITS, seed=0).order(1))
+
+
+def split(images: int = 40, height: int = 8, width: int = 8, side: int = 8, channels: int = 3, **settings: object) -> Split:
+    x = torch.randint(1, 256, (images, channels, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    every = DataSettings.model_validate({"name": "digits", "validation": 1} | settings)
+    return Split(x, torch.arange(images), np.arange(images), side, every, seed=5)
+
+
+@pytest.mark.parametrize("settings", [{"shift": 2}, {"flip": True}, {"shift": 1, "flip": True, "rand_augment": True}])
+def test_augmentation_depends_on_seed_epoch_and_index_alone(settings: dict[str, Any]) -> None:
+    some = split(**settings)
+    whole, labels = some.batch(np.arange(40), 3)
+    mixed = np.array([17, 4, 4, 39, 0])
+    torch.manual_seed(123)
+    x, y = some.batch(mixed, 3)
+    assert torch.equal(x, whole[mixed]) and torch.equal(y, labels[mixed])
+    assert torch.equal(torch.cat([some.batch(np.array([i]), 3)[0] for i in range(40)]), whole)
+    assert torch.equal(split(**settings).batch(np.arange(40), 3)[0], whole)
+    assert not torch.equal(some.batch(np.arange(40), 4)[0], whole)
+    assert not torch.equal(Split(some.x, some.y, some.rows, 8, some.settings, seed=6).batch(np.arange(40), 3)[0], whole)
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_augmentation_leaves_the_global_generators_alone(augmented: bool) -> None:
+    torch.manual_seed(7)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
+    split(shift=1, flip=True, rand_augment=augmented).batch(np.arange(10), 0)
+    assert torch.equal(torch.get_rng_state(), before) and np.array_equal(np.random.get_state(legacy=False)["state"]["key"], numpy_before)
+
+
+def test_crops_and_mirrors_are_all_and_only_the_possible_ones() -> None:
+    """Against a loop: every augmented image is one of the (2 pad + 1)^2 windows, mirrored or not, and all of them occur."""
+    some, seen = split(images=20, shift=1, flip=True), set()
+    padded = F.pad(some.x, (1, 1, 1, 1)).float() / 255
+    for epoch in range(30):
+        x, _ = some.batch(np.arange(20), epoch)
+        for i in range(20):
+            windows = {(t, s, f): padded[i, :, t : t + 8, s : s + 8] for t in range(3) for s in range(3) for f in (False, True)}
+            hits = [k for k, w in windows.items() if torch.equal(x[i], w.flip(-1) if k[2] else w)]
+            assert len(hits) == 1
+            seen.add(hits[0])
+    assert len(seen) == 18
+
+
+def test_larger_images_are_cropped_at_random_to_train_and_at_the_centre_to_judge() -> None:
+    some = split(height=9, width=11, side=8)
+    assert torch.equal(some.batch(np.arange(40))[0], some.x[:, :, 0:8, 1:9].float() / 255)
+    x, _ = some.batch(np.arange(40), 0)
+    assert x.shape == (40, 3, 8, 8) and (x > 0).all()  # no padding asked for, so none is seen
+
+
+def test_rand_augment_works_in_grey_and_does_something() -> None:
+    some = split(channels=1, rand_augment=True)
+    x, _ = some.batch(np.arange(40), 0)
+    assert x.shape == (40, 1, 8, 8) and not torch.equal(x, some.batch(np.arange(40))[0])
+
+
+# --- losses
+
+
+def test_losses_against_their_formulas(digits: Classification) -> None:
+    torch.manual_seed(0)
+    output, target, teacher = torch.randn(6, 10, requires_grad=True), torch.arange(6), torch.randn(6, 10, requires_grad=True)
+    log_q = output.log_softmax(-1)
+    assert torch.allclose(digits.loss(output, target), -log_q[range(6), target].mean())
+    smooth = 0.9 * F.one_hot(target, 10) + 0.01
+    assert torch.allclose(digits.loss(output, target, 0.1), -(smooth * log_q).sum(-1).mean())
+    signal = digits.signal(teacher)
+    assert not signal.requires_grad and torch.allclose(signal.sum(-1), torch.ones(6))
+    assert torch.allclose(digits.distill(output, signal), -(signal * log_q).sum(-1).mean())
+    digits.distill(output, signal).backward()
+    assert output.grad is not None and torch.allclose(output.grad, (output.softmax(-1) - signal).detach() / 6, atol=1e-6)
+
+
+def test_losses_are_fp32_under_autocast(digits: Classification) -> None:
+    output, target = torch.randn(4, 10).bfloat16(), torch.arange(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = digits.loss(output, target), digits.signal(output), digits.distill(output, digits.signal(output))
+    assert all(t.dtype == torch.float32 for t in made)
+    assert torch.equal(made[0], F.cross_entropy(output.float(), target))
+
+
+def test_scores_add_up(digits: Classification) -> None:
+    output, target = torch.randn(9, 10), torch.arange(9)
+    parts = [digits.scores(output[a:b], target[a:b]) for a, b in ((0, 4), (4, 9))]
+    whole = digits.summarise({k: parts[0][k] + parts[1][k] for k in parts[0]})
+    assert whole == pytest.approx(digits.summarise(digits.scores(output, target)))
+    assert whole["accuracy"] == pytest.approx(100 * (output.argmax(-1) == target).float().mean())
+    assert whole["cross_entropy"] == pytest.approx(F.cross_entropy(output, target).item())
+    assert set(whole) >= {digits.metric} and digits.better == "higher"
+
+
+# --- data sets that are not there, or not right
+
+
+def test_a_missing_data_set_is_told_with_the_ways_to_get_it(nowhere: Path) -> None:
+    for name, parts in {
+        "fashion-mnist": (
+            "FashionMNIST/raw/train-images-idx3-ubyte",
+            "apt-get install dataset-fashion-mnist",
+            "torchvision.datasets.FashionMNIST",
+        ),
+        "cifar10": ("cifar-10-batches-py", "torchvision.datasets.CIFAR10"),
+    }.items():
+        with pytest.raises(FileNotFoundError) as error:
+            load_images(DataSettings(name=name, validation=10))  # type: ignore[arg-type]
+        for part in (*parts, "RAYNAS_DATA", str(nowhere), str(Path("data").absolute()), ".cache/raynas"):
+            assert part in str(error.value)
+
+
+def idx(folder: Path, sizes: dict[str, int]) -> None:
+    """Four files of Fashion-MNIST's form with random images."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for part, size in sizes.items():
+        images, labels = rng.integers(0, 256, (size, 28, 28), np.uint8), np.arange(size, dtype=np.uint8) % 10
+        with gzip.open(folder / f"{part}-images-idx3-ubyte.gz", "wb") as file:
+            file.write(struct.pack(">iiii", 2051, size, 28, 28) + images.tobytes())
+        with gzip.open(folder / f"{part}-labels-idx1-ubyte.gz", "wb") as file:
+            file.write(struct.pack(">ii", 2049, size) + labels.tobytes())
+
+
+@pytest.mark.parametrize("place", ["data", "data/fashion-mnist", "data/FashionMNIST/raw", "here/data", "debian"])
+def test_fashion_mnist_is_unpacked_once_into_the_cache(nowhere: Path, place: str) -> None:
+    folder = nowhere.parent / place
+    if folder == nowhere:
+        nowhere.rmdir()
+    idx(folder, {"train": 60, "t10k": 20})
+    task = Classification(DataSettings(name="fashion-mnist", validation=20), 0)
+    assert task.train.x.shape == (60, 1, 28, 28) and len(task.train) == 40 and len(task.test) == 20 and task.classes[9] == "Ankle boot"
+    raw = nowhere.parent / "home/.cache/raynas/FashionMNIST/raw"
+    assert sorted(p.name for p in raw.iterdir()) == sorted(datasets.FASHION_FILES)
+    for file in folder.iterdir():
+        file.unlink()
+    assert torch.equal(load_images(task.train.settings).train_x, task.train.x)
+
+
+def test_a_damaged_fashion_mnist_is_told_and_leaves_nothing(nowhere: Path) -> None:
+    idx(nowhere / "fashion-mnist", {"train": 60, "t10k": 20})
+    file = nowhere / "fashion-mnist" / "train-labels-idx1-ubyte.gz"
+    file.write_bytes(file.read_bytes()[:-12])
+    with pytest.raises(ValueError, match="train-labels-idx1-ubyte.gz is damaged"):
+        load_images(DataSettings(name="fashion-mnist", validation=10))
+    assert not list((nowhere.parent / "home").rglob("*train-labels*"))
+
+
+def test_cifar10_that_is_not_the_original_is_never_unpickled(nowhere: Path) -> None:
+    folder = nowhere / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"):
+        (folder / name).write_bytes(b"cposix\nsystem\n(S'touch " + str(nowhere / "owned").encode() + b"'\ntR.")
+    with pytest.raises(ValueError, match="not the original CIFAR-10"):
+        load_images(DataSettings(name="cifar10", validation=10))
+    assert not (nowhere / "owned").exists()
+
+
+def test_cifar10() -> None:
+    given("cifar-10-batches-py")
+    task = Classification(DataSettings(name="cifar10", validation=5000, shift=4, flip=True), 0)
+    assert (len(task.train), len(task.validation), len(task.test)) == (45000, 5000, 10000)
+    assert np.bincount(task.validation.batch(np.arange(5000))[1]).tolist() == [500] * 10
+    assert task.network["mean"] == pytest.approx([0.49140, 0.48216, 0.44653], abs=1e-5)
+    assert task.network["std"] == pytest.approx([0.24703, 0.24349, 0.26159], abs=1e-5)
+    assert task.classes[0] == "airplane" and task.train.batch(task.order(0)[:256], 0)[0].shape == (256, 3, 32, 32)
+
+
+# --- folders
+
+
+def pictures(folder: Path, classes: dict[str, int], kind: str = "jpg") -> None:
+    """Small images, odd in size and mode, brighter by class."""
+    for label, (name, count) in enumerate(classes.items()):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            mode = ("RGB", "L", "P" if kind == "png" else "CMYK")[i % 3]
+            Image.new("L", (20 + 3 * i, 31 - i), 40 * (label + 1)).convert(mode).save(folder / name / f"{i}.{kind}")
+
+
+def folder_settings(path: object, **changes: object) -> DataSettings:
+    return DataSettings.model_validate({"name": "folder", "path": str(path), "size": 14, "validation": 4} | changes)
+
+
+@pytest.mark.parametrize(("kind", "test"), [("jpg", "val"), ("png", "test")])
+def test_a_folder_of_images(nowhere: Path, kind: str, test: str) -> None:
+    pictures(nowhere / "mine" / "train", {"ant": 6, "bee": 8, "cat": 6}, kind)
+    pictures(nowhere / "mine" / test, {"ant": 2, "bee": 1}, kind)
+    (nowhere / "mine" / "train" / ".hidden").mkdir()
+    (nowhere / "mine" / "train" / "ant" / "notes.txt").write_text("not an image")
+    task = Classification(folder_settings("mine"), 0)  # found under RAYNAS_DATA
+    assert task.classes == ("ant", "bee", "cat") and task.input_shape == (3, 14, 14) and task.train.x.shape == (20, 3, 16, 16)
+    assert (len(task.train), len(task.validation), len(task.test)) == (16, 4, 3)
+    for which in (task.train, task.validation, task.test):
+        x, y = which.batch(np.arange(len(which)))
+        assert x.shape[1:] == (3, 14, 14)
+        assert torch.allclose(x.mean((1, 2, 3)) * 255, 40.0 * (y + 1), atol=3)
+    assert torch.equal(task.test.y, torch.tensor([0, 0, 1]))
+
+
+def test_an_image_is_resized_by_its_short_side_and_cut_at_the_centre(tmp_path: Path) -> None:
+    ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (32, 1))  # 64 wide, 32 high, brighter to the right
+    assert datasets._square(Image.fromarray(ramp).convert("RGB"), 16).shape == (16, 16, 3)
+    square = datasets._square(Image.fromarray(ramp).convert("RGB"), 32)
+    assert np.array_equal(square[..., 0], ramp[:, 16:48])
+
+
+def test_broken_folders_are_told(nowhere: Path) -> None:
+    with pytest.raises(DataMissing) as error:
+        load_images(folder_settings("mine"))
+    assert "train/<class>" in str(error.value) and str(nowhere / "mine") in str(error.value) and "RAYNAS_DATA" in str(error.value)
+    base = nowhere / "mine"
+    (base / "val").mkdir(parents=True)
+    (base / "train").mkdir()
+    with pytest.raises(ValueError, match="holds no folders"):
+        load_images(folder_settings(base))
+    pictures(base / "train" / "..", {"train/ant": 6, "train/bee": 6, "val/dog": 1})
+    with pytest.raises(ValueError, match="val has classes that .*train has not: dog"):
+        load_images(folder_settings(base))
+    (base / "val" / "dog").rename(base / "val" / "bee")
+    whole = (base / "train" / "bee" / "0.jpg").read_bytes()
+    for bad in (b"", b"no image", whole[: len(whole) // 2]):
+        (base / "train" / "bee" / "0.jpg").write_bytes(bad)
+        with pytest.raises(ValueError, match=r"cannot read the image .*bee/0\.jpg"):
+            load_images(folder_settings(base))
+    (base / "train" / "bee" / "0.jpg").write_bytes(whole)
+    with pytest.raises(ValueError, match="GiB"):
+        load_images(folder_settings(base, size=8000))
+    with pytest.raises(ValueError, match="hold fewer out"):
+        Classification(folder_settings(base, validation=12), 0)
+    for file in (base / "train" / "bee").iterdir():
+        file.unlink()
+    with pytest.raises(ValueError, match="no images in the classes bee"):
+        load_images(folder_settings(base))
+
+
+def test_caltech() -> None:
+    task = Classification(folder_settings(given("caltech101_16"), size=32, validation=160, flip=True), 0)
+    assert (len(task.train), len(task.validation), len(task.test)) == (640, 160, 320) and len(task.classes) == 16
+    assert np.bincount(task.validation.batch(np.arange(160))[1]).tolist() == [10] * 16
+    assert task.train.batch(task.order(0)[:8], 0)[0].shape == (8, 3, 32, 32)
+
+
+def test_a_task_is_found_by_the_experiment() -> None:
+    task = load_task(load_experiment("bignas-digits"))
+    assert len(task.validation) == 300 and task.train.settings.shift == 1
