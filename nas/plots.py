@@ -91,7 +91,7 @@ def _metric(history: History, record: Record) -> float:
 
 
 def _label(axes: Axes, records: Sequence[Record], xs: Sequence[float], ys: Sequence[float]) -> None:
-    for record, x, y in zip(records, xs, ys):
+    for record, x, y in zip(records, xs, ys, strict=True):
         axes.annotate(record.id, (x, y), xytext=(-6, 7), textcoords="offset points", ha="right", fontsize=8.5)
 
 
@@ -120,53 +120,44 @@ def progress_picture(history: History) -> str:
 
 def training_picture(training: Training) -> str:
     """Losses, the panel's metric by child, and the learning rate over steps; rollbacks as dashed lines."""
-    losses = _ordered(name for line in training.steps for name in line.get("loss") or {})
-    children = _ordered(name for line in training.panels for name in line["panel"])
-    metrics = list(dict.fromkeys(name for line in training.panels for figures in line["panel"].values() for name in figures))
+    rows = [(_losses, 2.0), *([(_panel, 2.0)] if training.panels else []), (_rate, 0.8)]
 
     def draw(figure: Figure) -> None:
-        rows = [(loss_rows, 2.0)] + ([(panel_rows, 2.0)] if training.panels else []) + [(rate_rows, 0.8)]
-        grid = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=[height for _, height in rows])
-        for (fill, _), axes in zip(rows, grid[:, 0]):
-            fill(axes)
+        grid = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=[height for _, height in rows])[:, 0]
+        for (fill, _), axes in zip(rows, grid, strict=True):
+            fill(axes, training)
             for event in training.events:
                 axes.axvline(event["step"], color=RED, linestyle="--", linewidth=1, alpha=0.8)
+        above = {"xycoords": grid[0].get_xaxis_transform(), "ha": "center", "va": "bottom"}
         for event in training.events:
-            top = grid[0, 0]
-            top.annotate(
-                str(event["event"]),
-                (event["step"], 1),
-                xycoords=top.get_xaxis_transform(),
-                color=RED,
-                fontsize=8.5,
-                ha="center",
-                va="bottom",
-            )
-        grid[-1, 0].set_xlabel("step")
-
-    def loss_rows(axes: Axes) -> None:
-        for i, name in enumerate(losses):
-            lines = [line for line in training.steps if name in (line.get("loss") or {})]
-            axes.plot(
-                [line["step"] for line in lines], [line["loss"][name] for line in lines], color=_colour(name, i), linewidth=1.2, label=name
-            )
-        axes.set_ylabel("loss")
-        _legend(axes)
-
-    def panel_rows(axes: Axes) -> None:
-        for i, name in enumerate(children):
-            lines = [line for line in training.panels if metrics[0] in line["panel"].get(name, {})]
-            ys = [line["panel"][name][metrics[0]] for line in lines]
-            axes.plot([line["step"] for line in lines], ys, color=_colour(name, i), linewidth=1.2, marker="o", markersize=3, label=name)
-        axes.set_ylabel(f"{metrics[0]}, validation")
-        _legend(axes)
-
-    def rate_rows(axes: Axes) -> None:
-        lines = [line for line in training.steps if "lr" in line]
-        axes.plot([line["step"] for line in lines], [line["lr"] for line in lines], color=GREY, linewidth=1.2)
-        axes.set_ylabel("learning rate")
+            grid[0].annotate(str(event["event"]), (event["step"], 1), color=RED, fontsize=8.5, **above)
+        grid[-1].set_xlabel("step")
 
     return _svg(draw, "training", 6.4 if training.panels else 4.2)
+
+
+def _losses(axes: Axes, training: Training) -> None:
+    for i, name in enumerate(_ordered(name for line in training.steps for name in line.get("loss") or {})):
+        points = [(line["step"], line["loss"][name]) for line in training.steps if name in (line.get("loss") or {})]
+        axes.plot(*zip(*points, strict=True), color=_colour(name, i), linewidth=1.2, label=name)
+    axes.set_ylabel("loss")
+    _legend(axes)
+
+
+def _panel(axes: Axes, training: Training) -> None:
+    metric = next((name for line in training.panels for figures in line["panel"].values() for name in figures), "")
+    for i, name in enumerate(_ordered(name for line in training.panels for name in line["panel"])):
+        points = [(line["step"], line["panel"][name][metric]) for line in training.panels if metric in line["panel"].get(name, {})]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=_colour(name, i), linewidth=1.2, marker="o", markersize=3, label=name)
+    axes.set_ylabel(f"{metric}, validation")
+    _legend(axes)
+
+
+def _rate(axes: Axes, training: Training) -> None:
+    lines = [line for line in training.steps if "lr" in line]
+    axes.plot([line["step"] for line in lines], [line["lr"] for line in lines], color=GREY, linewidth=1.2)
+    axes.set_ylabel("learning rate")
 
 
 def _ordered(names: Iterable[str]) -> list[str]:

@@ -99,8 +99,12 @@ def _child(history: History, record: Record) -> str:
 
 def _search(run_dir: Path, history: History | None) -> Iterator[str]:
     yield "<h2>Search</h2>"
-    if history is None or not history.progress:
+    if history is None or not history.records:
         yield '<p class="quiet">No candidate has been judged yet.</p>'
+        return
+    if not history.progress:
+        last = list(history.records.values())[-1]
+        yield f'<p class="quiet">Every candidate has failed so far; the last one with: {escape(str(last.error))}</p>'
         return
     failed = sum(history.failed(record) for record in history.records.values())
     lost = f" {failed:,} failed {'candidate is' if failed == 1 else 'candidates are'} not shown." if failed else ""

@@ -173,7 +173,7 @@ class _Store:
 
     def _create(self, key: Key, name: str, tags: Mapping[str, str], seconds: float) -> _Held:
         start = int(1000 * (time.time() - seconds))
-        own = dict(zip(("raynas.kind", "raynas.supernet", "raynas.candidate"), map(str, key)))
+        own = dict(zip(("raynas.kind", "raynas.supernet", "raynas.candidate"), map(str, key), strict=False))
         tags = {"raynas.run": self.raynas_run, **own, **tags}
         run = self.client.create_run(self.experiment, start_time=start, tags=tags, run_name=name)
         self.runs[key] = _Held(run.info.run_id, start)

@@ -53,9 +53,9 @@ def cost(arch: Arch) -> dict[str, int]:
 
 def accuracy(arch: Arch) -> float:
     """Accuracy in percent."""
-    gain = sum(
-        KERNEL_GAIN[b] * (1 - np.exp(-kernel / 3)) + EXPAND_GAIN[b] * (1 - np.exp(-expand / 2.5)) for b, kernel, expand in _present(arch)
-    )
+    gain = 0.0
+    for b, kernel, expand in _present(arch):
+        gain += KERNEL_GAIN[b] * (1 - np.exp(-kernel / 3)) + EXPAND_GAIN[b] * (1 - np.exp(-expand / 2.5))
     return float(100 * (1 - np.exp(-gain / 12)))
 
 

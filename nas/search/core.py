@@ -11,20 +11,16 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from nas.search.draw import SMALL, TRIES, find, samples
 from nas.search.journal import Candidate, Constraints, Journal, Record
 from nas.search.pareto import front
-from nas.space import Arch, Number, Space
+from nas.space import Arch, Space
 
 Cost = Callable[[Arch], Mapping[str, int]]
-
-TRIES = 300  # draws for one candidate before walking
-WALKS = 20  # walks into the budget after that
-SMALL = 20_000  # spaces up to this many architectures are listed, so that their end is exact
 
 
 class Exhausted(Exception):
@@ -48,7 +44,7 @@ class Objective:
             raise ValueError(f'better is {self.better!r}; allowed: "higher", "lower"')
 
     def point(self, metrics: Mapping[str, float] | None, cost: Mapping[str, int]) -> tuple[float, float]:
-        """The pair (metric, cost), both to be minimised; NaN for both where the metric is missing altogether or not finite.
+        """The pair (metric, cost), both to be minimised; NaN for both where the candidate failed or one is not finite.
 
         Raises:
             ValueError: the metrics or the costs lack the one that the objective names.
@@ -81,18 +77,21 @@ class Budget:
         return total
 
     def __str__(self) -> str:
-        bounds = []
+        bounds: list[str] = []
         for name, (low, high) in self.constraints.items():
             bounds += [] if low is None else [f"min_{name} {low:,.15g}"]
             bounds += [] if high is None else [f"max_{name} {high:,.15g}"]
         return ", ".join(bounds) or "no budget"
 
 
+ANYTHING = Budget()
+
+
 def check_budget(space: Space, cost: Cost, budget: Budget) -> None:
     """Refuse a budget that the space cannot meet, before anything is evaluated.
 
-    Takes the smallest network to cost least and the largest most. A window between two architectures that only sampling
-    can find empty is refused after `TRIES` draws and `WALKS` walks; a small space is listed, and the answer is exact.
+    Takes the smallest network to cost least and the largest most. A window between two architectures, which only sampling
+    can find empty, is refused after a bounded number of tries; a small space is listed, so the answer is exact.
 
     Raises:
         ValueError: an unknown cost, a bound out of reach (the message says by how much), or an empty window.
@@ -101,70 +100,25 @@ def check_budget(space: Space, cost: Cost, budget: Budget) -> None:
     for name, (low, high) in budget.constraints.items():
         if name not in small:
             raise ValueError(f"the budget names the cost {name!r}; this network has {', '.join(small)}")
-        least, most = small[name], large[name]
-        if any(bound is not None and math.isnan(bound) for bound in (low, high)):
-            raise ValueError(f"the budget of {name!r} is not a number")
-        if low is not None and high is not None and low > high:
-            raise ValueError(f"min_{name} {low:,.15g} is above max_{name} {high:,.15g} (by {low - high:,.15g})")
-        if high is not None and high < least:
-            raise ValueError(
-                f"max_{name} {high:,.15g} is below the smallest network's {least:,.15g} {name} (by {least - high:,.15g})"
-            )
-        if low is not None and low > most:
-            raise ValueError(f"min_{name} {low:,.15g} is above the largest network's {most:,.15g} {name} (by {low - most:,.15g})")
+        _check_bounds(name, low, high, small[name], large[name])
     if budget.violation(small) == 0 or budget.violation(large) == 0:
         return
     rng = np.random.default_rng(0)
-    if find(space, lambda arch: budget.violation(cost(arch)), set(), _samples(space, rng), rng) is None:
+    if find(space, lambda arch: budget.violation(cost(arch)), set(), samples(space, rng), rng) is None:
         how = f"none of all {space.cardinality:,} architectures" if space.cardinality <= SMALL else f"in {TRIES:,} draws no architecture"
         raise ValueError(f"{how} lies within {budget}; widen the window")
 
 
-def every(space: Space) -> list[Arch]:
-    """All architectures of a small space, in the order of its choices."""
-    partial: list[dict[str, Number]] = [{}]
-    for name, choice in space.choices.items():
-        longer = []
-        for picked in partial:
-            active = choice.active_if is None or picked.get(choice.active_if[0]) in choice.active_if[1]
-            longer += [picked | {name: value} for value in choice.values] if active else [picked]
-        partial = longer
-    return [Arch(picked) for picked in partial]
-
-
-def find(
-    space: Space, violation: Callable[[Arch], float], seen: set[Arch], draws: Iterator[Arch], rng: np.random.Generator
-) -> Arch | None:
-    """The first of `draws` that is new and violates nothing; failing that, one found another way; None where there is none.
-
-    A small space is listed and one of what is left is drawn. In a large one `WALKS` further draws are walked into the
-    budget, which reaches windows that hold less than one draw in `TRIES`, though not uniformly.
-    """
-    for arch in islice(draws, TRIES):
-        if arch not in seen and violation(arch) == 0:
-            return arch
-    if space.cardinality <= SMALL:
-        left = [arch for arch in every(space) if arch not in seen and violation(arch) == 0]
-        return left[int(rng.integers(len(left)))] if left else None
-    walks = (walk(space, arch, violation, seen, rng) for arch in islice(draws, WALKS))
-    return next((arch for arch in walks if arch is not None), None)
-
-
-def walk(space: Space, arch: Arch, violation: Callable[[Arch], float], seen: set[Arch], rng: np.random.Generator) -> Arch | None:
-    """Small mutations that never violate the budget more, until one is new and within it; None after 20 steps a choice."""
-    missed = violation(arch)
-    for _ in range(20 * len(space.choices)):
-        step = space.mutate(arch, rng, 1 / len(arch))
-        if (now := violation(step)) <= missed:
-            arch, missed = step, now
-            if missed == 0 and arch not in seen:
-                return arch
-    return None
-
-
-def _samples(space: Space, rng: np.random.Generator) -> Iterator[Arch]:
-    while True:
-        yield space.sample(rng)
+def _check_bounds(name: str, low: float | None, high: float | None, least: int, most: int) -> None:
+    """Refuse bounds of one cost that cross, or that lie outside the smallest network's `least` and the largest's `most`."""
+    if any(bound is not None and math.isnan(bound) for bound in (low, high)):
+        raise ValueError(f"the budget of {name!r} is not a number")
+    if low is not None and high is not None and low > high:
+        raise ValueError(f"min_{name} {low:,.15g} is above max_{name} {high:,.15g} (by {low - high:,.15g})")
+    if high is not None and high < least:
+        raise ValueError(f"max_{name} {high:,.15g} is below the smallest network's {least:,.15g} {name} (by {least - high:,.15g})")
+    if low is not None and low > most:
+        raise ValueError(f"min_{name} {low:,.15g} is above the largest network's {most:,.15g} {name} (by {low - most:,.15g})")
 
 
 class Search(ABC):
@@ -188,7 +142,14 @@ class Search(ABC):
     tag: ClassVar[int]  # of the algorithm's random streams; never changed, so that old journals replay
 
     def __init__(
-        self, space: Space, cost: Cost, objective: Objective, budget: Budget = Budget(), *, seed: int = 0, window: int = 32
+        self,
+        space: Space,
+        cost: Cost,
+        objective: Objective,
+        budget: Budget = ANYTHING,
+        *,
+        seed: int = 0,
+        window: int = 32,
     ) -> None:
         if window < 1:
             raise ValueError(f"the window is {window}; it must be at least 1")
@@ -198,19 +159,20 @@ class Search(ABC):
         self.space, self.cost, self.objective, self.seed, self.window = space, cost, objective, seed, window
         self._budgets: list[tuple[int, Budget]] = [(0, budget)]
         self._archs: list[Arch] = []
+        self._costs: list[Mapping[str, int]] = []  # kept, because the budget that they are held against may change
         self._seen: set[Arch] = set()
         self._points: dict[int, tuple[float, float]] = {}
         self._told = 0  # records 0 ... _told - 1 are all here
 
     @abstractmethod
-    def draws(self, k: int, archs: list[Arch], points: np.ndarray, budget: Budget, rng: np.random.Generator) -> Iterator[Arch]:
+    def draws(self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator) -> Iterator[Arch]:
         """Endless draws for candidate k; the first that is new and within the budget is proposed.
 
         Args:
             k: the candidate's number.
             archs: candidates 0 ... k - W.
             points: their (metric, cost), both to be minimised, NaN where the candidate failed: shape ``(len(archs), 2)``.
-            budget: what candidate k may cost.
+            violations: by how much each misses candidate k's budget, 0 within it: shape ``(len(archs),)``.
             rng: of candidate k alone.
         """
 
@@ -253,13 +215,15 @@ class Search(ABC):
         if known > self._told:
             return None
         points = np.array([self._points[i] for i in range(known)]).reshape(-1, 2)
-        rng = np.random.default_rng([self.seed, self.tag, k])
         budget = self.budget(k)
-        draws = self.draws(k, self._archs[:known], points, budget, rng)
+        violations = np.array([budget.violation(cost) for cost in self._costs[:known]])
+        rng = np.random.default_rng([self.seed, self.tag, k])
+        draws = self.draws(k, self._archs[:known], points, violations, rng)
         arch = find(self.space, lambda arch: budget.violation(self.cost(arch)), self._seen, draws, rng)
         if arch is None:
             raise Exhausted(f"after {k:,} candidates no new architecture was found ({budget}; the space has {self.space.cardinality:,})")
         self._archs.append(arch)
+        self._costs.append(self.cost(arch))
         self._seen.add(arch)
         bar = {(float(metric), float(price)) for metric, price in points[front(points)]}
         return Candidate(k, arch, tuple(sorted(bar, key=lambda point: point[1])))

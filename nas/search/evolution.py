@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from nas.search.core import Budget, Cost, Objective, Search
+from nas.search.core import ANYTHING, Budget, Cost, Objective, Search
 from nas.search.pareto import crowding, ranks
 from nas.space import Arch, Space
 
@@ -80,7 +80,7 @@ class Evolution(Search):
         space: Space,
         cost: Cost,
         objective: Objective,
-        budget: Budget = Budget(),
+        budget: Budget = ANYTHING,
         *,
         seed: int = 0,
         window: int = 32,
@@ -102,11 +102,10 @@ class Evolution(Search):
         options = {"parents": self.parents, "rate": self.rate, "flips": self.flips, "crossover": self.crossover}
         return super().identity | {"options": options}
 
-    def draws(self, k: int, archs: list[Arch], points: np.ndarray, budget: Budget, rng: np.random.Generator) -> Iterator[Arch]:
+    def draws(self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator) -> Iterator[Arch]:
         """Both ends first, then random ones while fewer than two records can be parents, then children."""
         if k < 2:
             yield (self.space.smallest, self.space.largest)[k]()
-        violations = np.array([budget.violation(self.cost(arch)) for arch in archs])
         pool = [archs[i] for i in select(points, violations, self.parents)]
         while len(pool) < 2:
             yield self.space.sample(rng)

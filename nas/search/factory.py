@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nas.search.core import Budget, Cost, Objective, Search
+from nas.search.core import ANYTHING, Budget, Cost, Objective, Search
 from nas.search.evolution import Evolution
 from nas.search.random import Random
 from nas.space import Space
@@ -13,7 +13,7 @@ SEARCHERS: dict[str, type[Search]] = {"evolution": Evolution, "random": Random}
 
 
 def searcher(
-    name: str, space: Space, cost: Cost, objective: Objective, budget: Budget = Budget(), *, seed: int = 0, window: int = 32, **options: Any
+    name: str, space: Space, cost: Cost, objective: Objective, budget: Budget = ANYTHING, *, seed: int = 0, window: int = 32, **options: Any
 ) -> Search:
     """The search called `name`; `options` are its own.
 

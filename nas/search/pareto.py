@@ -35,7 +35,8 @@ def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
         return False
     if not np.all(np.isfinite(second)):
         return True
-    return all(a <= b for a, b in zip(first, second)) and any(a < b for a, b in zip(first, second))
+    pairs = list(zip(first, second, strict=True))
+    return all(a <= b for a, b in pairs) and any(a < b for a, b in pairs)
 
 
 def front(points: ArrayLike) -> NDArray[np.int64]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from nas.search.core import Budget, Search
+from nas.search.core import Search
+from nas.search.draw import samples
 from nas.space import Arch
 
 
@@ -16,7 +17,6 @@ class Random(Search):
     name = "random"
     tag = 1
 
-    def draws(self, k: int, archs: list[Arch], points: np.ndarray, budget: Budget, rng: np.random.Generator) -> Iterator[Arch]:
+    def draws(self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator) -> Iterator[Arch]:
         """Uniform draws; nothing that was found is looked at."""
-        while True:
-            yield self.space.sample(rng)
+        return samples(self.space, rng)

@@ -1,0 +1,199 @@
+"""A child as files that need no raynas: weights, the source of its classes, ONNX, figures, and a proof that they agree."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import copy
+import importlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nas import checkpoint
+from nas.evaluate import Batches, Evaluator, score
+from nas.space import Arch
+from nas.supernet import Supernet
+
+PARITY_EXAMPLES = 64
+
+
+def export_child(
+    target: Path, arch: Arch, evaluator: Evaluator, test: Batches, about: dict[str, Any], onnx: bool, fence: checkpoint.Fence
+) -> dict[str, Any]:
+    """Write one child as a directory, whole or not at all.
+
+    Args:
+        target: where; its name is the child's id.
+        evaluator: extracts, calibrates and scores it, as it did in the search.
+        test: the test examples; they are looked at here for the first time.
+        about: where the child comes from: ``space``, ``size``, ``supernet`` (sha256), ``data``, ``classes``.
+        onnx: also write model.onnx.
+
+    Returns:
+        What metrics.json says.
+    """
+    net, task = evaluator.net, evaluator.task
+    child = evaluator.child(arch)
+    sample = next(iter(evaluator.validation))[0][:PARITY_EXAMPLES]
+    cost = net.cost(arch)
+    figures: dict[str, Any] = {
+        "id": arch.id,
+        **vars(cost),
+        "validation": score(child, evaluator.validation, task),
+        "test": score(child, test, task),
+    }
+
+    def fill(directory: Path) -> None:
+        save_file({name: value.contiguous() for name, value in child.cpu().state_dict().items()}, directory / "model.safetensors")
+        (directory / "model.py").write_text(bundle(net.sources))
+        (directory / "arch.json").write_text(json.dumps(_identity(net, child, arch, about), indent=1))
+        if onnx:
+            write_onnx(child, sample.cpu(), directory / "model.onnx")
+        figures["parity"] = parity(net, child, arch, sample.cpu(), directory)
+        (directory / "metrics.json").write_text(json.dumps(figures, indent=1))
+        (directory / "README.md").write_text(card(figures, about, type(child).__name__, net.input_shape))
+
+    checkpoint.write_directory(target, fill, {"id": arch.id, "supernet": about["supernet"]}, fence.check)
+    return figures
+
+
+def exported(target: Path, supernet: str) -> bool:
+    """Whether a whole child of this supernet stands there."""
+    try:
+        return checkpoint.verify(target)["supernet"] == supernet
+    except (checkpoint.Damaged, KeyError):
+        return False
+
+
+def _identity(net: Supernet, child: nn.Module, arch: Arch, about: dict[str, Any]) -> dict[str, Any]:
+    home = f"{type(child).__module__}:{type(child).__qualname__}"
+    shape = list(net.input_shape)
+    return {**about, "arch": dict(arch), "child": home, "network": child.config, "input": {"shape": shape, "range": [0, 1]}}
+
+
+def bundle(sources: Iterable[Path]) -> str:
+    """One Python file with the child's classes: the sources one after another, without the imports between them."""
+    text = ['"""The classes of this child. Needs torch alone."""\n\nfrom __future__ import annotations\n']
+    for path in sources:
+        source = path.read_text()
+        drop: set[int] = set()
+        for node in ast.parse(source).body:
+            ours = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("nas", "searchspaces", "__future__")
+            first = node is ast.parse(source).body[0] and isinstance(node, ast.Expr)
+            if ours or (isinstance(node, ast.Expr) and node.lineno == 1) or first:
+                drop.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        text.append("".join(line for number, line in enumerate(source.splitlines(keepends=True), 1) if number not in drop).strip() + "\n")
+    return "\n\n".join(text)
+
+
+def write_onnx(child: nn.Module, x: Tensor, path: Path) -> None:
+    """The child as one ONNX file, any batch size, weights inside."""
+    from torch.export import Dim
+
+    quiet = logging.getLogger("torch.onnx")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")  # the exporter talks about its own insides
+        torch.onnx.export(
+            child.eval(),
+            (x,),
+            path,
+            dynamo=True,
+            external_data=False,
+            input_names=["pixels"],
+            output_names=["output"],
+            dynamic_shapes={"x": {0: Dim("batch", min=1)}},
+            verbose=False,
+        )
+    quiet.setLevel(level)
+
+
+@torch.no_grad()
+def parity(net: Supernet, child: nn.Module, arch: Arch, x: Tensor, directory: Path) -> dict[str, float]:
+    """Largest differences of outputs on real examples `x` ``(n, C, H, W)``, with the files as they were just written.
+
+    ``supernet``: against the supernet, both on batch statistics; ``reloaded``: the child rebuilt from its files;
+    ``onnx``: the ONNX file in ONNX Runtime.
+    """
+    home = next(net.parameters()).device
+    on_batch = copy.deepcopy(child).to(home).train()
+    found = {"examples": float(len(x)), "supernet": _apart(on_batch(x.to(home)).cpu(), net(x.to(home), arch).cpu())}
+    child.eval()
+    reloaded = type(child)(**child.config)  # type: ignore[arg-type]
+    reloaded.load_state_dict(load_file(directory / "model.safetensors"))
+    found["reloaded"] = _apart(child(x), reloaded.eval()(x))
+    if (directory / "model.onnx").exists():
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
+        found["onnx"] = _apart(child(x), torch.from_numpy(session.run(None, {"pixels": x.numpy()})[0]))
+    return found
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def load_child(path: str | Path, modules: tuple[str, ...] = ("searchspaces",)) -> nn.Module:
+    """An exported child, rebuilt by the classes that are installed here; no code of the directory is run.
+
+    Args:
+        path: the child's directory.
+        modules: packages that the child's class may come from; name your own module for a space of your own.
+
+    Raises:
+        Damaged: the directory is not what its manifest says.
+        ValueError: its class comes from elsewhere.
+    """
+    directory = Path(path)
+    checkpoint.verify(directory)
+    about = json.loads((directory / "arch.json").read_text())
+    module, _, name = about["child"].partition(":")
+    if module.split(".")[0] not in modules:
+        raise ValueError(f"the child's class is {about['child']}, outside {', '.join(modules)}; if you trust it: load_child(path, modules=({module!r},))")
+    child = getattr(importlib.import_module(module), name)(**about["network"])
+    child.load_state_dict(load_file(directory / "model.safetensors"))
+    return child.eval()
+
+
+def card(figures: dict[str, Any], about: dict[str, Any], name: str, shape: tuple[int, int, int]) -> str:
+    """The model card: what it is, how good, how to load it."""
+    rows = [f"| {part} {metric} | {value:.4g} |" for part in ("validation", "test") for metric, value in figures[part].items()]
+    rows += [f"| largest output difference to {what} | {value:.2g} |" for what, value in figures["parity"].items() if what != "examples"]
+    size = " x ".join(str(n) for n in shape)
+    return f"""# Child {figures["id"]} of {about["space"]} {about["size"]} on {about["data"]}
+
+{figures["macs"]:,} MACs and {figures["params"]:,} parameters for one input of {size} pixels. Cut out of a supernet
+(weights sha256 `{about["supernet"][:16]}`) without retraining; its batch statistics were calibrated on training images.
+It was chosen on validation data; the test figures were taken once, after the search.
+
+| figure | value |
+| --- | --- |
+{chr(10).join(rows)}
+
+Input: float32 pixels in [0, 1], `(batch, {", ".join(map(str, shape))})`; normalisation and resizing are inside. Output: one row an example.
+
+With PyTorch (needs torch and safetensors; run it in this directory):
+
+```python
+import json
+from safetensors.torch import load_file
+from model import {name}
+
+net = {name}(**json.load(open("arch.json"))["network"])
+net.load_state_dict(load_file("model.safetensors"))
+net.eval()
+```
+
+With ONNX Runtime: `onnxruntime.InferenceSession("model.onnx").run(None, {{"pixels": array}})`. With raynas: `nas.load_child(".")`.
+"""

@@ -1,0 +1,240 @@
+"""The report says what the files say, needs nothing but itself, and leaves out what is not there."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nas.plots import human, search_picture
+from nas.report import front_table, write_report
+from nas.search.journal import Journal, Record
+from nas.sources import History, Lines, read_history, read_training
+from nas.space import Choice, Space
+
+SPACE = Space([Choice("width", tuple(range(1, 3000)))])
+SUPERNET = "5a" * 32
+# (accuracy, MACs) by k; None failed. The front, cheapest first: 1, 4, 0.
+GIVEN: list[tuple[float, int] | None] = [(91.5, 50_000_000), (60.25, 400_000), (55.0, 900_000), None, (80.125, 1_234_567), (math.nan, 10)]
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the text, and the table's cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.cells, self._open = "", [[]], []  # type: str, list[list[str]], list[str]
+        self.feed(text)
+        self.rows = [row for row in self.cells if row]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta",):
+            self._open.append(tag)
+        if tag == "tr":
+            self.cells.append([])
+        if tag in ("td", "th"):
+            self.cells[-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self._open:
+            self.text += data
+        if "td" in self._open or "th" in self._open:
+            self.cells[-1][-1] += data
+
+
+def search(run: Path, given: list[tuple[float, int] | None], **header: Any) -> list[Record]:
+    (run / "search").mkdir(parents=True, exist_ok=True)
+    records = []
+    with Journal(run / "search" / "journal-5a5a5a5a.jsonl", {"supernet": SUPERNET, **header}) as journal:
+        for k, what in enumerate(given):
+            metrics = {"accuracy": what[0], "cross_entropy": 1.0} if what else None
+            cost = {"macs": what[1], "params": 10 * k + 5000, "bitops": what[1] * 1024} if what else {}
+            records.append(Record(k, SPACE.arch({"width": k + 1}), metrics, cost, 30.0, None if what else "<b>no</b> memory"))
+            journal.append(records[-1])
+    return records
+
+
+def train(run: Path) -> None:
+    (run / "train").mkdir(parents=True)
+    lines: list[dict[str, Any]] = [
+        {"step": s, "total": 40, "epoch": 1.0, "seconds": 60.0 * s, "lr": 0.1, "loss": {"largest": 9.0, "smallest": 9.5}}
+        for s in (10, 20, 30)
+    ]
+    lines += [{"step": 20, "event": "rollback", "reason": "<i>nan</i>"}]
+    lines += [{**line, "loss": {"largest": 1.0, "smallest": 1.5}} for line in lines[1:3]]
+    lines += [{"step": 30, "panel": {"smallest": {"accuracy": 44.0}, "largest": {"accuracy": 66.0}}}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run / "train" / "metrics.jsonl").write_text(text + '{"step": 40, "lo')
+
+
+def export(run: Path, name: str, test: float, validation: float) -> None:
+    (run / "children" / name).mkdir(parents=True)
+    metrics = {"id": name, "validation": {"accuracy": validation}, "test": {"accuracy": test}, "parity": {}}
+    (run / "children" / name / "metrics.json").write_text(json.dumps(metrics))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({"id": "c0ffee", "name": "<script>alert(1)</script> & co"}))
+    return run
+
+
+def test_a_whole_run(run: Path) -> None:
+    records = search(run, GIVEN)
+    train(run)
+    (run / "experiment.yaml").write_text("name: digits # <img src=x>\n")
+    export(run, records[4].id, 79.5, 80.125)
+    export(run, records[2].id, 54.25, 57.75)  # not on the front, and finetuned
+    path = write_report(run)
+    assert path == run / "report.html" and [p.name for p in run.iterdir() if "report" in p.name] == ["report.html"]
+    page = Page(path.read_text())
+    head, *rows = page.rows
+    assert head == ["id", "MACs", "parameters", "validation accuracy", "validation accuracy, as exported", "test accuracy", "files"]
+    link = "children/{}/".format
+    assert rows == [
+        [records[1].id, "400 k", "5.01 k", "60.25", "–", "–", ""],
+        [records[2].id, "900 k", "5.02 k", "55.00", "57.75", "54.25", link(records[2].id)],
+        [records[4].id, "1.23 M", "5.04 k", "80.12", "80.12", "79.50", link(records[4].id)],
+        [records[0].id, "50.0 M", "5.00 k", "91.50", "–", "–", ""],
+    ]
+    for said in (
+        "trained for 30 of 40 steps in 30 min",
+        "judged 6 candidates, 2 of which failed",
+        f"{records[0].id}, reaches accuracy 91.50 on validation with 50.0 M MACs",
+        f"{records[1].id}, reaches accuracy 60.25 on validation with 400 k MACs",
+        "2 children were exported",
+        "2 failed candidates are not shown",
+        "on the validation set alone",
+        SUPERNET,
+        "name: digits # <img src=x>",
+        "<script>alert(1)</script> & co",
+        "<i>nan</i>",
+    ):
+        assert said in page.text, said
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("svg") == 3 and "script" not in tags and "img" not in tags and "b" in tags and "i" not in tags
+
+
+def test_it_needs_nothing_but_itself(run: Path) -> None:
+    search(run, GIVEN)
+    train(run)
+    text = write_report(run).read_text()
+    assert set(re.findall(r"https?://[^\s\"'<]+", text)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    page = Page(text)
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed")
+        for name in ("src", "href", "xlink:href"):
+            value = attributes.get(name) or "#"
+            assert value.startswith(("#", "data:", "children/")), (tag, name, value)
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = set(re.findall(r'xlink:href="#([^"]+)"|url\(#([^)]+)\)', text))
+    assert {a or b for a, b in targets} <= set(ids)
+
+
+def test_the_picture_names_its_points(run: Path) -> None:
+    records = search(run, GIVEN)
+    history = read_history(run)
+    assert history is not None
+    picture = search_picture(history, {records[4].id: {}})
+    titles = re.findall(r"<title>([^<]*)</title>", picture)
+    assert [title.split()[0] for title in titles] == [records[k].id for k in (0, 1, 2, 4, 1, 4, 0)]  # the cloud, then the front
+    assert titles[3] == f"{records[4].id} (candidate 4): accuracy 80.12, 1.23 M MACs, 5.04 k parameters, 1.26 G BitOPs"
+    assert len(re.findall(rf">{records[4].id}</text>", picture)) == 1  # searchable text, the exported one alone
+    assert "#010203" not in picture and "currentColor" in picture
+
+
+def test_a_large_cloud_is_an_image(run: Path) -> None:
+    search(run, [(50 + k % 40, 1000 + k) for k in range(2100)])
+    history = read_history(run)
+    assert history is not None
+    picture = search_picture(history, {})
+    assert "data:image/png;base64," in picture and len(picture) < 300_000
+
+
+@pytest.mark.parametrize("make", ["nothing", "train", "header", "failures"])
+def test_what_is_missing_is_left_out_and_said(run: Path, make: str) -> None:
+    if make == "train":
+        train(run)
+    elif make == "header":
+        search(run, [])
+    elif make == "failures":
+        search(run, [None, None])
+    page = Page(write_report(run).read_text())
+    assert [tag for tag, _ in page.tags].count("svg") == (1 if make == "train" else 0)
+    assert ("Every candidate has failed so far; the last one with: <b>no</b> memory" in page.text) == (make == "failures")
+    assert ("No candidate has been judged yet" in page.text) == (make != "failures")
+    assert ("No training step" in page.text) == (make != "train")
+    assert "no front and no exported child" in page.text and "no experiment.yaml" in page.text
+
+
+def test_a_step_done_twice_counts_as_done_later(run: Path) -> None:
+    train(run)
+    training = read_training(run)
+    assert [(line["step"], line["loss"]["largest"]) for line in training.steps] == [(10, 9.0), (20, 1.0), (30, 1.0)]
+    assert [event["step"] for event in training.events] == [20]
+
+
+def test_the_front_table_for_other_objectives(run: Path) -> None:
+    objective = {"metric": "cross_entropy", "cost": "params", "better": "lower"}
+    records = search(run, GIVEN, objective=objective)
+    assert [row["id"] for row in front_table(run)] == [records[0].id]  # all equal in cross-entropy, so the fewest parameters
+    history = read_history(run)
+    assert history is not None and history.progress[-1].best == 1.0
+    write_report(run)
+
+
+def test_progress_is_told_in_order_of_k(run: Path) -> None:
+    records = search(run, GIVEN)
+    path = run / "search" / "journal-5a5a5a5a.jsonl"
+    head, *lines = path.read_text().splitlines(keepends=True)
+    path.write_text(head + lines[2] + lines[0])
+    history = History(path)
+    history.update()
+    assert [p.k for p in history.progress] == [0]  # 2 is there, 1 is not
+    with path.open("a") as file:
+        file.write(lines[1] + lines[3] + lines[4] + lines[0].replace("91.5", "99.5") + lines[5][:-9])
+    history.update()
+    assert [(p.k, p.evaluated, p.best, p.front_size) for p in history.progress] == [
+        (0, 1, 91.5, 1),
+        (1, 2, 91.5, 2),
+        (2, 3, 91.5, 2),
+        (4, 4, 91.5, 3),
+    ]
+    decades = [math.log10(b / a) for a, b in ((400_000, 1_234_567), (1_234_567, 50_000_000), (50_000_000, 500_000_000))]
+    area = 60.25 * decades[0] + 80.125 * decades[1] + 91.5 * decades[2]
+    assert history.progress[-1].hypervolume == pytest.approx(area)
+    assert history.records[0] == records[0] and 5 not in history.records
+
+
+def test_lines_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    lines = Lines(path)
+    assert lines.new() == []
+    path.write_bytes(b'{"a": 1}\n{"a": 2')
+    assert lines.new() == [{"a": 1}] and lines.new() == []
+    path.write_bytes(b'{"a": 1}\n{"a": 2}\nda{mage\n')
+    assert lines.new() == [{"a": 2}]
+    path.write_bytes(b'{"a": 1}\n{"a": 2}\n{"a": 3}\n')  # the writer cut the damaged end off
+    assert lines.new() == [{"a": 3}]
+
+
+def test_human() -> None:
+    given = {0: "0", 12: "12", 999: "999", 1000: "1.00 k", 9_994: "9.99 k", 9_996: "10.0 k", 99_960: "100 k", 999_600: "1.00 M", None: "–"}
+    assert {number: human(number) for number in given} == given
+    assert human(1_234_567) == "1.23 M" and human(2.5e10) == "25.0 G"

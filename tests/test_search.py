@@ -1,0 +1,522 @@
+"""Search: fronts against brute force, and histories that do not depend on order, on numbers in flight, or on crashes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nas.search import (
+    Budget,
+    Candidate,
+    Exhausted,
+    Journal,
+    Objective,
+    Record,
+    Search,
+    check_budget,
+    crowding,
+    dominates,
+    front,
+    hypervolume,
+    ranks,
+    resume,
+    searcher,
+)
+from nas.search.evolution import select
+from nas.space import Arch, Choice, Space
+from tests.synthetic import OBJECTIVE, REFERENCE, SCALE, SPACE, accuracy, cost, evaluate, exact_cost, objectives
+
+HEADER = {"supernet": "0" * 64, "space": "synthetic", "seed": 3}
+NAMES = ("evolution", "random")
+
+numbers = st.one_of(st.integers(0, 4).map(float), st.sampled_from((math.nan, math.inf, -math.inf)))
+
+
+def clouds(objectives: int) -> st.SearchStrategy[list[tuple[float, ...]]]:
+    """Points on a coarse grid, so that ties and copies are common, some of them failed."""
+    return st.lists(st.tuples(*[numbers] * objectives), max_size=12)
+
+
+any_cloud = st.integers(1, 4).flatmap(clouds)
+
+
+def tiny(count: int = 3) -> tuple[Space, Objective]:
+    return Space([Choice("width", tuple(range(1, count + 1)))]), Objective("accuracy", "macs")
+
+
+def width_cost(arch: Arch) -> Mapping[str, int]:
+    return {"macs": 100 * int(arch["width"])}
+
+
+# Pareto ----------------------------------------------------------------------------------------------------------------
+
+
+@given(any_cloud)
+def test_front_against_brute_force(points: list[tuple[float, ...]]) -> None:
+    want = [i for i, p in enumerate(points) if np.isfinite(p).all() and not any(dominates(q, p) for q in points)]
+    assert front(points).tolist() == want
+
+
+@given(any_cloud)
+def test_ranks_against_peeling(points: list[tuple[float, ...]]) -> None:
+    left = {i: p for i, p in enumerate(points) if np.isfinite(p).all()}
+    want: dict[int, int] = {}
+    rank = 0
+    while left:
+        top = [i for i, p in left.items() if not any(dominates(q, p) for q in left.values())]
+        want |= dict.fromkeys(top, rank)
+        left = {i: p for i, p in left.items() if i not in top}
+        rank += 1
+    assert ranks(points).tolist() == [want.get(i, rank) for i in range(len(points))]
+
+
+@given(clouds(2))
+def test_hypervolume_against_counted_cells(points: list[tuple[float, ...]]) -> None:
+    reference = (4.0, 3.0)
+    cells = [(x, y) for x in range(4) for y in range(3)]
+    finite = [p for p in points if np.isfinite(p).all()]
+    assert hypervolume(points, reference) == sum(any(p[0] <= x and p[1] <= y for p in finite) for x, y in cells)
+
+
+@given(any_cloud)
+def test_failed_points_are_dominated_by_all(points: list[tuple[float, ...]]) -> None:
+    for p in points:
+        for q in points:
+            if np.isfinite(p).all() and not np.isfinite(q).all():
+                assert dominates(p, q) and not dominates(q, p)
+
+
+def test_crowding_is_the_distance_between_neighbours() -> None:
+    assert crowding([(0, 4), (1, 2), (4, 0), (math.nan, 0)]).tolist() == [math.inf, 2.0, math.inf, 0.0]
+    assert crowding([(1, 1), (1, 1), (1, 1)]).tolist()[1] == 0.0
+    assert crowding([]).shape == (0,)
+
+
+def test_pareto_refuses_wrong_shapes() -> None:
+    with pytest.raises(ValueError, match="exact for two objectives"):
+        hypervolume([(1, 2, 3)], (4, 4, 4))
+    with pytest.raises(ValueError, match="shape"):
+        front([1.0, 2.0])
+    with pytest.raises(ValueError, match="2 and 1 objectives"):
+        dominates((1, 2), (1,))
+    assert hypervolume([], (1, 1)) == 0 and front([]).tolist() == [] and ranks([]).tolist() == []
+
+
+# Histories -------------------------------------------------------------------------------------------------------------
+
+
+def flaky(candidate: Candidate) -> Record:
+    """As `evaluate`, but some architectures fail and some give NaN."""
+    record = evaluate(candidate)
+    match int(candidate.arch.id, 16) % 7:
+        case 0:
+            return replace(record, metrics=None, cost={}, error="out of memory")
+        case 1:
+            return replace(record, metrics={"accuracy": math.nan})
+    return record
+
+
+def fresh(name: str, window: int = 8) -> Search:
+    return searcher(name, SPACE, cost, OBJECTIVE, seed=3, window=window)
+
+
+def drive(search: Search, journal: Journal, total: int, order: np.random.Generator, flight: int, stop: int = 10**9) -> None:
+    """Evaluate with up to `flight` at once that finish in any order; gives up, as a kill would, after `stop` records."""
+    waiting = resume(search, journal)
+    while True:
+        while len(waiting) < flight and search.next_k < total and (candidate := search.ask()) is not None:
+            waiting.append(candidate)
+        if not waiting or stop == 0:
+            return
+        record = flaky(waiting.pop(int(order.integers(len(waiting)))))
+        search.tell(record)
+        journal.append(record)
+        stop -= 1
+
+
+def history(path: Path) -> list[str]:
+    """The lines of the journal, in order of k."""
+    header, *lines = path.read_text().splitlines()
+    return [header, *sorted(lines, key=lambda line: json.loads(line).get("k", -1))]
+
+
+@pytest.fixture(params=NAMES)
+def undisturbed(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, list[str]]:
+    """The name of a search, and the history of 60 candidates evaluated one by one."""
+    path = tmp_path / "undisturbed.jsonl"
+    with Journal(path, HEADER) as journal:
+        drive(fresh(request.param), journal, 60, np.random.default_rng(0), flight=1)
+    lines = history(path)
+    assert len(lines) == 61 and len({json.loads(line)["id"] for line in lines[1:]}) == 60
+    return request.param, lines
+
+
+@pytest.mark.parametrize(("order", "flight"), [(0, 2), (1, 5), (2, 8), (3, 100)])
+def test_order_and_number_in_flight_do_not_matter(undisturbed: tuple[str, list[str]], tmp_path: Path, order: int, flight: int) -> None:
+    name, lines = undisturbed
+    with Journal(tmp_path / "journal.jsonl", HEADER) as journal:
+        drive(fresh(name), journal, 60, np.random.default_rng(order), flight)
+    assert history(tmp_path / "journal.jsonl") == lines
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_anywhere_and_replayed(undisturbed: tuple[str, list[str]], tmp_path: Path, seed: int) -> None:
+    name, lines = undisturbed
+    path, rng = tmp_path / "journal.jsonl", np.random.default_rng(seed)
+    for _ in range(6):
+        with Journal(path, HEADER) as journal:
+            drive(fresh(name), journal, 60, rng, flight=int(rng.integers(1, 9)), stop=int(rng.integers(1, 15)))
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) - int(rng.integers(0, 300))])  # what a crash of the machine may take back
+    with Journal(path, HEADER) as journal:
+        drive(fresh(name), journal, 60, rng, flight=8)
+    assert history(path) == lines
+
+
+def test_more_candidates_go_on_as_if_there_had_been_no_end(undisturbed: tuple[str, list[str]], tmp_path: Path) -> None:
+    name, lines = undisturbed
+    path = tmp_path / "journal.jsonl"
+    for total in (25, 60):
+        with Journal(path, HEADER) as journal:
+            drive(fresh(name), journal, total, np.random.default_rng(total), flight=8)
+    assert history(path) == lines
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ask_waits_for_exactly_the_window(name: str) -> None:
+    search = fresh(name, window=4)
+    first = [search.ask() for _ in range(4)]
+    assert search.ask() is None
+    candidates = [c for c in first if c is not None]
+    assert [c.k for c in candidates] == [0, 1, 2, 3] and all(c.bar == () for c in candidates)
+    for candidate in candidates[1:]:
+        search.tell(evaluate(candidate))
+        assert search.ask() is None
+    search.tell(evaluate(candidates[0]))
+    fourth = search.ask()
+    assert fourth is not None and fourth.bar == (OBJECTIVE.point(*_results(candidates[0])),)  # of 1 ... 3 it knows nothing
+
+
+def _results(candidate: Candidate) -> tuple[dict[str, float], dict[str, int]]:
+    return {"accuracy": accuracy(candidate.arch)}, cost(candidate.arch)
+
+
+def test_the_bar_is_the_front_of_what_the_candidate_may_know() -> None:
+    search = fresh("random", window=3)
+    known: list[tuple[float, float]] = []
+    waiting: list[Candidate] = []
+    for _ in range(20):
+        while (candidate := search.ask()) is None:
+            record = flaky(waiting.pop(0))
+            known.append(OBJECTIVE.point(record.metrics, record.cost))
+            search.tell(record)
+        waiting.append(candidate)
+        points = known[: max(0, candidate.k - 2)]
+        assert set(candidate.bar) == {points[i] for i in front(points)}
+        assert list(candidate.bar) == sorted(candidate.bar, key=lambda point: point[1])
+
+
+def test_telling_again_changes_nothing_and_strangers_are_refused() -> None:
+    once, twice = fresh("evolution", window=2), fresh("evolution", window=2)
+    for _ in range(10):
+        for search in (once, twice):
+            candidate = _asked(search)
+            search.tell(evaluate(candidate))
+        twice.tell(replace(evaluate(candidate), metrics={"accuracy": 0.0}, seconds=9.0))
+    assert once.ask() == twice.ask()
+    with pytest.raises(ValueError, match="never asked for"):
+        once.tell(replace(evaluate(candidate), k=50))
+    with pytest.raises(ValueError, match="candidate 0 is"):
+        once.tell(replace(evaluate(candidate), k=0))
+
+
+def test_failed_records_are_never_parents() -> None:
+    search = fresh("evolution", window=1)
+    good = {3, 4, 9}
+    for _ in range(40):
+        candidate = _asked(search)
+        assert len(candidate.bar) <= sum(k < candidate.k for k in good)
+        metrics = {"accuracy": (math.nan, math.inf, -math.inf)[candidate.k % 3]}
+        failed = replace(evaluate(candidate), metrics=metrics if candidate.k % 2 else None)
+        search.tell(evaluate(candidate) if candidate.k in good else failed)
+    points = np.array([[math.nan, math.nan], [1, 1], [math.inf, 0], [2, 0], [3, 3]])
+    assert set(select(points, np.zeros(5), 9)) == {1, 3, 4} and select(points, np.zeros(5), 9)[-1] == 4
+    assert select(points, np.array([0, 0.5, 0, 0.1, 0]), 2).tolist() == [4, 3]  # what keeps the budget comes first
+
+
+def test_a_missing_metric_is_refused_and_better_may_mean_lower() -> None:
+    goal = Objective("loss", "macs", "lower")
+    assert goal.point({"loss": 0.5}, {"macs": 7}) == (0.5, 7.0)
+    assert Objective("loss", "macs").point({"loss": 0.5}, {"macs": 7}) == (-0.5, 7.0)
+    with pytest.raises(ValueError, match="needs 'loss', the record has accuracy"):
+        goal.point({"accuracy": 1.0}, {"macs": 7})
+    with pytest.raises(ValueError, match='"higher", "lower"'):
+        Objective("loss", "macs", "up")  # type: ignore[arg-type]
+
+
+# Budgets and ends ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("window", "message"),
+    [
+        ((None, 90), r"max_macs 90 is below the smallest network's 100 macs \(by 10\)"),
+        ((1234, None), r"min_macs 1,234 is above the largest network's 300 macs \(by 934\)"),
+        ((250, 240.5), r"min_macs 250 is above max_macs 240.5 \(by 9.5\)"),
+        ((210, 290), r"none of all 3 architectures lies within min_macs 210, max_macs 290"),
+        ((math.nan, None), "is not a number"),
+    ],
+)
+def test_budgets_out_of_reach_are_refused(window: tuple[float | None, float | None], message: str) -> None:
+    space, objective = tiny()
+    with pytest.raises(ValueError, match=message):
+        searcher("random", space, width_cost, objective, Budget({"macs": window}))
+    with pytest.raises(ValueError, match="this network has macs"):
+        check_budget(space, width_cost, Budget({"watts": (None, 1)}))
+
+
+def test_an_empty_window_of_a_large_space_is_refused_after_bounded_tries() -> None:
+    steps = Budget({"work": (1, 9)})
+    ends = {SPACE.smallest(): 0, SPACE.largest(): 10}
+    with pytest.raises(ValueError, match="in 300 draws no architecture lies within min_work 1, max_work 9"):
+        check_budget(SPACE, lambda arch: {"work": ends.get(arch, 10)}, steps)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("share", [(None, 0.18), (0.395, 0.405), (0.97, None)])
+def test_every_candidate_keeps_the_budget(name: str, share: tuple[float | None, float | None]) -> None:
+    most = cost(SPACE.largest())["work"]
+    low, high = (None if s is None else s * most for s in share)
+    search = searcher(name, SPACE, cost, OBJECTIVE, Budget({"work": (low, high)}), window=4)
+    archs = _archs(search, 30)
+    assert all((low or 0) <= cost(arch)["work"] <= (high or math.inf) for arch in archs)
+    assert len(set(archs)) == 30
+
+
+def _archs(search: Search, count: int) -> list[Arch]:
+    waiting: list[Candidate] = []
+    archs: list[Arch] = []
+    while len(archs) < count:
+        candidate = search.ask()
+        if candidate is None:
+            search.tell(evaluate(waiting.pop(0)))
+        else:
+            waiting.append(candidate)
+            archs.append(candidate.arch)
+    return archs
+
+
+def test_evolution_begins_with_both_ends() -> None:
+    assert _archs(fresh("evolution"), 2) == [SPACE.smallest(), SPACE.largest()]
+    most = cost(SPACE.largest())["work"]
+    limited = searcher("evolution", SPACE, cost, OBJECTIVE, Budget({"work": (None, most / 2)}))
+    first, second = _archs(limited, 2)
+    assert first == SPACE.smallest() and second != SPACE.largest()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_small_space_is_exhausted_exactly(name: str) -> None:
+    space, objective = tiny(50)
+    for _ in range(2):  # the same end each time
+        search = searcher(name, space, width_cost, objective, Budget({"macs": (None, 4000)}), window=4)
+        seen = []
+        with pytest.raises(Exhausted, match="after 40 candidates .*max_macs 4,000; the space has 50"):
+            while (candidate := search.ask()) is not None:
+                seen.append(candidate.arch["width"])
+                search.tell(Record(candidate.k, candidate.arch, {"accuracy": 1.0}, width_cost(candidate.arch), 0.0, None))
+        assert sorted(seen) == list(range(1, 41))
+    search.extend(Budget())
+    assert search.ask() is not None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_budget_holds_from_its_candidate_on_and_replays(name: str, tmp_path: Path) -> None:
+    most = cost(SPACE.largest())["work"]
+    wide, narrow = Budget({"work": (None, 0.6 * most)}), Budget({"work": (0.2 * most, 0.3 * most)})
+    path = tmp_path / "journal.jsonl"
+    search = searcher(name, SPACE, cost, OBJECTIVE, wide, seed=3, window=8)
+    with Journal(path, HEADER) as journal:
+        journal.append_budget(0, wide.constraints)
+        drive(search, journal, 30, np.random.default_rng(0), flight=8)
+        from_k = search.extend(narrow)
+        journal.append_budget(from_k, narrow.constraints)
+        assert from_k == 30
+        while search.next_k < 50:
+            record = flaky(_asked(search))
+            search.tell(record)
+            journal.append(record)
+        with pytest.raises(ValueError, match="up to 49 are proposed already; a new budget cannot begin at 30"):
+            search.extend(wide, 30)
+    with Journal(path, HEADER) as journal:
+        assert journal.budgets == [(0, wide.constraints), (30, narrow.constraints)]
+        assert all(narrow.violation(cost(record.arch)) == 0 for record in journal.records[30:])
+        again = searcher(name, SPACE, cost, OBJECTIVE, narrow, seed=3, window=8)  # the experiment file names the last budget
+        assert resume(again, journal) == []
+    assert again.ask() == search.ask()
+
+
+def _asked(search: Search) -> Candidate:
+    candidate = search.ask()
+    assert candidate is not None
+    return candidate
+
+
+# The journal -----------------------------------------------------------------------------------------------------------
+
+RECORD = Record(0, Arch({"width": 2}), {"accuracy": 0.5, "loss": math.inf}, {"macs": 200}, 1.5, None)
+FAILED = Record(1, Arch({"width": 1}), None, {}, 0.5, "out of memory")
+
+
+def test_records_and_candidates_are_plain_json() -> None:
+    for record in (RECORD, FAILED):
+        assert Record.from_json(json.loads(json.dumps(record.to_json(), allow_nan=False))) == record
+        assert record.id == record.arch.id
+    candidate = Candidate(4, RECORD.arch, ((-0.5, 200.0), (-0.25, 100.0)))
+    assert Candidate.from_json(json.loads(json.dumps(candidate.to_json()))) == candidate
+    with pytest.raises(ValueError, match="does not belong to the architecture"):
+        Record.from_json(RECORD.to_json() | {"arch": {"width": 1}})
+
+
+def _written(path: Path) -> bytes:
+    with Journal(path, HEADER) as journal:
+        assert journal.append(RECORD)
+        journal.append_budget(1, {"macs": (None, 250)})
+        assert journal.append(FAILED)
+    return path.read_bytes()
+
+
+def test_the_journal_reads_back_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    data = _written(path)
+    assert json.loads(data.splitlines()[0]) == {"raynas_journal": 1, **HEADER}
+    with Journal(path, HEADER) as journal:
+        assert journal.records == [RECORD, FAILED] and journal.budgets == [(1, {"macs": (None, 250)})]
+        assert not journal.append(replace(RECORD, seconds=9.0))
+        with pytest.raises(ValueError, match="candidate 0 is"):
+            journal.append(replace(FAILED, k=0))
+    assert path.read_bytes() == data and [p.name for p in tmp_path.iterdir()] == ["journal.jsonl"]
+
+
+def test_torn_anywhere_the_whole_lines_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    data = _written(path)
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        with Journal(path, HEADER) as journal:
+            kept = len(journal.records) + len(journal.budgets)
+            assert kept == max(0, data[:length].count(b"\n") - 1)
+            journal.append(replace(RECORD, k=7))
+        with Journal(path, HEADER) as journal:
+            assert journal.records[-1].k == 7 and len(journal.records) + len(journal.budgets) == kept + 1
+
+
+def test_a_last_line_of_rubbish_is_cut_and_one_in_the_middle_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    data = _written(path)
+    path.write_bytes(data + b'{"k": 2, \x00\xff\n')
+    with Journal(path, HEADER) as journal:
+        assert len(journal.records) == 2
+    assert path.read_bytes() == data
+    lines = data.splitlines(keepends=True)
+    for damaged, message in ((b"{\n", "line 3 is damaged"), (b"{}\n", "line 3 is neither"), (b"7\n", "line 3 is neither")):
+        path.write_bytes(b"".join((*lines[:2], damaged, *lines[3:])))
+        with pytest.raises(ValueError, match=message):
+            Journal(path, HEADER)
+
+
+def test_another_header_is_refused_with_the_difference(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    _written(path)
+    with pytest.raises(ValueError, match=r"\(seed: 3 in the file, 4 now\)"):
+        Journal(path, {**HEADER, "seed": 4})
+    with pytest.raises(ValueError, match="window: None in the file, 8 now"):
+        Journal(path, {**HEADER, "window": 8})
+    path.write_text("dear diary\n")
+    with pytest.raises(ValueError, match="not a journal"):
+        Journal(path, HEADER)
+    assert path.read_text() == "dear diary\n"
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal.jsonl"
+    data = _written(path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with Journal(path, HEADER) as journal:
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+            patch.setattr("os.fsync", full)
+            journal.append(replace(RECORD, k=2))
+        assert path.read_bytes() == data
+        assert journal.append(replace(RECORD, k=2))
+
+
+def test_a_changed_search_does_not_replay(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.jsonl", HEADER) as journal:
+        search = fresh("random")
+        drive(search, journal, 10, np.random.default_rng(0), flight=1)
+        with pytest.raises(ValueError, match="this search proposes"):
+            resume(searcher("random", SPACE, cost, OBJECTIVE, seed=4, window=8), journal)
+        with pytest.raises(ValueError, match="only a fresh search"):
+            resume(search, journal)
+
+
+def test_resume_returns_what_was_in_flight(tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal.jsonl", HEADER) as journal:
+        search = fresh("evolution")
+        asked = [_asked(search) for _ in range(8)]
+        for k in (6, 0, 3):
+            journal.append(evaluate(asked[k]))
+        again = fresh("evolution")
+        assert resume(again, journal) == [asked[k] for k in (1, 2, 4, 5)]
+        assert again.next_k == 7 and again.ask() == asked[7]
+
+
+# Quality ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_synthetic_problem_has_its_check_values() -> None:
+    middle = SPACE.arch({name: choice.values[1] for name, choice in SPACE.choices.items()})
+    assert accuracy(SPACE.smallest()) == pytest.approx(48.56492564980716, rel=1e-12)
+    assert accuracy(middle) == pytest.approx(69.51652839940037, rel=1e-12)
+    assert accuracy(SPACE.largest()) == pytest.approx(83.76191339654542, rel=1e-12)
+    works = [exact_cost(arch) for arch in (SPACE.smallest(), middle, SPACE.largest())]
+    assert works == pytest.approx([42.42509004874905, 104.52236319335326, 267.5551694363614], rel=1e-12)
+    assert cost(middle)["work"] == round(SCALE * works[1])
+
+
+def test_evolution_is_better_than_random() -> None:
+    found = {}
+    for name in NAMES:
+        archs = [_archs(searcher(name, SPACE, cost, OBJECTIVE, seed=seed), 500) for seed in range(5)]
+        found[name] = [hypervolume([objectives(arch) for arch in run], REFERENCE) for run in archs]
+    assert min(found["evolution"]) > max(found["random"])
+    assert np.mean(found["evolution"]) > 0.67  # NSGA-II of pymoo with 50 random ones to begin with: 0.6428
+
+
+def test_unknown_searchers_and_options_are_refused() -> None:
+    space, objective = tiny()
+    with pytest.raises(ValueError, match="no search 'annealing'; known: evolution, random"):
+        searcher("annealing", space, width_cost, objective)
+    with pytest.raises(TypeError, match="temperature"):
+        searcher("random", space, width_cost, objective, temperature=1)
+    with pytest.raises(ValueError, match="at least 2"):
+        searcher("evolution", space, width_cost, objective, parents=1)
+    with pytest.raises(ValueError, match="'work'; this network has macs"):
+        searcher("random", space, width_cost, Objective("accuracy", "work"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_identity_is_plain_json(name: str) -> None:
+    identity = fresh(name).identity
+    assert json.loads(json.dumps(identity)) == identity
+    assert identity["algorithm"] == name and identity["window"] == 8
