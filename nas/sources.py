@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,7 @@ class History:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.supernet = ""
         self.objective = Objective()
         self.records: dict[int, Record] = {}
@@ -126,9 +127,9 @@ class History:
         """The figure that the search looked at, on validation; None for a failed candidate."""
         return None if record.metrics is None or self.failed(record) else record.metrics[self.objective.metric]
 
-    def front(self) -> list[Record]:
-        """The records that no other beats in both cost and metric, cheapest first."""
-        records = [self.records[k] for k in sorted(self.records)]
+    def front(self, allowed: Callable[[Record], bool] = lambda _: True) -> list[Record]:
+        """Of the records that are `allowed`, those that no other beats in both cost and metric, cheapest first."""
+        records = [record for k in sorted(self.records) if allowed(record := self.records[k])]
         points = np.array([self.point(record) for record in records]).reshape(-1, 2)
         return sorted((records[i] for i in front(points)), key=lambda record: (record.cost[self.objective.cost], record.k))
 

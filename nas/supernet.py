@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,23 @@ class Pass:
     drop_path: float = 0.0
     quant: str = "off"
     generator: torch.Generator | None = None
+
+
+class Output(NamedTuple):
+    """What a supernet with an auxiliary head gives.
+
+    Attributes:
+        main: the logits, those that a child gives too.
+        aux: logits of the auxiliary head, of training alone: ``(N, Supernet.aux_grid ** 2, classes)``, the cells of a grid over the image.
+    """
+
+    main: Tensor
+    aux: Tensor
+
+
+def main_head(output: Tensor | Output) -> Tensor:
+    """What a child would give, of whatever a supernet gives."""
+    return output.main if isinstance(output, Output) else output
 
 
 @dataclass(frozen=True)
@@ -59,6 +76,9 @@ class Supernet(nn.Module):
     Attributes:
         space: what can be chosen.
         input_shape: ``(C, H, W)`` of one example.
+        aux_grid: side of the grid over the image that the auxiliary head predicts for; 0 where there is no such head.
+        mixes_examples: examples of one sub-network influence each other by more than what all sub-networks share (batch norm in a
+            part that is searched), so that a few examples of each in one pass are not enough to train it.
         child: the class of an extracted child: an `nn.Module` made of torch layers, built from plain keyword arguments that it
             keeps as ``config`` and that JSON can carry.
         sources: the torch-only files that `child` is defined in, those that others import first; export copies them.
@@ -66,6 +86,8 @@ class Supernet(nn.Module):
 
     space: Space
     input_shape: tuple[int, int, int]
+    aux_grid: int = 0
+    mixes_examples: bool = True
     child: Callable[..., nn.Module]
     sources: tuple[Path, ...]
 
@@ -73,7 +95,7 @@ class Supernet(nn.Module):
         super().__init__()
         self._cost_of_part: dict[Any, Cost] = {}
 
-    def forward(self, x: Tensor, archs: Arch | list[Arch], how: Pass = Pass()) -> Tensor:
+    def forward(self, x: Tensor, archs: Arch | list[Arch], how: Pass = Pass()) -> Tensor | Output:
         """x: ``(N, C, H, W)``, pixels in [0, 1]. A list of A architectures runs local row j by ``archs[j % A]``.
 
         Raises:
@@ -83,15 +105,23 @@ class Supernet(nn.Module):
             return self.forward_one(x, archs, how)
         if len(archs) > len(x):
             raise ValueError(f"{len(archs)} architectures for a batch of {len(x)}: give at most one architecture a row")
-        parts = [self.forward_one(x[j :: len(archs)], arch, how) for j, arch in enumerate(archs)]
-        out = parts[0].new_empty((len(x), *parts[0].shape[1:]))
-        for j, part in enumerate(parts):
-            out[j :: len(archs)] = part
-        return out
+        return self.forward_many(x, archs, how)
 
-    def forward_one(self, x: Tensor, arch: Arch, how: Pass) -> Tensor:
+    def forward_one(self, x: Tensor, arch: Arch, how: Pass) -> Tensor | Output:
         """The whole batch through one architecture."""
         raise NotImplementedError
+
+    def forward_many(self, x: Tensor, archs: list[Arch], how: Pass) -> Tensor | Output:
+        """Row j through ``archs[j % A]``: here one architecture after the other; a family may know a quicker way."""
+        parts = [self.forward_one(x[j :: len(archs)], arch, how) for j, arch in enumerate(archs)]
+        if isinstance(parts[0], Output):
+            return Output(*(_interleave([part[head] for part in parts], len(x)) for head in (0, 1)))
+        return _interleave(parts, len(x))  # type: ignore[arg-type]
+
+    @property
+    def params(self) -> int:
+        """How many parameters there are to train, an auxiliary head's included."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def child_config(self, arch: Arch) -> dict[str, Any]:
         """The keyword arguments of `child` for this architecture, plain values only."""
@@ -128,6 +158,14 @@ class Supernet(nn.Module):
             bitops += cost.bitops
             size += cost.bytes
         return Cost(macs, params, bitops, size)
+
+
+def _interleave(parts: list[Tensor], rows: int) -> Tensor:
+    """One tensor whose rows ``j :: len(parts)`` are part j."""
+    out = parts[0].new_empty((rows, *parts[0].shape[1:]))
+    for j, part in enumerate(parts):
+        out[j :: len(parts)] = part
+    return out
 
 
 def window(weight: Tensor, shape: torch.Size) -> Tensor:

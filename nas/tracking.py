@@ -333,3 +333,22 @@ class Tracker:
     def _note(self, key: Key, value: object) -> None:
         with self._files:
             self._sent.put(key, value)
+
+
+def address(run_dir: Path | str, uri: str | None) -> str:
+    """Where a run is tracked: as set, else MLFLOW_TRACKING_URI, else SQLite beside the run."""
+    return check_uri(uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(run_dir))
+
+
+def reachable(uri: str, timeout_s: float = 5.0) -> str | None:
+    """Why an MLflow server does not answer; None where it does, and for a store that is no server."""
+    from urllib.error import URLError
+    from urllib.request import urlopen
+
+    if not uri.startswith(("http://", "https://")):
+        return None
+    try:
+        urlopen(uri.rstrip("/") + "/health", timeout=timeout_s).close()
+    except (URLError, OSError) as error:
+        return f"{uri} does not answer: {error}"
+    return None

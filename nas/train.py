@@ -13,6 +13,7 @@ from nas import checkpoint
 from nas.experiment import Experiment, parse
 from nas.loop import State, checkpoints, share_done
 from nas.session import check_resources, has_gpus, session
+from nas.sources import Lines
 
 Notify = Callable[[dict[str, Any]], None]
 
@@ -101,21 +102,15 @@ def work(config: dict[str, Any]) -> None:
 @contextmanager
 def following(path: Path, notify: Notify, every_s: float = 0.25) -> Iterator[None]:
     """Call `notify` with every line that is added to a file of JSON lines while the context is open."""
-    stop, start = threading.Event(), path.stat().st_size if path.exists() else 0
+    stop, lines = threading.Event(), Lines(path)
+    lines.new()
 
     def follow() -> None:
-        position = start
-        while True:
+        last = False
+        while not last:
             last = stop.wait(every_s)
-            if path.exists():
-                with path.open("rb") as file:
-                    file.seek(position)
-                    for line in file:
-                        if line.endswith(b"\n"):
-                            position += len(line)
-                            notify(json.loads(line))
-            if last:
-                return
+            for line in lines.new():
+                notify(line)
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

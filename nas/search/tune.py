@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from nas import checkpoint
 from nas.evaluate import Evaluator
 from nas.experiment import Experiment, parse
-from nas.loop import build, checkpoints
-from nas.search import Budget, Candidate, Exhausted, Journal, Objective, Record, Search, resume, searcher
+from nas.loop import build
+from nas.search import Budget, Candidate, Exhausted, Journal, Objective, Record, Search, check_budget, resume, searcher
 from nas.session import check_resources, has_gpus, session
 from nas.space import Arch
 from nas.supernet import Supernet
@@ -176,8 +176,8 @@ class Asker(Searcher):
             metrics, error = None, f"not finite: {metrics}"
         record = Record(candidate.k, candidate.arch, metrics, dict(self.search.cost(candidate.arch)), round(seconds, 4), error)
         self.fence.check()
+        self.search.tell(record)  # it checks what it is told: what is written must not be refused at the next start
         self.journal.append(record)
-        self.search.tell(record)
         self.notify(record)
 
     def save(self, checkpoint_path: str) -> None:
@@ -229,8 +229,15 @@ def open_journal(experiment: Experiment, run: Path, supernet: str, search: Searc
     return journal, missing
 
 
-def search_children(experiment: Experiment, run: Path, fence: checkpoint.Fence, notify: Callable[[Record], None] = lambda _: None) -> str | None:
-    """Judge children of the run's supernet until there are as many records as the experiment asks for.
+def check_constraints(experiment: Experiment, net: Supernet) -> None:
+    """Refuse constraints that no child meets, by how much."""
+    check_budget(net.space, lambda arch: vars(net.cost(arch)), budget_of(experiment))
+
+
+def search_children(
+    experiment: Experiment, run: Path, fence: checkpoint.Fence, trained: Path, notify: Callable[[Record], None] = lambda _: None
+) -> str | None:
+    """Judge children of the supernet in the checkpoint `trained` until there are as many records as the experiment asks for.
 
     Returns:
         Why there will be no more, where the space is exhausted before.
@@ -238,22 +245,19 @@ def search_children(experiment: Experiment, run: Path, fence: checkpoint.Fence, 
     Raises:
         TooLittle: the cluster has less than the experiment asks for.
         ValueError: the constraints cannot be met, or the journal belongs to another search.
+        SearchFailed: no worker could judge anything.
     """
-    newest = checkpoint.newest_valid(checkpoints(run))
-    if newest is None:
-        raise ValueError(f"{run} has no trained supernet yet; train it first: nas train")
-    task = load_task(experiment)
-    net = build(experiment, task)
-    supernet = checkpoint.verify(newest)["files"]["weights.safetensors"]["sha256"]
-    journal, missing = open_journal(experiment, run, supernet, search := open_search(experiment, net, task))
+    task, settings = load_task(experiment), experiment.search
+    search = open_search(experiment, build(experiment, task), task)
+    supernet = checkpoint.verify(trained)["files"]["weights.safetensors"]["sha256"]
+    journal, missing = open_journal(experiment, run, supernet, search)
     with journal:
-        if len(journal.records) >= experiment.search.candidates:
+        if len(journal.records) >= settings.candidates:
             return None
-        settings = experiment.search
         deadline = time.monotonic() + 60 * settings.max_minutes if settings.max_minutes else float("inf")
         asker = Asker(search, journal, missing, settings.candidates, settings.trials, settings.batch, deadline, notify, fence)
         with session():
-            _run(experiment, run, fence, asker, newest / "weights.safetensors")
+            _run(experiment, run, fence, asker, trained / "weights.safetensors")
         return asker.exhausted
 
 

@@ -1,0 +1,251 @@
+"""The command line. Nothing else prints for people."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from nas.experiment import Experiment, load_experiment, presets
+
+if TYPE_CHECKING:
+    from nas.pipeline import Pipeline
+
+console = Console(soft_wrap=True)
+app = typer.Typer(
+    name="nas",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train one supernet, cut many small networks out of it.\n\nFirst steps: nas run bignas-digits; then nas ui runs/bignas-digits.",
+)
+
+EXPERIMENT = typer.Argument(metavar="EXPERIMENT", help="A preset's name, a YAML file, or the directory of a run.")
+RUN = typer.Argument(metavar="RUN", help="The directory of a run, for example runs/bignas-digits.")
+Target = Annotated[str, EXPERIMENT]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run lives. [default: runs/<name>]")]
+Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one value, for example train.workers=4; repeatable.")]
+Minutes = Annotated[float | None, typer.Option("--minutes", min=0.01, help="Bound the time of this stage.")]
+NOTHING: list[str] = []
+
+
+def resolve(target: str, run_dir: Path | None, overrides: list[str]) -> tuple[Experiment, Path]:
+    """The experiment and the run directory that a command means."""
+    from nas.run import EXPERIMENT as FILE
+    from nas.run import is_run
+
+    if is_run(Path(target)):
+        return load_experiment(str(Path(target) / FILE), overrides), run_dir or Path(target)
+    experiment = load_experiment(target, overrides)
+    return experiment, run_dir or Path("runs") / experiment.name
+
+
+def open_pipeline(target: str, run_dir: Path | None, overrides: list[str]) -> Any:
+    """The pipeline of a command, as a context; and a screen that is put right whatever happens."""
+    from contextlib import contextmanager
+
+    experiment, run = resolve(target, run_dir, overrides)
+    console.print(f"{experiment.name} in {run}", highlight=False)
+
+    @contextmanager
+    def opened() -> Any:
+        from nas.pipeline import Pipeline
+        from nas.show import Screen
+
+        screen = Screen(console)
+        try:
+            with Pipeline.open(experiment, run, screen) as pipeline:
+                yield pipeline
+        finally:
+            screen.stop()
+
+    return opened()
+
+
+@app.command()
+def run(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None) -> None:
+    """Do all: train, search, export, report. The same command again continues, and a finished run says so.
+
+    --minutes bounds the training; --set search.max_minutes=5 bounds the search.
+
+    Example: nas run bignas-digits --set search.candidates=100
+    """
+    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes)) as pipeline:
+        pipeline.train()
+        pipeline.search()
+        ids = pipeline.export()
+        finish(pipeline, ids)
+
+
+@app.command()
+def train(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None) -> None:
+    """Train the supernet, or go on training it.
+
+    Example: nas train bignas-fashion-mnist --minutes 10
+    """
+    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes)) as pipeline:
+        pipeline.train()
+        report_line(pipeline)
+    console.print(f"next: nas search {pipeline.run}", highlight=False)
+
+
+@app.command()
+def search(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None) -> None:
+    """Search the trained supernet for children, or go on searching.
+
+    Example: nas search runs/bignas-digits --set search.constraints.max_macs=300k --set search.candidates=400
+    """
+    with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes)) as pipeline:
+        pipeline.search()
+        report_line(pipeline)
+    console.print(f"next: nas export {pipeline.run}", highlight=False)
+
+
+@app.command()
+def export(
+    experiment: Target,
+    child: Annotated[str | None, typer.Option("--child", help="One candidate, by id or number, instead of the front.")] = None,
+    run_dir: RunDir = None,
+    set_: Set = NOTHING,
+) -> None:
+    """Write children as files that need no raynas: weights, their source, ONNX, figures, a model card.
+
+    Example: nas export runs/bignas-digits --set export.children=8
+    """
+    with open_pipeline(experiment, run_dir, set_) as pipeline:
+        ids = pipeline.export(child)
+        finish(pipeline, ids)
+
+
+@app.command()
+def report(run: Annotated[Path, RUN]) -> None:
+    """Write RUN/report.html again and print the front.
+
+    Example: nas report runs/bignas-digits
+    """
+    from nas.report import front_table, write_report
+    from nas.run import is_run
+
+    if not is_run(run):
+        raise ValueError(f"{run} holds no run; give the directory of one, for example runs/bignas-digits")
+    path = write_report(run)
+    print_table([row for row in front_table(run) if row["front"] or row["exported"]])
+    console.print(f"report: {path}", highlight=False)
+
+
+@app.command()
+def spaces(
+    space: Annotated[str | None, typer.Argument(help="One space; all by default.")] = None,
+    size: Annotated[str | None, typer.Argument(help="One of its sizes.")] = None,
+) -> None:
+    """List search spaces: how many networks each holds, and what the smallest and the largest cost.
+
+    Example: nas spaces bignas attentivenas
+    """
+    from nas.plots import human
+    from nas.supernet import built_in_spaces, find_space, load_supernet
+
+    table = Table("space", "size", "networks", "smallest MACs", "params", "largest MACs", "params", "input", box=None)
+    for name in [space] if space else built_in_spaces():
+        for each in [size] if size else list(find_space(name).SIZES):
+            net = load_supernet(name, each)
+            small, large = net.cost(net.space.smallest()), net.cost(net.space.largest())
+            figures = [human(n) for n in (small.macs, small.params, large.macs, large.params)]
+            table.add_row(name, each, f"{net.space.cardinality:,}", *figures, " x ".join(map(str, net.input_shape)))
+            if size:
+                for choice in net.space.choices.values():
+                    console.print(f"  {choice.name}: {', '.join(map(str, choice.values))}", highlight=False)
+    console.print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine: what is missing for a run, and how to mend it.
+
+    Example: nas doctor
+    """
+    from nas.doctor import examine
+
+    table, missing = Table("", "what", "found", "to do", box=None), 0
+    for finding in examine():
+        missing += not finding.ok
+        table.add_row("ok" if finding.ok else "MISSING", finding.what, finding.found, "" if finding.ok else finding.mend)
+    console.print(table)
+    if missing:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(run: Annotated[Path, RUN], port: Annotated[int, typer.Option(help="On this machine alone.")] = 5000) -> None:
+    """Open MLflow on the store of this run, to compare candidates; runs beside it share the store.
+
+    Example: nas ui runs/bignas-digits
+    """
+    from nas.run import EXPERIMENT as FILE
+    from nas.run import is_run
+    from nas.tracking import address, ui_command
+
+    if not is_run(run):
+        raise ValueError(f"{run} holds no run; give the directory of one, for example runs/bignas-digits")
+    uri = address(run, load_experiment(str(run / FILE), []).tracking.uri)
+    command = [*ui_command(uri), "--port", str(port)]
+    console.print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", highlight=False)
+    raise typer.Exit(subprocess.call(command))
+
+
+def bounded(overrides: list[str], stage: str, minutes: float | None) -> list[str]:
+    """The overrides with the time bound of a stage."""
+    return [*overrides, f"{stage}.max_minutes={minutes}"] if minutes else overrides
+
+
+def report_line(pipeline: Pipeline) -> None:
+    console.print(f"report: {pipeline.report()}", highlight=False)
+
+
+def finish(pipeline: Pipeline, ids: list[str]) -> None:
+    """The table of the exported children, and where everything is."""
+    from nas.report import front_table
+
+    path = pipeline.report()
+    print_table([row for row in front_table(pipeline.run) if row["id"] in ids])
+    console.print(f"report:   {path}\nchildren: {pipeline.run / 'children'}\ncompare:  nas ui {os.path.relpath(pipeline.run)}", highlight=False)
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    from nas.plots import human
+
+    table = Table("child", "MACs", "parameters", "validation", "test", box=None)
+    for row in rows:
+        figures = [f"{value:.2f}" if value is not None else "" for value in (row["validation"], row["test"])]
+        table.add_row(row["id"], human(row["macs"]), human(row["params"]), *figures)
+    console.print(table)
+
+
+def main() -> None:
+    """The entry point: a person's mistake is one clear message, without a traceback, and an exit code that is not 0."""
+    from nas.checkpoint import Damaged, Fenced
+    from nas.experiment import ExperimentError
+
+    try:
+        app()
+    except KeyboardInterrupt:
+        console.print("stopped; the same command continues", style="yellow")
+        sys.exit(130)
+    except (ExperimentError, Damaged, Fenced, ValueError, FileNotFoundError, RuntimeError) as error:
+        if os.environ.get("RAYNAS_DEBUG"):
+            raise
+        console.print(f"error: {error}", style="red", highlight=False, markup=False)
+        if not isinstance(error, (ExperimentError, Damaged, Fenced, FileNotFoundError)):
+            console.print("(RAYNAS_DEBUG=1 shows where)", style="dim", highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

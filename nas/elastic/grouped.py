@@ -1,0 +1,239 @@
+"""Several sub-networks in one pass, each at its own size: a small one costs what it costs. Imports torch alone.
+
+The activations of all sub-networks lie one after another in one flat tensor: group g holds ``(examples, tokens, width)`` of its
+own. What works element by element runs once over all; a linear layer runs once a group, on the prefix of its weight, and adds
+all their gradients into one buffer of the weight's size (slicing with autograd would make and add a full-size one for each).
+
+Layers take and give plain tensors and are called as modules, which DeepSpeed's ZeRO 3 needs to see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Widths = Sequence[int]  # of one axis, a number for each sub-network
+Prefix = tuple[int, int, int]  # rows, input features, output features of a layer that several sub-networks run
+
+
+class GroupedLinear(nn.Linear):
+    """A linear layer that runs any number of prefixes of itself; without `groups`, all of itself."""
+
+    def forward(self, x: Tensor, groups: Sequence[Prefix] | None = None) -> Tensor:  # type: ignore[override]
+        """x: flat, ``rows * in`` for each group -> flat, ``rows * out``; without `groups` ``(..., in)`` -> ``(..., out)``."""
+        return F.linear(x, self.weight, self.bias) if groups is None else _linear(x, self.weight, self.bias, groups)
+
+
+class GroupedConv2d(nn.Conv2d):
+    """A convolution that runs any number of prefixes of itself on patches that were cut out already (`torch.nn.functional.unfold`)."""
+
+    def forward(self, x: Tensor, groups: Sequence[Prefix] | None = None) -> Tensor:  # type: ignore[override]
+        """x: flat, ``rows * in * kernel * kernel`` for each group -> flat, ``rows * out``; without `groups` an image, as usual."""
+        if groups is None:
+            return super().forward(x)
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        assert self.bias is not None
+        return _linear(x, self.weight.flatten(1), self.bias, [(rows, c_in * taps, c_out) for rows, c_in, c_out in groups])
+
+
+class GroupedLayerNorm(nn.LayerNorm):
+    """Layer norm over any number of prefixes of its channels; statistics in fp32 at least, also under autocast."""
+
+    def forward(self, x: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:  # type: ignore[override]
+        """x: flat, ``rows * width`` for each group ``(rows, width)`` -> the same shape."""
+        x = x if x.dtype == torch.float64 else x.float()
+        return _GroupedLayerNorm.apply(x, self.weight, self.bias, self.eps, groups)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor, groups: Sequence[Prefix]) -> Tensor:
+    if torch.is_autocast_enabled(x.device.type):  # autocast knows torch's own functions alone
+        x, weight, bias = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight, bias))
+    return _GroupedLinear.apply(x, weight, bias, groups)
+
+
+def _parts(flat: Tensor, shapes: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
+    """The groups of a flat tensor as views of these shapes."""
+    parts = flat.split([rows * width for rows, width in shapes])
+    return (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+
+
+class _GroupedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: Sequence[Prefix]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.groups = groups
+        out = x.new_empty(sum(rows * o for rows, _, o in groups))
+        inputs, outputs = _parts(x, [(rows, i) for rows, i, _ in groups]), _parts(out, [(rows, o) for rows, _, o in groups])
+        for (_, i, o), part, result in zip(groups, inputs, outputs, strict=True):
+            torch.addmm(bias[:o], part, weight[:o, :i].t(), out=result)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        (x, weight), groups = ctx.saved_tensors, ctx.groups
+        gradient = gradient.contiguous()
+        of_x, of_weight, of_bias = torch.empty_like(x), torch.zeros_like(weight), weight.new_zeros(len(weight))
+        ins, outs = [(rows, i) for rows, i, _ in groups], [(rows, o) for rows, _, o in groups]
+        for (_, i, o), part, into, grad in zip(groups, _parts(x, ins), _parts(of_x, ins), _parts(gradient, outs), strict=True):
+            torch.mm(grad, weight[:o, :i], out=into)
+            of_weight[:o, :i].addmm_(grad.t(), part)
+            of_bias[:o] += grad.sum(0)
+        return of_x, of_weight, of_bias, None
+
+
+class _GroupedLayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, groups: Sequence[tuple[int, int]]) -> Tensor:
+        parts = _parts(x, groups)
+        results = [torch.native_layer_norm(part, part.shape[1:], weight[: part.shape[1]], bias[: part.shape[1]], eps) for part in parts]
+        outs, ctx.means, ctx.scales = zip(*results, strict=True)
+        ctx.save_for_backward(x, weight, bias)
+        ctx.groups = groups
+        return torch.cat([out.view(-1) for out in outs])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        x, weight, bias = ctx.saved_tensors
+        of_weight, of_bias, of_x = torch.zeros_like(weight), torch.zeros_like(bias), []
+        parts = zip(_parts(gradient.contiguous(), ctx.groups), _parts(x, ctx.groups), ctx.means, ctx.scales, strict=True)
+        for grad, part, mean, scale in parts:
+            width = part.shape[1:]
+            w, b = weight[: width[0]], bias[: width[0]]
+            found = torch.ops.aten.native_layer_norm_backward(grad, part, width, mean, scale, w, b, [True, True, True])
+            of_x.append(found[0].view(-1))
+            of_weight[: width[0]] += found[1]
+            of_bias[: width[0]] += found[2]
+        return torch.cat(of_x), of_weight, of_bias, None, None
+
+
+class _Swap(torch.autograd.Function):
+    """Exchange the middle axes of every group: flat of shapes ``(a, b, c, d)`` -> flat of ``(a, c, b, d)``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shapes: Sequence[tuple[int, int, int, int]]) -> Tensor:
+        ctx.shapes = [(a, c, b, d) for a, b, c, d in shapes]
+        out = torch.empty_like(x)
+        sizes = [a * b * c * d for a, b, c, d in shapes]
+        for part, result, shape, swapped in zip(x.split(sizes), out.split(sizes), shapes, ctx.shapes, strict=True):
+            result.view(swapped).copy_(part.view(shape).transpose(1, 2))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        return _Swap.apply(gradient.contiguous(), ctx.shapes), None
+
+
+class Grouped:
+    """How the rows of one batch are divided among sub-networks that run side by side, and what is done to their activations.
+
+    `Masked` has the same methods; a layer is written once for both.
+
+    Args:
+        groups: for each sub-network the rows of the batch that are its own; every row has one.
+        device: of the activations.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[int]], device: torch.device) -> None:
+        self.counts = [len(rows) for rows in groups]
+        self.order = torch.tensor([row for rows in groups for row in rows], device=device)
+        self.back = self.order.argsort()
+
+    def _rows(self, x: Tensor, widths: Widths) -> list[int]:
+        """Rows of each group (examples times tokens): how many tokens an example has follows from the length."""
+        tokens = x.numel() // sum(count * width for count, width in zip(self.counts, widths, strict=True))
+        return [count * tokens for count in self.counts]
+
+    def _views(self, x: Tensor, widths: Widths) -> list[Tensor]:
+        """The groups as ``(examples, tokens, width)``."""
+        shapes = list(zip(self._rows(x, widths), widths, strict=True))
+        return [part.view(n, -1, w) for n, w, part in zip(self.counts, widths, _parts(x, shapes), strict=True)]
+
+    def lay(self, whole: Tensor, widths: Widths) -> Tensor:
+        """``(N, tokens, largest width)`` in the order of the batch -> the first channels of every row."""
+        parts = whole[self.order].split(self.counts)
+        return torch.cat([part[..., :width].reshape(-1) for part, width in zip(parts, widths, strict=True)])
+
+    def whole(self, x: Tensor, width: int) -> Tensor:
+        """Activations of one common width -> ``(N, tokens, width)`` in the order of the batch."""
+        return x.view(len(self.order), -1, width)[self.back]
+
+    def each(self, function: Callable[[Tensor, int], Tensor], x: Tensor, widths: Widths, outs: Widths) -> Tensor:
+        """``function(tokens of one sub-network, out)`` for each."""
+        return torch.cat([function(part, out).reshape(-1) for part, out in zip(self._views(x, widths), outs, strict=True)])
+
+    def join(self, first: Tensor, second: Tensor, widths: Widths) -> Tensor:
+        """The tokens of `second` after those of `first`."""
+        pairs = zip(self._views(first, widths), self._views(second, widths), strict=True)
+        return torch.cat([torch.cat(pair, 1).view(-1) for pair in pairs])
+
+    def norm(self, layer: GroupedLayerNorm, x: Tensor, widths: Widths) -> Tensor:
+        """Layer norm over every row's own channels."""
+        return layer(x, list(zip(self._rows(x, widths), widths, strict=True)))
+
+    def linear(self, layer: GroupedLinear, x: Tensor, ins: Widths, outs: Widths) -> Tensor:
+        """A linear layer, the first `ins` columns and `outs` rows of its weight."""
+        return layer(x, list(zip(self._rows(x, ins), ins, outs, strict=True)))
+
+    def conv(self, layer: GroupedConv2d, x: Tensor, ins: Widths, outs: Widths) -> Tensor:
+        """A convolution of the square image that the tokens are; the result is tokens again."""
+
+        def cut(tokens: Tensor, width: int) -> Tensor:
+            image = tokens.transpose(1, 2).unflatten(2, (round(tokens.shape[1] ** 0.5), -1))
+            return F.unfold(image, layer.kernel_size, padding=layer.padding, stride=layer.stride).transpose(1, 2)  # type: ignore[arg-type]
+
+        taps = layer.kernel_size[0] * layer.kernel_size[1]
+        patches = self.each(cut, x, ins, ins)
+        return layer(patches, list(zip(self._rows(patches, [width * taps for width in ins]), ins, outs, strict=True)))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, inner: Widths, head_dim: int) -> Tensor:
+        """Self-attention; heads do not see each other, so those of all sub-networks are one batch."""
+        tokens = self._rows(q, inner)[0] // self.counts[0]
+        shapes = [(count, tokens, width // head_dim, head_dim) for count, width in zip(self.counts, inner, strict=True)]
+        heads = (_Swap.apply(t, shapes).view(1, -1, tokens, head_dim) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(*heads)
+        return _Swap.apply(out.reshape(-1), [(a, c, b, d) for a, b, c, d in shapes])
+
+    def gelu(self, x: Tensor, widths: Widths) -> Tensor:
+        """GELU of activations of these widths."""
+        return F.gelu(x)
+
+    def add(self, x: Tensor, branch: Tensor, widths: Widths, scale: Tensor | None = None) -> Tensor:
+        """A residual branch added to the stream, each example's times its entry of `scale` ``(N,)``."""
+        if scale is None:
+            return x + branch
+        tokens = self._rows(x, widths)[0] // self.counts[0]
+        sizes = torch.tensor([tokens * width for count, width in zip(self.counts, widths, strict=True) for _ in range(count)], device=x.device)
+        return x + branch * scale[self.order].repeat_interleave(sizes, output_size=len(x))
+
+    def run(self, block: nn.Module, x: Tensor, widths: Widths, exists: Sequence[bool], sizes: Sequence[Widths], scales: Any) -> Tensor:
+        """``block(stream, how, *sizes, scales)`` for the sub-networks that have the block; the stream of the others goes by.
+
+        Args:
+            widths: of the stream.
+            exists: which sub-networks have the block.
+            sizes: what else the block is told, a number for each sub-network.
+            scales: of its residual branches, see `add`.
+        """
+        have = [group for group, there in enumerate(exists) if there]
+        if not have:
+            return x
+        if len(have) == len(exists):
+            return block(x, self, widths, *sizes, scales)
+        parts = [part.view(-1) for part in _parts(x, list(zip(self._rows(x, widths), widths, strict=True)))]
+        some, chosen = self._of(have), [[of[group] for group in have] for of in (widths, *sizes)]
+        out = block(torch.cat([parts[group] for group in have]), some, *chosen, scales)
+        for group, part in zip(have, out.split([len(parts[group]) for group in have]), strict=True):
+            parts[group] = part
+        return torch.cat(parts)
+
+    def _of(self, groups: Sequence[int]) -> Grouped:
+        """Some of the sub-networks alone; `scale` of `add` is still that of the whole batch."""
+        some = object.__new__(Grouped)
+        some.counts = [self.counts[group] for group in groups]
+        parts = self.order.split(self.counts)
+        some.order = torch.cat([parts[group] for group in groups])
+        return some

@@ -1,0 +1,105 @@
+"""Several sub-networks in one pass of the largest network: channels that an example's own does not have are held at zero.
+
+Liao, Karaman, Sze, "Searching for Efficient Multi-Stage Vision Transformers" (2021), section 3.2. Every row costs what the
+largest network costs. Masks are prefixes of ones, a row of the batch each. Imports torch alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.elastic.grouped import Widths
+
+
+def masked_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, eps: float) -> Tensor:
+    """Layer norm over the channels that a mask leaves; the others become zero.
+
+    The variance is taken in a second pass: E[x^2] - mean^2 can fall below zero in fp32.
+
+    Args:
+        x: ``(N, tokens, C)``.
+        mask: ``(N, 1, C)`` of zeros and ones.
+    """
+    x = x if x.dtype == torch.float64 else x.float()  # autocast's rule for layer norm
+    live = mask.sum(-1, keepdim=True)
+    centred = (x - (x * mask).sum(-1, keepdim=True) / live) * mask
+    variance = centred.square().sum(-1, keepdim=True) / live
+    return (centred * (variance + eps).rsqrt() * weight + bias) * mask
+
+
+class Masked:
+    """How the rows of one batch are divided among sub-networks; the methods are those of `Grouped`.
+
+    The stream is zero wherever its row's mask is, after every method that changes it.
+
+    Args:
+        owner: int64 ``(N,)``, which sub-network each row belongs to.
+    """
+
+    def __init__(self, owner: Tensor) -> None:
+        self.owner = owner
+        self.known: dict[tuple[Widths, int, torch.dtype], Tensor] = {}
+
+    def mask(self, widths: Widths, x: Tensor) -> Tensor:
+        """``(N, 1, C)`` of ones and zeros for the C channels of x."""
+        key = (tuple(widths), x.shape[-1], x.dtype)
+        if key not in self.known:
+            have = torch.tensor(widths, device=x.device)[self.owner]
+            self.known[key] = (torch.arange(x.shape[-1], device=x.device) < have[:, None, None]).to(x.dtype)
+        return self.known[key]
+
+    def lay(self, whole: Tensor, widths: Widths) -> Tensor:
+        """``(N, tokens, C)`` -> the same, masked."""
+        return whole * self.mask(widths, whole)
+
+    def whole(self, x: Tensor, width: int) -> Tensor:
+        """As it is: ``(N, tokens, width)``."""
+        return x
+
+    def each(self, function: Callable[[Tensor, int], Tensor], x: Tensor, widths: Widths, outs: Widths) -> Tensor:
+        """``function(tokens, out)`` for all at once; a wider result has zeros at its end."""
+        return function(x, max(*outs, x.shape[-1]))
+
+    def join(self, first: Tensor, second: Tensor, widths: Widths) -> Tensor:
+        """The tokens of `second` after those of `first`."""
+        return torch.cat((first, second), 1)
+
+    def norm(self, layer: nn.LayerNorm, x: Tensor, widths: Widths) -> Tensor:
+        """Masked layer norm (the paper's MLN)."""
+        return layer(x, mask=self.mask(widths, x))
+
+    def linear(self, layer: nn.Module, x: Tensor, ins: Widths, outs: Widths) -> Tensor:
+        """The whole layer; x is masked already, the result is not."""
+        return layer(x)
+
+    def conv(self, layer: nn.Module, x: Tensor, ins: Widths, outs: Widths) -> Tensor:
+        """The whole convolution of the square image that the tokens are; the result is tokens again, not masked."""
+        return layer(x.transpose(1, 2).unflatten(2, (round(x.shape[1] ** 0.5), -1))).flatten(2).transpose(1, 2)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, inner: Widths, head_dim: int) -> Tensor:
+        """Self-attention with all heads, then the mask: heads do not see each other."""
+        q, k, v = (t.unflatten(2, (-1, head_dim)).transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return out * self.mask(inner, out)
+
+    def gelu(self, x: Tensor, widths: Widths) -> Tensor:
+        """GELU, then the mask."""
+        x = F.gelu(x)
+        return x * self.mask(widths, x)
+
+    def add(self, x: Tensor, branch: Tensor, widths: Widths, scale: Tensor | None = None) -> Tensor:
+        """A residual branch added to the stream; its mask keeps the biases out of the dead channels."""
+        mask = self.mask(widths, branch)
+        return x + branch * (mask if scale is None else mask * scale[:, None, None])
+
+    def run(self, block: nn.Module, x: Tensor, widths: Widths, exists: Sequence[bool], sizes: Sequence[Widths], scales: Any) -> Tensor:
+        """``block(stream, how, *sizes, scales)``; both of its branches times 0 for the rows that do not have it."""
+        if not all(exists):
+            there = torch.tensor(exists, device=x.device)[self.owner].to(x.dtype)
+            scales = [there if scale is None else there * scale for scale in scales]
+        return block(x, self, widths, *sizes, scales)

@@ -1,0 +1,205 @@
+"""The stages of a run, each from files to files: train, search, export, report. A finished stage is not done twice."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from safetensors.torch import load_file
+
+from nas import checkpoint
+from nas.device import settle
+from nas.evaluate import Batches, Evaluator
+from nas.experiment import Experiment
+from nas.export import export_child, exported
+from nas.loop import build, checkpoints, total_steps
+from nas.recipes import load_recipe
+from nas.report import write_report
+from nas.run import open_run
+from nas.search import Record
+from nas.search.tune import budget_of, check_constraints, journal_path, search_children
+from nas.sources import History
+from nas.supernet import Supernet
+from nas.tasks import load_task
+from nas.tracking import Tracker, address
+from nas.train import finished, state_of, train
+
+FLUSH_SECONDS = 30.0  # at the end, for what MLflow does not have yet
+
+
+class Watcher(Protocol):
+    """Who is told how the work goes. All calls come from one process; those within a stage may come from a thread of it."""
+
+    def begin(self, stage: str, note: str) -> None: ...
+
+    def advance(self, done: float, total: float, note: str, unit: str, seconds: float | None = None) -> None:
+        """`done` of `total` `unit`; `seconds` of work so far, where the stage knows better than the clock."""
+
+    def say(self, text: str) -> None: ...
+
+    def end(self, note: str) -> None: ...
+
+
+class Pipeline:
+    """One attempt at a run. Make it by `Pipeline.open`.
+
+    Attributes:
+        experiment: what is run.
+        run: its directory.
+    """
+
+    def __init__(self, experiment: Experiment, run: Path, fence: checkpoint.Fence, tracker: Tracker, watch: Watcher) -> None:
+        self.experiment, self.run, self.fence, self.tracker, self.watch = experiment, run, fence, tracker, watch
+        self.task = load_task(experiment)
+        self.net = build(experiment, self.task)
+        self.supernet = ""
+
+    @classmethod
+    @contextmanager
+    def open(cls, experiment: Experiment, run: Path, watch: Watcher) -> Iterator[Pipeline]:
+        """Take the run directory, check what can be checked before anything is started, and follow with the tracker.
+
+        Raises:
+            ValueError: the space cannot meet the constraints; the directory is occupied; the data cannot be used.
+        """
+        settle(False, 1)
+        run = run.absolute()
+        check_constraints(experiment, build(experiment, load_task(experiment)))
+        tracking = experiment.tracking
+        with open_run(experiment, run) as fence:
+            tracker = Tracker(run, address(run, tracking.uri), tracking.experiment or experiment.name)
+            try:
+                tracker.start()
+                yield cls(experiment, run, fence, tracker, watch)
+            except BaseException:
+                tracker.close(5, "KILLED")
+                raise
+            missed = tracker.close(FLUSH_SECONDS)
+            if missed:
+                watch.say(f"{missed} items could not be sent to MLflow; they are kept, and the same command sends them")
+        shutil.rmtree(run / ".ray", ignore_errors=True)
+
+    def train(self) -> None:
+        """The supernet, to the end of its schedule or of its time."""
+        recipe = load_recipe(self.task, self.experiment.recipe)
+        total = total_steps(self.experiment, len(self.task.train), recipe)
+        if finished(self.run, self.experiment, total):
+            self.watch.say(f"train: done before ({state_of(self.run).step:,} steps)")  # type: ignore[union-attr]
+            return
+        self.watch.begin("train", "starting Ray and the workers")
+        panel: dict[str, str] = {}
+
+        def notify(line: dict[str, Any]) -> None:
+            if "panel" in line:
+                figures = {name: figure[self.task.metric] for name, figure in line["panel"].items()}
+                panel["text"] = f" | {self.task.metric} largest {figures['largest']:.1f} smallest {figures['smallest']:.1f}"
+            elif "event" in line:
+                self.watch.say(f"{line['event']}: {line['reason']}")
+            elif "loss" in line:
+                loss = next(iter(line["loss"].values()))
+                done = max(line["step"], line["share"] * line["total"])
+                self.watch.advance(done, line["total"], f"loss {loss:.3f}{panel.get('text', '')}", "steps", line["seconds"])
+            self.tracker.poke()
+
+        train(self.experiment, self.run, self.fence, notify)
+        state = state_of(self.run)
+        assert state is not None
+        self.watch.end(f"{state.step:,} steps in {state.seconds / 60:.1f} min{panel.get('text', '')}")
+
+    def search(self) -> None:
+        """Candidates, until there are as many as asked for."""
+        newest = self._load()
+        history = self._history()
+        target, began, before = self.experiment.search.candidates, time.monotonic(), len(history.records)
+        if before >= target:
+            self.watch.say(f"search: done before ({before:,} candidates)")
+            return
+        self.watch.begin("search", "starting Ray and the evaluators")
+
+        def notify(record: Record) -> None:
+            history.update()
+            done, last = len(history.records), history.progress[-1] if history.progress else None
+            note = f"front {last.front_size} | best {last.best:.2f} | hv {last.hypervolume:.4g}" if last else ""
+            self.watch.advance(done, target, note, "candidates", None)
+            self.tracker.poke()
+
+        why = search_children(self.experiment, self.run, self.fence, newest, notify)
+        history.update()
+        if why:
+            self.watch.say(why)
+        done = len(history.records)
+        rate = (done - before) / max(time.monotonic() - began, 1e-9)
+        left = "" if done >= target or why else f" of {target:,}; the time is over, the same command goes on"
+        self.watch.end(f"{done:,} candidates{left}, {len(history.front())} on the front, {rate:.1f} a second with the start of Ray")
+
+    def export(self, only: str | None = None) -> list[str]:
+        """The children of the front, spread over it; or the one candidate that is named. Returns their ids.
+
+        Raises:
+            ValueError: there is nothing to choose from, or no such candidate.
+        """
+        self._load()
+        chosen = choose(self._history(), self.experiment, only)
+        folder = self.run / "children"
+        open_ = [record for record in chosen if not exported(folder / record.id, self.supernet)]
+        if not open_:
+            self.watch.say(f"export: done before ({len(chosen)} children)")
+            return [record.id for record in chosen]
+        self.watch.begin("export", "calibrating and scoring on test")
+        evaluator, test = self._evaluator()
+        space = self.experiment.space
+        about = {"space": space.name, "size": space.size, "supernet": self.supernet, "data": self.experiment.data.name, "classes": list(self.task.classes)}
+        for number, record in enumerate(open_, 1):
+            export_child(folder / record.id, record.arch, evaluator, test, about, self.experiment.export.onnx, self.fence)
+            self.watch.advance(number, len(open_), record.id, "children", None)
+            self.tracker.poke()
+        self.watch.end(f"{len(open_)} children in {folder}")
+        return [record.id for record in chosen]
+
+    def report(self) -> Path:
+        """RUN/report.html."""
+        return write_report(self.run)
+
+    def _load(self) -> Path:
+        """The trained weights into the network; returns their file."""
+        newest = checkpoint.newest_valid(checkpoints(self.run), self.watch.say)
+        if newest is None:
+            raise ValueError(f"{self.run} has no trained supernet yet: nas train {self.experiment.name}")
+        self.supernet = checkpoint.verify(newest)["files"]["weights.safetensors"]["sha256"]
+        self.net.load_state_dict(load_file(newest / "weights.safetensors"))
+        return newest
+
+    def _history(self) -> History:
+        history = History(journal_path(self.run, self.supernet))
+        history.update()
+        return history
+
+    def _evaluator(self) -> tuple[Evaluator, Batches]:
+        device = settle(False, 1)
+        settings = self.experiment.search
+        net: Supernet = self.net.to(device)
+        return Evaluator(net, self.task, settings, device), Batches(self.task.test, len(self.task.test), settings.score_batch, device)
+
+
+def choose(history: History, experiment: Experiment, only: str | None = None) -> list[Record]:
+    """Records to export: some of the front within the constraints, evenly spread by rank of cost, both ends among them; or the one named.
+
+    Raises:
+        ValueError: there is nothing to choose from, or no such candidate.
+    """
+    if only is not None:
+        named = [record for record in history.records.values() if only in (record.id, str(record.k))]
+        if not named:
+            raise ValueError(f"no candidate {only!r} in {history.path}; give the id or the number of one of its {len(history.records)} records")
+        return named[:1]
+    budget = budget_of(experiment)
+    front = history.front(lambda record: budget.violation(record.cost) == 0)
+    if not front:
+        raise ValueError(f"no candidate within {budget} was judged in {history.path}; search first: nas search {experiment.name}")
+    places = np.unique(np.linspace(0, len(front) - 1, min(experiment.export.children, len(front))).round().astype(int))
+    return [front[place] for place in places]
