@@ -50,12 +50,12 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
-        self.reduce = nn.Conv2d(channels, squeezed, 1)
-        self.expand = nn.Conv2d(squeezed, channels, 1)
+        self.reduce = nn.Linear(channels, squeezed)
+        self.expand = nn.Linear(squeezed, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = F.relu(self.reduce(x.mean((2, 3), keepdim=True)))
-        return x * F.hardsigmoid(self.expand(gate))
+        gate = F.relu(self.reduce(x.mean((2, 3))))
+        return x * F.hardsigmoid(self.expand(gate))[:, :, None, None]
 
 
 class MBConv(nn.Module):
@@ -88,6 +88,11 @@ class MBConv(nn.Module):
             return out
         x = shrink(x, self.stride)
         return out + (x if self.shortcut is None else self.shortcut(x))
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same values, channels innermost: what convolutions are quickest on. A one-channel image has no such order of its own."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def shrink(x: Tensor, stride: int) -> Tensor:

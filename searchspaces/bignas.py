@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import nas.static
 from nas.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, ElasticSqueezeExcite
 from nas.space import Arch, Choice, Number, Space
-from nas.static import resize, shrink
+from nas.static import channels_last, resize, shrink
 from nas.supernet import Cost, Pass, Supernet, fp32, inherit
 from searchspaces import bignas_child
 
@@ -314,7 +314,7 @@ class BigNAS(Supernet):
         """x: ``(N, C, H, W)``, pixels in [0, 1] -> logits ``(N, classes)``."""
         stem, stages, head, feature = self._plan(arch)
         x = resize((x - self.pixels.mean) / self.pixels.std, int(arch["resolution"]))
-        x = self.stem(x.contiguous(memory_format=torch.channels_last), stem)
+        x = channels_last(self.stem(channels_last(x), stem))
         total, number = sum(map(len, stages)), 0
         for index, stage in enumerate(stages):
             late = index >= len(stages) - 2  # drop-path in the last two stages only, growing with depth (AttentiveNAS)

@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.static import ConvNorm, MBConv, Pixels
+from nas.static import ConvNorm, MBConv, Pixels, channels_last
 
 
 class BigNASChild(nn.Module):
@@ -56,7 +56,7 @@ class BigNASChild(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: ``(N, C, H, W)``, pixels in [0, 1] -> logits ``(N, classes)``."""
-        x = self.stem(self.pixels(x))
+        x = channels_last(self.stem(channels_last(self.pixels(x))))
         for stage in self.stages:
             for block in stage:
                 x = block(x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -95,7 +95,7 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """A spatial reduction (none in the first stage), then blocks, which keep the numbers that they had in the supernet."""
 
-    def __init__(self, reduce: nn.Module | None, blocks: dict[str, nn.Module]) -> None:
+    def __init__(self, reduce: nn.Module | None, blocks: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.reduce = reduce
         self.blocks = nn.ModuleDict(blocks)
@@ -120,11 +120,9 @@ class ViTResNASChild(nn.Module):
         classes: how many there are.
     """
 
-    def __init__(
-        self, mean: list[float], std: list[float], side: int, pad: int, patch: int, stem: int, stages: list[dict[str, Any]], classes: int
-    ) -> None:
+    def __init__(self, mean: list[float], std: list[float], side: int, pad: int, patch: int, stem: int, stages: list[dict[str, Any]], classes: int) -> None:
         super().__init__()
-        self.config = dict(mean=mean, std=std, side=side, pad=pad, patch=patch, stem=stem, stages=stages, classes=classes)
+        self.config = {"mean": mean, "std": std, "side": side, "pad": pad, "patch": patch, "stem": stem, "stages": stages, "classes": classes}
         self.pad = pad
         grid, width = side // patch, stages[0]["width"]
         self.pixels = Pixels(mean, std, side - 2 * pad)
@@ -136,7 +134,7 @@ class ViTResNASChild(nn.Module):
             reduce = Reduction(width, stage["width"], grid // 2**number) if number else None
             width = stage["width"]
             blocks = {key: Block(width, head_dim=stage["head_dim"], **sizes) for key, sizes in stage["blocks"].items()}
-            self.stages.append(Stage(reduce, blocks))  # type: ignore[arg-type]
+            self.stages.append(Stage(reduce, blocks))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, classes)
 

@@ -9,12 +9,14 @@ Layers take and give plain tensors and are called as modules, which DeepSpeed's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from nas.elastic.layer_norm import ElasticLayerNorm, views
 
 Widths = Sequence[int]  # of one axis, a number for each sub-network
 Prefix = tuple[int, int, int]  # rows, input features, output features of a layer that several sub-networks run
@@ -40,25 +42,10 @@ class GroupedConv2d(nn.Conv2d):
         return _linear(x, self.weight.flatten(1), self.bias, [(rows, c_in * taps, c_out) for rows, c_in, c_out in groups])
 
 
-class GroupedLayerNorm(nn.LayerNorm):
-    """Layer norm over any number of prefixes of its channels; statistics in fp32 at least, also under autocast."""
-
-    def forward(self, x: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:  # type: ignore[override]
-        """x: flat, ``rows * width`` for each group ``(rows, width)`` -> the same shape."""
-        x = x if x.dtype == torch.float64 else x.float()
-        return _GroupedLayerNorm.apply(x, self.weight, self.bias, self.eps, groups)
-
-
 def _linear(x: Tensor, weight: Tensor, bias: Tensor, groups: Sequence[Prefix]) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):  # autocast knows torch's own functions alone
         x, weight, bias = (t.to(torch.get_autocast_dtype(x.device.type)) for t in (x, weight, bias))
     return _GroupedLinear.apply(x, weight, bias, groups)
-
-
-def _parts(flat: Tensor, shapes: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
-    """The groups of a flat tensor as views of these shapes."""
-    parts = flat.split([rows * width for rows, width in shapes])
-    return (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
 
 
 class _GroupedLinear(torch.autograd.Function):
@@ -67,7 +54,7 @@ class _GroupedLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.groups = groups
         out = x.new_empty(sum(rows * o for rows, _, o in groups))
-        inputs, outputs = _parts(x, [(rows, i) for rows, i, _ in groups]), _parts(out, [(rows, o) for rows, _, o in groups])
+        inputs, outputs = views(x, [(rows, i) for rows, i, _ in groups]), views(out, [(rows, o) for rows, _, o in groups])
         for (_, i, o), part, result in zip(groups, inputs, outputs, strict=True):
             torch.addmm(bias[:o], part, weight[:o, :i].t(), out=result)
         return out
@@ -78,36 +65,11 @@ class _GroupedLinear(torch.autograd.Function):
         gradient = gradient.contiguous()
         of_x, of_weight, of_bias = torch.empty_like(x), torch.zeros_like(weight), weight.new_zeros(len(weight))
         ins, outs = [(rows, i) for rows, i, _ in groups], [(rows, o) for rows, _, o in groups]
-        for (_, i, o), part, into, grad in zip(groups, _parts(x, ins), _parts(of_x, ins), _parts(gradient, outs), strict=True):
+        for (_, i, o), part, into, grad in zip(groups, views(x, ins), views(of_x, ins), views(gradient, outs), strict=True):
             torch.mm(grad, weight[:o, :i], out=into)
             of_weight[:o, :i].addmm_(grad.t(), part)
             of_bias[:o] += grad.sum(0)
         return of_x, of_weight, of_bias, None
-
-
-class _GroupedLayerNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, groups: Sequence[tuple[int, int]]) -> Tensor:
-        parts = _parts(x, groups)
-        results = [torch.native_layer_norm(part, part.shape[1:], weight[: part.shape[1]], bias[: part.shape[1]], eps) for part in parts]
-        outs, ctx.means, ctx.scales = zip(*results, strict=True)
-        ctx.save_for_backward(x, weight, bias)
-        ctx.groups = groups
-        return torch.cat([out.view(-1) for out in outs])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        x, weight, bias = ctx.saved_tensors
-        of_weight, of_bias, of_x = torch.zeros_like(weight), torch.zeros_like(bias), []
-        parts = zip(_parts(gradient.contiguous(), ctx.groups), _parts(x, ctx.groups), ctx.means, ctx.scales, strict=True)
-        for grad, part, mean, scale in parts:
-            width = part.shape[1:]
-            w, b = weight[: width[0]], bias[: width[0]]
-            found = torch.ops.aten.native_layer_norm_backward(grad, part, width, mean, scale, w, b, [True, True, True])
-            of_x.append(found[0].view(-1))
-            of_weight[: width[0]] += found[1]
-            of_bias[: width[0]] += found[2]
-        return torch.cat(of_x), of_weight, of_bias, None, None
 
 
 class _Swap(torch.autograd.Function):
@@ -150,7 +112,7 @@ class Grouped:
     def _views(self, x: Tensor, widths: Widths) -> list[Tensor]:
         """The groups as ``(examples, tokens, width)``."""
         shapes = list(zip(self._rows(x, widths), widths, strict=True))
-        return [part.view(n, -1, w) for n, w, part in zip(self.counts, widths, _parts(x, shapes), strict=True)]
+        return [part.view(n, -1, w) for n, w, part in zip(self.counts, widths, views(x, shapes), strict=True)]
 
     def lay(self, whole: Tensor, widths: Widths) -> Tensor:
         """``(N, tokens, largest width)`` in the order of the batch -> the first channels of every row."""
@@ -161,16 +123,20 @@ class Grouped:
         """Activations of one common width -> ``(N, tokens, width)`` in the order of the batch."""
         return x.view(len(self.order), -1, width)[self.back]
 
-    def each(self, function: Callable[[Tensor, int], Tensor], x: Tensor, widths: Widths, outs: Widths) -> Tensor:
-        """``function(tokens of one sub-network, out)`` for each."""
-        return torch.cat([function(part, out).reshape(-1) for part, out in zip(self._views(x, widths), outs, strict=True)])
+    def take(self, x: Tensor, widths: Widths, tokens: slice) -> Tensor:
+        """Some of the tokens."""
+        return torch.cat([part[:, tokens].reshape(-1) for part in self._views(x, widths)])
+
+    def resize(self, function: Callable[[Tensor, int], Tensor], x: Tensor, ins: Widths, outs: Widths, most: int) -> Tensor:
+        """``function((examples, tokens, in), out)`` for each sub-network; `most` is the largest `out` of all."""
+        return torch.cat([function(part, out).reshape(-1) for part, out in zip(self._views(x, ins), outs, strict=True)])
 
     def join(self, first: Tensor, second: Tensor, widths: Widths) -> Tensor:
         """The tokens of `second` after those of `first`."""
         pairs = zip(self._views(first, widths), self._views(second, widths), strict=True)
         return torch.cat([torch.cat(pair, 1).view(-1) for pair in pairs])
 
-    def norm(self, layer: GroupedLayerNorm, x: Tensor, widths: Widths) -> Tensor:
+    def norm(self, layer: ElasticLayerNorm, x: Tensor, widths: Widths) -> Tensor:
         """Layer norm over every row's own channels."""
         return layer(x, list(zip(self._rows(x, widths), widths, strict=True)))
 
@@ -186,7 +152,7 @@ class Grouped:
             return F.unfold(image, layer.kernel_size, padding=layer.padding, stride=layer.stride).transpose(1, 2)  # type: ignore[arg-type]
 
         taps = layer.kernel_size[0] * layer.kernel_size[1]
-        patches = self.each(cut, x, ins, ins)
+        patches = self.resize(cut, x, ins, ins, layer.in_channels)
         return layer(patches, list(zip(self._rows(patches, [width * taps for width in ins]), ins, outs, strict=True)))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, inner: Widths, head_dim: int) -> Tensor:
@@ -209,23 +175,22 @@ class Grouped:
         sizes = torch.tensor([tokens * width for count, width in zip(self.counts, widths, strict=True) for _ in range(count)], device=x.device)
         return x + branch * scale[self.order].repeat_interleave(sizes, output_size=len(x))
 
-    def run(self, block: nn.Module, x: Tensor, widths: Widths, exists: Sequence[bool], sizes: Sequence[Widths], scales: Any) -> Tensor:
-        """``block(stream, how, *sizes, scales)`` for the sub-networks that have the block; the stream of the others goes by.
+    def run(self, block: nn.Module, x: Tensor, widths: Widths, sizes: Sequence[tuple[int, ...] | None], scales: Any) -> Tensor:
+        """``block(stream, layout, widths, *sizes, scales)`` for the sub-networks that have the block; the others' stream goes by.
 
         Args:
             widths: of the stream.
-            exists: which sub-networks have the block.
-            sizes: what else the block is told, a number for each sub-network.
+            sizes: what else the block is told about each sub-network, in a list for each number; None for one that drops it.
             scales: of its residual branches, see `add`.
         """
-        have = [group for group, there in enumerate(exists) if there]
+        have = [group for group, size in enumerate(sizes) if size is not None]
         if not have:
             return x
-        if len(have) == len(exists):
-            return block(x, self, widths, *sizes, scales)
-        parts = [part.view(-1) for part in _parts(x, list(zip(self._rows(x, widths), widths, strict=True)))]
-        some, chosen = self._of(have), [[of[group] for group in have] for of in (widths, *sizes)]
-        out = block(torch.cat([parts[group] for group in have]), some, *chosen, scales)
+        told = zip(*(size for size in sizes if size is not None), strict=True)
+        if len(have) == len(sizes):
+            return block(x, self, widths, *told, scales)
+        parts = list(x.split([rows * width for rows, width in zip(self._rows(x, widths), widths, strict=True)]))
+        out = block(torch.cat([parts[group] for group in have]), self._of(have), [widths[group] for group in have], *told, scales)
         for group, part in zip(have, out.split([len(parts[group]) for group in have]), strict=True):
             parts[group] = part
         return torch.cat(parts)

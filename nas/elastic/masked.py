@@ -13,23 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.elastic.grouped import Widths
-
-
-def masked_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, eps: float) -> Tensor:
-    """Layer norm over the channels that a mask leaves; the others become zero.
-
-    The variance is taken in a second pass: E[x^2] - mean^2 can fall below zero in fp32.
-
-    Args:
-        x: ``(N, tokens, C)``.
-        mask: ``(N, 1, C)`` of zeros and ones.
-    """
-    x = x if x.dtype == torch.float64 else x.float()  # autocast's rule for layer norm
-    live = mask.sum(-1, keepdim=True)
-    centred = (x - (x * mask).sum(-1, keepdim=True) / live) * mask
-    variance = centred.square().sum(-1, keepdim=True) / live
-    return (centred * (variance + eps).rsqrt() * weight + bias) * mask
+from nas.elastic.grouped import GroupedConv2d, GroupedLinear, Widths
+from nas.elastic.layer_norm import ElasticLayerNorm
 
 
 class Masked:
@@ -61,23 +46,27 @@ class Masked:
         """As it is: ``(N, tokens, width)``."""
         return x
 
-    def each(self, function: Callable[[Tensor, int], Tensor], x: Tensor, widths: Widths, outs: Widths) -> Tensor:
-        """``function(tokens, out)`` for all at once; a wider result has zeros at its end."""
-        return function(x, max(*outs, x.shape[-1]))
+    def take(self, x: Tensor, widths: Widths, tokens: slice) -> Tensor:
+        """Some of the tokens."""
+        return x[:, tokens]
+
+    def resize(self, function: Callable[[Tensor, int], Tensor], x: Tensor, ins: Widths, outs: Widths, most: int) -> Tensor:
+        """``function((N, tokens, C), most)`` for all at once."""
+        return function(x, most)
 
     def join(self, first: Tensor, second: Tensor, widths: Widths) -> Tensor:
         """The tokens of `second` after those of `first`."""
         return torch.cat((first, second), 1)
 
-    def norm(self, layer: nn.LayerNorm, x: Tensor, widths: Widths) -> Tensor:
+    def norm(self, layer: ElasticLayerNorm, x: Tensor, widths: Widths) -> Tensor:
         """Masked layer norm (the paper's MLN)."""
-        return layer(x, mask=self.mask(widths, x))
+        return layer(x, self.mask(widths, x))
 
-    def linear(self, layer: nn.Module, x: Tensor, ins: Widths, outs: Widths) -> Tensor:
+    def linear(self, layer: GroupedLinear, x: Tensor, ins: Widths, outs: Widths) -> Tensor:
         """The whole layer; x is masked already, the result is not."""
         return layer(x)
 
-    def conv(self, layer: nn.Module, x: Tensor, ins: Widths, outs: Widths) -> Tensor:
+    def conv(self, layer: GroupedConv2d, x: Tensor, ins: Widths, outs: Widths) -> Tensor:
         """The whole convolution of the square image that the tokens are; the result is tokens again, not masked."""
         return layer(x.transpose(1, 2).unflatten(2, (round(x.shape[1] ** 0.5), -1))).flatten(2).transpose(1, 2)
 
@@ -97,9 +86,13 @@ class Masked:
         mask = self.mask(widths, branch)
         return x + branch * (mask if scale is None else mask * scale[:, None, None])
 
-    def run(self, block: nn.Module, x: Tensor, widths: Widths, exists: Sequence[bool], sizes: Sequence[Widths], scales: Any) -> Tensor:
-        """``block(stream, how, *sizes, scales)``; both of its branches times 0 for the rows that do not have it."""
-        if not all(exists):
-            there = torch.tensor(exists, device=x.device)[self.owner].to(x.dtype)
+    def run(self, block: nn.Module, x: Tensor, widths: Widths, sizes: Sequence[tuple[int, ...] | None], scales: Any) -> Tensor:
+        """``block(stream, layout, widths, *sizes, scales)``; both of its branches times 0 for the rows that do not have it."""
+        have = [size for size in sizes if size is not None]
+        if not have:
+            return x
+        if len(have) < len(sizes):
+            there = torch.tensor([size is not None for size in sizes], device=x.device)[self.owner].to(x.dtype)
             scales = [there if scale is None else there * scale for scale in scales]
-        return block(x, self, widths, *sizes, scales)
+        told = zip(*(size or have[0] for size in sizes), strict=True)
+        return block(x, self, widths, *told, scales)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.elastic.conv import ElasticConv2d
+from nas.elastic.linear import ElasticLinear
 
 
 class ElasticSqueezeExcite(nn.Module):
@@ -13,10 +13,10 @@ class ElasticSqueezeExcite(nn.Module):
 
     def __init__(self, max_channels: int, max_squeezed: int) -> None:
         super().__init__()
-        self.reduce = ElasticConv2d(max_channels, max_squeezed, 1, bias=True)
-        self.expand = ElasticConv2d(max_squeezed, max_channels, 1, bias=True)
+        self.reduce = ElasticLinear(max_channels, max_squeezed)
+        self.expand = ElasticLinear(max_squeezed, max_channels)
 
     def forward(self, x: Tensor, squeezed: int) -> Tensor:
         """x: ``(N, c, H, W)`` -> the same shape, channel by channel scaled to between 0 and 1."""
-        gate = F.relu(self.reduce(x.mean((2, 3), keepdim=True), squeezed))
-        return x * F.hardsigmoid(self.expand(gate, x.shape[1]))
+        gate = F.relu(self.reduce(x.mean((2, 3)), squeezed))
+        return x * F.hardsigmoid(self.expand(gate, x.shape[1]))[:, :, None, None]
