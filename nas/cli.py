@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from nas.experiment import Experiment, load_experiment, presets
+from nas.experiment import Experiment, load_experiment
 
 if TYPE_CHECKING:
     from nas.pipeline import Pipeline
@@ -81,6 +81,8 @@ def run(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes
         pipeline.train()
         pipeline.search()
         ids = pipeline.export()
+        if not pipeline.worked:
+            console.print("all is done; more candidates (--set search.candidates=N) or epochs (--set recipe.epochs=N) extend the run", highlight=False)
         finish(pipeline, ids)
 
 

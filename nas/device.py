@@ -16,6 +16,11 @@ def device(use_gpu: bool) -> torch.device:
     return torch.device("cuda", index)
 
 
+def driver(setting: bool | None) -> torch.device:
+    """Where the driver's own process works: a GPU of its machine unless that is ruled out, else the CPU."""
+    return settle(setting is not False and torch.cuda.is_available(), 1)
+
+
 def settle(use_gpu: bool, cpus: int) -> torch.device:
     """Call first in every worker process: choose the device, and take no more threads than CPUs were given.
 

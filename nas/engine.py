@@ -25,7 +25,6 @@ from nas.space import Arch
 from nas.supernet import Pass, Supernet
 
 
-
 def _extensions() -> Path:
     """Where torch keeps built operators: one folder for each torch, DeepSpeed and Python, so that none meets another's."""
     stamp = f"torch{version('torch')}-deepspeed{version('deepspeed')}-py{sys.version_info.major}{sys.version_info.minor}"
@@ -71,7 +70,7 @@ class Engine:
         self.zero_stage, self.device = zero_stage, device
         self._dtype = torch.bfloat16 if precision == "bf16" else None
         self._engine, *_ = deepspeed.initialize(model=net.to(device), optimizer=optimizer, config=config)
-        self._talk = dist.new_group(backend="gloo")  # small facts between ranks, without waiting for a GPU
+        self._talk: Any = dist.new_group(backend="gloo")  # small facts between ranks, without waiting for a GPU
         self.module: Supernet = self._engine.module
         self._names = {id(p): name for name, p in self.module.named_parameters()}
 

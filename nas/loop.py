@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -288,7 +288,7 @@ class Attempt:
         checkpoint.retain(self.loop.root, self.experiment.train.keep)
 
 
-def prefetched(feeds: Mapping[str, Feed], first: int) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+def prefetched(feeds: Mapping[str, Feed], first: int) -> Generator[dict[str, tuple[Tensor, Tensor]]]:
     """The batches of step `first` and on, one prepared ahead in a thread."""
     with ThreadPoolExecutor(1) as pool:
 

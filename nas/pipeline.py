@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +13,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from nas import checkpoint
-from nas.device import settle
+from nas.device import driver
 from nas.evaluate import Batches, Evaluator
 from nas.experiment import Experiment
 from nas.export import export_child, exported
@@ -23,6 +23,7 @@ from nas.report import write_report
 from nas.run import open_run
 from nas.search import Record
 from nas.search.tune import budget_of, check_constraints, journal_path, search_children
+from nas.session import session
 from nas.sources import History
 from nas.supernet import Supernet
 from nas.tasks import load_task
@@ -51,6 +52,7 @@ class Pipeline:
     Attributes:
         experiment: what is run.
         run: its directory.
+        worked: whether any stage had something to do.
     """
 
     def __init__(self, experiment: Experiment, run: Path, fence: checkpoint.Fence, tracker: Tracker, watch: Watcher) -> None:
@@ -58,6 +60,8 @@ class Pipeline:
         self.task = load_task(experiment)
         self.net = build(experiment, self.task)
         self.supernet = ""
+        self.ray = ExitStack()
+        self.worked = False
 
     @classmethod
     @contextmanager
@@ -67,7 +71,7 @@ class Pipeline:
         Raises:
             ValueError: the space cannot meet the constraints; the directory is occupied; the data cannot be used.
         """
-        settle(False, 1)
+        driver(experiment.train.use_gpu)
         run = run.absolute()
         check_constraints(experiment, build(experiment, load_task(experiment)))
         tracking = experiment.tracking
@@ -75,7 +79,9 @@ class Pipeline:
             tracker = Tracker(run, address(run, tracking.uri), tracking.experiment or experiment.name)
             try:
                 tracker.start()
-                yield cls(experiment, run, fence, tracker, watch)
+                pipeline = cls(experiment, run, fence, tracker, watch)
+                with pipeline.ray:
+                    yield pipeline
             except BaseException:
                 tracker.close(5, "KILLED")
                 raise
@@ -91,7 +97,8 @@ class Pipeline:
         if finished(self.run, self.experiment, total):
             self.watch.say(f"train: done before ({state_of(self.run).step:,} steps)")  # type: ignore[union-attr]
             return
-        self.watch.begin("train", "starting Ray and the workers")
+        self._begin("train", "starting Ray and the workers")
+        self.ray.enter_context(session())
         panel: dict[str, str] = {}
 
         def notify(line: dict[str, Any]) -> None:
@@ -119,7 +126,8 @@ class Pipeline:
         if before >= target:
             self.watch.say(f"search: done before ({before:,} candidates)")
             return
-        self.watch.begin("search", "starting Ray and the evaluators")
+        self._begin("search", "starting the evaluators")
+        self.ray.enter_context(session())
 
         def notify(record: Record) -> None:
             history.update()
@@ -150,7 +158,7 @@ class Pipeline:
         if not open_:
             self.watch.say(f"export: done before ({len(chosen)} children)")
             return [record.id for record in chosen]
-        self.watch.begin("export", "calibrating and scoring on test")
+        self._begin("export", "calibrating and scoring on test")
         evaluator, test = self._evaluator()
         space = self.experiment.space
         about = {"space": space.name, "size": space.size, "supernet": self.supernet, "data": self.experiment.data.name, "classes": list(self.task.classes)}
@@ -164,6 +172,10 @@ class Pipeline:
     def report(self) -> Path:
         """RUN/report.html."""
         return write_report(self.run)
+
+    def _begin(self, stage: str, note: str) -> None:
+        self.worked = True
+        self.watch.begin(stage, note)
 
     def _load(self) -> Path:
         """The trained weights into the network; returns their file."""
@@ -180,7 +192,7 @@ class Pipeline:
         return history
 
     def _evaluator(self) -> tuple[Evaluator, Batches]:
-        device = settle(False, 1)
+        device = driver(self.experiment.train.use_gpu)
         settings = self.experiment.search
         net: Supernet = self.net.to(device)
         return Evaluator(net, self.task, settings, device), Batches(self.task.test, len(self.task.test), settings.score_batch, device)

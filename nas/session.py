@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import ray
 
+from nas.experiment import Experiment
+
 QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end, or a death, is seen; 2 s by default
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -47,19 +49,22 @@ def session() -> Iterator[None]:
         ray.shutdown()
 
 
-def check_resources(cpus: float, gpus: float, for_what: str) -> None:
-    """Refuse what would wait for ever.
+def check_room(experiment: Experiment) -> None:
+    """Refuse an experiment whose training or search would wait for ever.
 
     Raises:
         TooLittle: says what is asked, what there is, and what to change.
     """
+    train, trials, gpu = experiment.train, experiment.search.trials, has_gpus(experiment.train.use_gpu)
+    _check(train.workers * train.cpus_per_worker, train.workers * gpu, f"training with {train.workers} workers", "train.workers")
+    _check(trials, gpu, f"searching with {trials} trials at a time", "search.trials")
+
+
+def _check(cpus: float, gpus: float, what: str, setting: str) -> None:
     have = ray.cluster_resources()
     for name, want in (("CPU", cpus), ("GPU", gpus)):
         if want > have.get(name, 0):
-            raise TooLittle(
-                f"{for_what} asks for {want:g} {name}s and the cluster has {have.get(name, 0):g}; "
-                "lower train.workers, train.cpus_per_worker or search.trials, or add machines"
-            )
+            raise TooLittle(f"{what} asks for {want:g} {name}s and the cluster has {have.get(name, 0):g}: lower {setting}, or add machines")
 
 
 def has_gpus(setting: bool | None) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -103,7 +103,7 @@ class Space:
         """Whether `choice` counts, given the canonical choices before it."""
         return choice.active_if is None or picked.get(choice.active_if[0]) in choice.active_if[1]
 
-    def _build(self, pick) -> Arch:
+    def _build(self, pick: Callable[[Choice], Number]) -> Arch:
         """An `Arch` with ``pick(choice)`` for every choice that counts, asked in order."""
         picked: dict[str, Number] = {}
         for name, choice in self.choices.items():

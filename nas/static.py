@@ -13,6 +13,9 @@ from torch import Tensor, nn
 class Pixels(nn.Module):
     """The input of a child: pixels in [0, 1], normalised per channel and resized (bicubic) to the child's resolution."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, mean: list[float], std: list[float], resolution: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))

@@ -12,7 +12,7 @@ from typing import Any
 from nas import checkpoint
 from nas.experiment import Experiment, parse
 from nas.loop import State, checkpoints, share_done
-from nas.session import check_resources, has_gpus, session
+from nas.session import check_room, has_gpus, session
 from nas.sources import Lines
 
 Notify = Callable[[dict[str, Any]], None]
@@ -46,12 +46,10 @@ def train(experiment: Experiment, run: Path, fence: checkpoint.Fence, notify: No
     """
     from nas.engine import prebuild
 
-    prebuild()
-    settings = experiment.train
     with session(), following(run / "train" / "metrics.jsonl", notify):
-        gpu = has_gpus(settings.use_gpu)
-        check_resources(settings.workers * settings.cpus_per_worker, settings.workers * gpu, f"training with {settings.workers} workers")
-        _fit(experiment, run, fence, gpu)
+        check_room(experiment)
+        prebuild()
+        _fit(experiment, run, fence, has_gpus(experiment.train.use_gpu))
 
 
 def _fit(experiment: Experiment, run: Path, fence: checkpoint.Fence, gpu: bool) -> None:
@@ -67,7 +65,7 @@ def _fit(experiment: Experiment, run: Path, fence: checkpoint.Fence, gpu: bool) 
         run_config=RunConfig(
             name=f"attempt-{fence.attempt}",
             storage_path=str(run / ".ray"),
-            failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=3),
+            failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
     )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import nas.static
 from nas.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, ElasticSqueezeExcite
 from nas.space import Arch, Choice, Number, Space
-from nas.static import channels_last, resize, shrink
+from nas.static import Pixels, channels_last, resize, shrink
 from nas.supernet import Cost, Pass, Supernet, fp32, inherit
 from searchspaces import bignas_child
 
@@ -270,9 +270,7 @@ class BigNAS(Supernet):
         side = image or max(table.resolution)
         self.input_shape = (self.table.channels, side, side)
         channels = self.table.channels
-        self.pixels = nn.Module()
-        self.pixels.register_buffer("mean", torch.tensor(mean or (0.0,) * channels).view(-1, 1, 1))
-        self.pixels.register_buffer("std", torch.tensor(std or (1.0,) * channels).view(-1, 1, 1))
+        self.pixels = Pixels(list(mean or (0.0,) * channels), list(std or (1.0,) * channels), side)
         self._build()
 
     def _build(self) -> None:
@@ -328,24 +326,16 @@ class BigNAS(Supernet):
 
     def child_config(self, arch: Arch) -> dict[str, Any]:
         stem, stages, head, feature = self._plan(arch)
-        return dict(
-            mean=self.pixels.mean.flatten().tolist(),  # type: ignore[union-attr, operator]
-            std=self.pixels.std.flatten().tolist(),  # type: ignore[union-attr, operator]
-            resolution=int(arch["resolution"]),
-            stem=stem,
-            stem_stride=self.table.stem_stride,
-            stages=[[asdict(block) for block in stage] for stage in stages],
-            head=head,
-            feature=feature,
-            classes=self.table.classes,
-        )
+        sizes = {"resolution": int(arch["resolution"]), "stem": stem, "stem_stride": self.table.stem_stride, "head": head, "feature": feature}
+        pixels = {"mean": self.pixels.mean.flatten().tolist(), "std": self.pixels.std.flatten().tolist()}
+        return {**pixels, **sizes, "stages": [[asdict(block) for block in stage] for stage in stages], "classes": self.table.classes}
 
     def fix(self, arch: Arch) -> BigNAS:
         def only(name: str) -> tuple[Any, ...]:
             return (arch[name],)
 
         stages = tuple(
-            replace(spec, **{what: only(f"stage{n}.{what}") for what in ("width", "depth", "kernel", "expand")})
+            Stage(only(f"stage{n}.width"), only(f"stage{n}.depth"), only(f"stage{n}.kernel"), only(f"stage{n}.expand"), spec.stride, spec.se)
             for n, spec in enumerate(self.table.stages, start=1)
         )
         table = replace(self.table, resolution=only("resolution"), stem=only("stem"), head=only("head"), stages=stages)

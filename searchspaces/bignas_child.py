@@ -36,17 +36,8 @@ class BigNASChild(nn.Module):
         classes: int,
     ) -> None:
         super().__init__()
-        self.config = dict(
-            mean=mean,
-            std=std,
-            resolution=resolution,
-            stem=stem,
-            stem_stride=stem_stride,
-            stages=stages,
-            head=head,
-            feature=feature,
-            classes=classes,
-        )
+        sizes = {"resolution": resolution, "stem": stem, "stem_stride": stem_stride, "stages": stages}
+        self.config = {"mean": mean, "std": std, **sizes, "head": head, "feature": feature, "classes": classes}
         self.pixels = Pixels(mean, std, resolution)
         self.stem = ConvNorm(len(mean), stem, 3, stem_stride)
         self.stages = nn.ModuleList(nn.ModuleList(MBConv(**block) for block in stage) for stage in stages)
@@ -58,7 +49,7 @@ class BigNASChild(nn.Module):
         """x: ``(N, C, H, W)``, pixels in [0, 1] -> logits ``(N, classes)``."""
         x = channels_last(self.stem(channels_last(self.pixels(x))))
         for stage in self.stages:
-            for block in stage:
+            for block in stage:  # type: ignore[attr-defined]
                 x = block(x)
         x = self.head(x).mean((2, 3))
         if self.feature is not None:

@@ -192,10 +192,11 @@ class ViTResNAS(Supernet):
         """Row j through ``archs[j % A]``, by the way that `multi` names."""
         if self.multi == "masked":
             return self._run(x, archs, Masked(torch.arange(len(x), device=x.device) % len(archs)), how)
-        rows: dict[Arch, list[int]] = {}  # equal sub-networks are one group
+        rows: dict[Arch, list[int]] = {}  # equal sub-networks are one group, and those of equal width are neighbours
         for row in range(len(x)):
             rows.setdefault(archs[row % len(archs)], []).append(row)
-        return self._run(x, list(rows), Grouped(list(rows.values()), x.device), how)
+        order = sorted(rows, key=lambda arch: [arch[name] for name in self.space.widths])
+        return self._run(x, order, Grouped([rows[arch] for arch in order], x.device), how)
 
     def _run(self, x: Tensor, archs: list[Arch], layout: Grouped | Masked, how: Pass) -> Output:
         """x: ``(N, C, H, W)`` -> logits ``(N, classes)`` and, of the patches, ``(N, aux_grid ** 2, classes)``."""

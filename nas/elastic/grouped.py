@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.elastic.layer_norm import ElasticLayerNorm, views
+from nas.elastic.layer_norm import ElasticLayerNorm, merged, views
 
 Widths = Sequence[int]  # of one axis, a number for each sub-network
 Prefix = tuple[int, int, int]  # rows, input features, output features of a layer that several sub-networks run
@@ -51,42 +52,38 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor, groups: Sequence[Prefix]) -
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: Sequence[Prefix]) -> Tensor:
+        groups = merged(groups)
         ctx.save_for_backward(x, weight)
         ctx.groups = groups
-        out = x.new_empty(sum(rows * o for rows, _, o in groups))
+        out, pitch = x.new_empty(sum(rows * o for rows, _, o in groups)), weight.stride(0)
         inputs, outputs = views(x, [(rows, i) for rows, i, _ in groups]), views(out, [(rows, o) for rows, _, o in groups])
         for (_, i, o), part, result in zip(groups, inputs, outputs, strict=True):
-            torch.addmm(bias[:o], part, weight[:o, :i].t(), out=result)
+            torch.addmm(bias[:o], part, weight.as_strided((i, o), (1, pitch)), out=result)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
         (x, weight), groups = ctx.saved_tensors, ctx.groups
-        gradient = gradient.contiguous()
-        of_x, of_weight, of_bias = torch.empty_like(x), torch.zeros_like(weight), weight.new_zeros(len(weight))
+        of_x, of_weight, of_bias, pitch = torch.empty_like(x), torch.zeros_like(weight), weight.new_zeros(len(weight)), weight.stride(0)
         ins, outs = [(rows, i) for rows, i, _ in groups], [(rows, o) for rows, _, o in groups]
-        for (_, i, o), part, into, grad in zip(groups, views(x, ins), views(of_x, ins), views(gradient, outs), strict=True):
-            torch.mm(grad, weight[:o, :i], out=into)
-            of_weight[:o, :i].addmm_(grad.t(), part)
-            of_bias[:o] += grad.sum(0)
+        for (_, i, o), part, into, grad in zip(groups, views(x, ins), views(of_x, ins), views(gradient.contiguous(), outs), strict=True):
+            torch.mm(grad, weight.as_strided((o, i), (pitch, 1)), out=into)
+            of_weight.as_strided((o, i), (pitch, 1)).addmm_(grad.t(), part)
+            of_bias[:o].add_(grad.sum(0))
         return of_x, of_weight, of_bias, None
 
 
-class _Swap(torch.autograd.Function):
-    """Exchange the middle axes of every group: flat of shapes ``(a, b, c, d)`` -> flat of ``(a, c, b, d)``."""
+class _Reorder(torch.autograd.Function):
+    """Rows in another order; `back` undoes it. (Autograd's own gradient of indexing would add row by row.)"""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shapes: Sequence[tuple[int, int, int, int]]) -> Tensor:
-        ctx.shapes = [(a, c, b, d) for a, b, c, d in shapes]
-        out = torch.empty_like(x)
-        sizes = [a * b * c * d for a, b, c, d in shapes]
-        for part, result, shape, swapped in zip(x.split(sizes), out.split(sizes), shapes, ctx.shapes, strict=True):
-            result.view(swapped).copy_(part.view(shape).transpose(1, 2))
-        return out
+    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        ctx.orders = back, order
+        return x.index_select(0, order)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        return _Swap.apply(gradient.contiguous(), ctx.shapes), None
+        return _Reorder.apply(gradient, *ctx.orders), None, None
 
 
 class Grouped:
@@ -111,8 +108,8 @@ class Grouped:
 
     def _views(self, x: Tensor, widths: Widths) -> list[Tensor]:
         """The groups as ``(examples, tokens, width)``."""
-        shapes = list(zip(self._rows(x, widths), widths, strict=True))
-        return [part.view(n, -1, w) for n, w, part in zip(self.counts, widths, views(x, shapes), strict=True)]
+        parts = x.split([rows * width for rows, width in zip(self._rows(x, widths), widths, strict=True)])
+        return [part.view(n, -1, width) for n, width, part in zip(self.counts, widths, parts, strict=True)]
 
     def lay(self, whole: Tensor, widths: Widths) -> Tensor:
         """``(N, tokens, largest width)`` in the order of the batch -> the first channels of every row."""
@@ -158,10 +155,10 @@ class Grouped:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, inner: Widths, head_dim: int) -> Tensor:
         """Self-attention; heads do not see each other, so those of all sub-networks are one batch."""
         tokens = self._rows(q, inner)[0] // self.counts[0]
-        shapes = [(count, tokens, width // head_dim, head_dim) for count, width in zip(self.counts, inner, strict=True)]
-        heads = (_Swap.apply(t, shapes).view(1, -1, tokens, head_dim) for t in (q, k, v))
+        order, back = _heads_first(self.counts, tokens, [width // head_dim for width in inner], q.device)
+        heads = (_Reorder.apply(t.view(-1, head_dim), order, back).view(1, -1, tokens, head_dim) for t in (q, k, v))
         out = F.scaled_dot_product_attention(*heads)
-        return _Swap.apply(out.reshape(-1), [(a, c, b, d) for a, b, c, d in shapes])
+        return _Reorder.apply(out.reshape(-1, head_dim), back, order).view(-1)
 
     def gelu(self, x: Tensor, widths: Widths) -> Tensor:
         """GELU of activations of these widths."""
@@ -202,3 +199,14 @@ class Grouped:
         parts = self.order.split(self.counts)
         some.order = torch.cat([parts[group] for group in groups])
         return some
+
+
+def _heads_first(counts: Sequence[int], tokens: int, heads: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the rows of groups ``(examples, tokens, heads)`` are once they are ``(examples, heads, tokens)``, and the way back."""
+    order, back, start = [], [], 0
+    for count, number in zip(counts, heads, strict=True):
+        rows = np.arange(start, start + count * tokens * number)
+        order.append(rows.reshape(count, tokens, number).swapaxes(1, 2).ravel())
+        back.append(rows.reshape(count, number, tokens).swapaxes(1, 2).ravel())
+        start += len(rows)
+    return torch.from_numpy(np.concatenate(order)).to(device), torch.from_numpy(np.concatenate(back)).to(device)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -40,10 +41,17 @@ def masked_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, eps
     return (centred * (variance + eps).rsqrt() * weight + bias) * mask
 
 
-def views(flat: Tensor, shapes: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
-    """The parts of a flat tensor that lie one after another, each in its shape."""
-    parts = flat.split([rows * width for rows, width in shapes])
-    return (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
+def views(flat: Tensor, shapes: Iterable[tuple[int, int]]) -> Iterator[Tensor]:
+    """The parts of a contiguous flat tensor that lie one after another, each in its shape; for use outside of autograd."""
+    start = flat.storage_offset()
+    for rows, width in shapes:
+        yield flat.as_strided((rows, width), (width, 1), start)
+        start += rows * width
+
+
+def merged(groups: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Neighbours whose widths are the same as one group: ``(rows, width, ...)``."""
+    return [(sum(group[0] for group in alike), *widths) for widths, alike in groupby(groups, key=lambda group: group[1:])]
 
 
 class _GroupedLayerNorm(torch.autograd.Function):
@@ -51,6 +59,7 @@ class _GroupedLayerNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, groups: Sequence[tuple[int, int]]) -> Tensor:
+        groups = merged(groups)
         found = [torch.native_layer_norm(part, (w,), weight[:w], bias[:w], eps) for (_, w), part in zip(groups, views(x, groups), strict=True)]
         outs, ctx.means, ctx.scales = zip(*found, strict=True)
         ctx.save_for_backward(x, weight, bias)
@@ -66,6 +75,6 @@ class _GroupedLayerNorm(torch.autograd.Function):
         for (_, w), grad, part, mean, scale in parts:
             found = torch.ops.aten.native_layer_norm_backward(grad, part, (w,), mean, scale, weight[:w], bias[:w], [True, True, True])
             of_x.append(found[0].view(-1))
-            of_weight[:w] += found[1]
-            of_bias[:w] += found[2]
+            of_weight[:w].add_(found[1])
+            of_bias[:w].add_(found[2])
         return torch.cat(of_x), of_weight, of_bias, None, None

@@ -24,7 +24,7 @@ from nas.evaluate import Evaluator
 from nas.experiment import Experiment, parse
 from nas.loop import build
 from nas.search import Budget, Candidate, Exhausted, Journal, Objective, Record, Search, check_budget, resume, searcher
-from nas.session import check_resources, has_gpus, session
+from nas.session import check_room, has_gpus, session
 from nas.space import Arch
 from nas.supernet import Supernet
 from nas.tasks import load_task
@@ -113,7 +113,7 @@ class Asker(Searcher):
         """Tune pickles its searcher now and then; nothing is ever read back from that."""
         return {}
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         if time.monotonic() > self.deadline or self.broken:
             return Searcher.FINISHED
         candidates = [self.alone.popleft()] if self.alone else self._next()
@@ -264,7 +264,7 @@ def search_children(
 def _run(experiment: Experiment, run: Path, fence: checkpoint.Fence, asker: Asker, weights: Path) -> None:
     trials, gpu = experiment.search.trials, has_gpus(experiment.train.use_gpu)
     share = 1.0 / trials if gpu else 0.0
-    check_resources(trials, gpu, f"searching with {trials} trials at a time")
+    check_room(experiment)
     arrays = {name: tensor.numpy() for name, tensor in load_file(weights).items()}
     scored = tune.with_parameters(Scored, weights=arrays, experiment=experiment.model_dump(mode="json"), gpu=gpu)
     tuner = tune.Tuner(
