@@ -69,4 +69,9 @@ def _check(cpus: float, gpus: float, what: str, setting: str) -> None:
 
 def has_gpus(setting: bool | None) -> bool:
     """Whether workers use GPUs: as set, else if the cluster has any."""
-    return ray.cluster_resources().get("GPU", 0) > 0 if setting is None else setting
+    return gpus() > 0 if setting is None else setting
+
+
+def gpus() -> float:
+    """How many the cluster has."""
+    return ray.cluster_resources().get("GPU", 0.0)

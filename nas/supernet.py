@@ -141,7 +141,7 @@ class Supernet(nn.Module):
 
     def extract(self, arch: Arch) -> nn.Module:
         """The child alone: torch layers with the supernet's weights copied in, its batch statistics not calibrated yet."""
-        child = self.child(**self.child_config(arch))
+        child = self.child(**self.child_config(arch)).to(next(self.parameters()).device)
         inherit(child, self)
         return child
 

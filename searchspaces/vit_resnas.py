@@ -149,7 +149,8 @@ class ViTResNAS(Supernet):
         channels, side = self.table.channels, table.side - 2 * table.pad
         self.input_shape = (channels, image or side, image or side)
         self.aux_grid = self.table.grid(len(table.stages) - 1)
-        self.pixels = Pixels(list(mean or (0.0,) * channels), list(std or (1.0,) * channels), side)
+        self.mean, self.std = list(mean or (0.0,) * channels), list(std or (1.0,) * channels)
+        self.pixels = Pixels(self.mean, self.std, side)
         self._build()
         self._initialise()
 
@@ -252,9 +253,8 @@ class ViTResNAS(Supernet):
             blocks = {b.key: {"heads": int(arch[b.heads]), "hidden": int(arch[b.hidden])} for b in self.space.blocks[n] if b.there(arch)}
             stages.append({"width": int(arch[self.space.widths[n]]), "head_dim": spec.head_dim, "blocks": blocks})
         t = self.table
-        mean, std = self.pixels.mean.flatten().tolist(), self.pixels.std.flatten().tolist()  # type: ignore[operator, union-attr]
         sizes = {"side": t.side, "pad": t.pad, "patch": t.patch, "stem": t.stem, "stages": stages, "classes": t.classes}
-        return {"mean": mean, "std": std, **sizes}
+        return {"mean": self.mean, "std": self.std, **sizes}
 
     def fix(self, arch: Arch) -> ViTResNAS:
         stages = []
@@ -265,7 +265,7 @@ class ViTResNAS(Supernet):
                 blocks.append(BlockChoices((int(arch[b.heads]),), (int(arch[b.hidden]),), exists) if b.there(arch) else BlockChoices((), (), exists))
             stages.append(replace(spec, width=(int(arch[self.space.widths[n]]),), blocks=tuple(blocks)))
         table = replace(self.table, stages=tuple(stages))
-        fixed = ViTResNAS(table, image=self.input_shape[-1], sync_batch_norm=self.sync_batch_norm, multi=self.multi)
+        fixed = ViTResNAS(table, mean=self.mean, std=self.std, image=self.input_shape[-1], sync_batch_norm=self.sync_batch_norm, multi=self.multi)
         inherit(fixed, self)
         return fixed
 

@@ -133,12 +133,12 @@ class ViTResNASSpace(Space):
     def _block_choices(self, n: int, given: list[Any]) -> dict[str, Number]:
         """The choices of the blocks of stage n, from 0."""
         names = self.blocks[n]
-        if len(given) < len(names):
-            dropped = [m for m, name in enumerate(names) if name.exists][len(given) - len(names) :]
-            rest = iter(given)
-            given = [None if m in dropped else next(rest, None) for m in range(len(names))] + list(rest)
-        if len(given) != len(names):
-            raise ValueError(f"stage {n + 1} lists {len(given)} blocks; this space has {len(names)}")
+        skippable = [m for m, name in enumerate(names) if name.exists]
+        missing = len(names) - len(given)
+        if not 0 <= missing <= len(skippable):
+            raise ValueError(f"stage {n + 1} lists {len(given)} blocks; this space has {len(names)} and may drop {len(skippable)} of them")
+        for m in skippable[len(skippable) - missing :]:
+            given = [*given[:m], None, *given[m:]]
         choices: dict[str, Number] = {}
         for name, block in zip(names, given, strict=True):
             there = block is not None and bool(block[2])

@@ -49,7 +49,7 @@ def views(flat: Tensor, shapes: Iterable[tuple[int, int]]) -> Iterator[Tensor]:
         start += rows * width
 
 
-def merged(groups: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def merged(groups: Iterable[tuple[int, ...]]) -> list[Any]:
     """Neighbours whose widths are the same as one group: ``(rows, width, ...)``."""
     return [(sum(group[0] for group in alike), *widths) for widths, alike in groupby(groups, key=lambda group: group[1:])]
 

@@ -24,7 +24,7 @@ from nas.evaluate import Evaluator
 from nas.experiment import Experiment, parse
 from nas.loop import build
 from nas.search import Budget, Candidate, Exhausted, Journal, Objective, Record, Search, check_budget, resume, searcher
-from nas.session import check_room, has_gpus, session
+from nas.session import check_room, gpus, has_gpus, session
 from nas.space import Arch
 from nas.supernet import Supernet
 from nas.tasks import load_task
@@ -263,7 +263,7 @@ def search_children(
 
 def _run(experiment: Experiment, run: Path, fence: checkpoint.Fence, asker: Asker, weights: Path) -> None:
     trials, gpu = experiment.search.trials, has_gpus(experiment.train.use_gpu)
-    share = 1.0 / trials if gpu else 0.0
+    share = min(1.0, gpus() / trials) if gpu else 0.0
     check_room(experiment)
     arrays = {name: tensor.numpy() for name, tensor in load_file(weights).items()}
     scored = tune.with_parameters(Scored, weights=arrays, experiment=experiment.model_dump(mode="json"), gpu=gpu)

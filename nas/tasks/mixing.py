@@ -31,7 +31,7 @@ class Target(NamedTuple):
 
 
 def mix(x: Tensor, y: Tensor, classes: int, grid: int, generator: torch.Generator) -> tuple[Tensor, Target]:
-    """Patch-wise CutMix of the first half of a batch, Mixup of the second; of all of it where the grid has less than 2 x 2 cells.
+    """Patch-wise CutMix of the first half of a batch, Mixup of the second; Mixup alone where the grid has less than 2 x 2 cells.
 
     Args:
         x: ``(n, C, H, W)``.
@@ -39,8 +39,9 @@ def mix(x: Tensor, y: Tensor, classes: int, grid: int, generator: torch.Generato
         grid: side of the grid that the auxiliary head predicts for; 0 for none.
     """
     seed = int(torch.randint(1 << 62, (), generator=generator, device=generator.device))
-    rng, half = np.random.default_rng(seed), len(x) // 2 if grid > 1 else 0
-    labels = F.one_hot(y, classes).to(x.dtype)
+    rng, half, labels = np.random.default_rng(seed), len(x) // 2, F.one_hot(y, classes).to(x.dtype)
+    if grid < 2:
+        return mixup(x, labels, grid, rng)
     cut, cut_target = patch_cutmix(x[:half], labels[:half], grid, rng)
     mixed, mixed_target = mixup(x[half:], labels[half:], grid, rng)
     return torch.cat((cut, mixed)), Target(*(torch.cat(pair) for pair in zip(cut_target, mixed_target, strict=True)))

@@ -1,0 +1,135 @@
+"""Children cut out of the digits supernet against the same architectures trained alone for as many steps.
+
+    python -m tests.benchmarks.no_retraining --seeds 3
+
+Each seed trains the preset's supernet (one process), searches it, and takes the children of the front. Every one of these
+architectures is then trained alone from fresh weights: the same steps, batch, augmentation, schedule, label smoothing and
+dropout, at the learning rate that was best on validation cross-entropy with a seed that is not among those compared. Both are calibrated
+and scored by the same code, on the test part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import nn
+
+from nas import checkpoint
+from nas.evaluate import Batches, Evaluator, recalibrate, score
+from nas.experiment import Experiment, load_experiment
+from nas.loop import Loop, build, checkpoints, make_feeds, total_steps
+from nas.recipes import load_recipe
+from nas.recipes.recipe import decayed, schedule
+from nas.search import Record, front
+from nas.search.tune import open_search
+from nas.space import Arch
+from nas.supernet import Pass, Supernet
+from nas.tasks import load_task
+from searchspaces.bignas import BigNAS
+
+CPU = torch.device("cpu")
+RATES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
+TUNING_SEED = 1000
+
+
+def trained(experiment: Experiment) -> tuple[Supernet, Evaluator]:
+    """The supernet after its whole schedule, and its evaluator."""
+    task = load_task(experiment)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder)
+        Loop(experiment, run, checkpoint.Fence.take(run), 0, 1, CPU).train()
+        net = build(experiment, task)
+        net.load_state_dict(load_file(checkpoint.newest_valid(checkpoints(run)) / "weights.safetensors"))
+    return net, Evaluator(net, task, experiment.search, CPU)
+
+
+def searched(experiment: Experiment, evaluator: Evaluator, children: int) -> list[Arch]:
+    """Children of the front of the preset's search, spread over it."""
+    search = open_search(experiment, evaluator.net, evaluator.task)
+    records = []
+    for _ in range(experiment.search.candidates):
+        candidate = search.ask()
+        record = Record(candidate.k, candidate.arch, evaluator(candidate.arch), dict(search.cost(candidate.arch)), 0.0, None)
+        search.tell(record)
+        records.append(record)
+    points = np.array([(-r.metrics["accuracy"], r.cost["macs"]) for r in records])
+    on_front = sorted((records[i] for i in front(points)), key=lambda record: record.cost["macs"])
+    places = np.unique(np.linspace(0, len(on_front) - 1, min(children, len(on_front))).round().astype(int))
+    return [on_front[place].arch for place in places]
+
+
+def alone(experiment: Experiment, evaluator: Evaluator, arch: Arch, lr: float) -> nn.Module:
+    """That architecture from fresh weights, trained on labels by itself, calibrated."""
+    o, task = experiment.recipe, evaluator.task
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(experiment.seed)
+        net = BigNAS(build(experiment, task).fix(arch).table, **task.network)
+    recipe = load_recipe(task, o)
+    total, feed = total_steps(experiment, len(task.train), recipe), make_feeds(recipe, task.train, o.batch, 0, 1, experiment.seed)["train"]
+    optimizer = torch.optim.SGD(decayed(net, o.weight_decay), lr=lr, momentum=o.momentum, nesterov=o.nesterov)
+    generator, only = torch.Generator().manual_seed(experiment.seed), net.space.largest()
+    for step in range(total):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * schedule(o.schedule, step / total, o.warmup_epochs / o.epochs)
+        x, y = feed(step)
+        optimizer.zero_grad()
+        task.loss(net(x, only, Pass(dropout=o.dropout, generator=generator)), y, o.label_smoothing).backward()
+        optimizer.step()
+    child = net.extract(only)
+    recalibrate(child, evaluator.calibration)
+    return child
+
+
+def best_rate(experiment: Experiment, evaluator: Evaluator, archs: list[Arch]) -> float:
+    """The learning rate of the lowest mean cross-entropy on validation over these architectures."""
+    found = {}
+    for lr in RATES:
+        children = [alone(experiment, evaluator, arch, lr) for arch in archs]
+        found[lr] = mean(score(child, evaluator.validation, evaluator.task)["cross_entropy"] for child in children)
+        print(f"  alone at lr {lr:g}: validation cross-entropy {found[lr]:.4f}", flush=True)
+    return min(found, key=found.__getitem__)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="bignas-digits")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--children", type=int, default=5)
+    parser.add_argument("--set", action="append", default=[])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    overrides = [*options.set, "train.workers=1", "train.zero_stage=0"]
+
+    tuning = load_experiment(options.preset, [*overrides, f"seed={TUNING_SEED}"])
+    task = load_task(tuning)
+    space = build(tuning, task).space
+    rng = np.random.default_rng(0)
+    rate = best_rate(tuning, Evaluator(build(tuning, task), task, tuning.search, CPU), [space.smallest(), space.sample(rng), space.largest()])
+    print(f"alone: learning rate {rate:g}")
+    gains, accuracies = [], []
+    print("| seed | child | MACs | cut: test accuracy | cross-entropy | alone: test accuracy | cross-entropy |\n|" + " --- |" * 7)
+    for seed in range(options.seeds):
+        experiment = load_experiment(options.preset, [*overrides, f"seed={seed}"])
+        net, evaluator = trained(experiment)
+        test = Batches(evaluator.task.test, len(evaluator.task.test), 500, CPU)
+        for arch in searched(experiment, evaluator, options.children):
+            cut = score(evaluator.child(arch), test, evaluator.task)
+            solo = score(alone(experiment, evaluator, arch, rate), test, evaluator.task)
+            gains.append(solo["cross_entropy"] - cut["cross_entropy"])
+            accuracies.append(cut["accuracy"] - solo["accuracy"])
+            figures = f"{cut['accuracy']:.2f} | {cut['cross_entropy']:.4f} | {solo['accuracy']:.2f} | {solo['cross_entropy']:.4f}"
+            print(f"| {seed} | {arch.id} | {net.cost(arch).macs:,} | {figures} |", flush=True)
+    for name, values in (("cross-entropy, alone minus cut", gains), ("accuracy, cut minus alone", accuracies)):
+        print(f"{name}: {mean(values):+.4f} (standard deviation over {len(values)} pairs {stdev(values):.4f})")
+
+
+if __name__ == "__main__":
+    main()

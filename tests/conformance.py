@@ -1,0 +1,268 @@
+"""What every supernet must keep, as plain functions over one: the contract of design.md, for a user's own space too.
+
+    from tests.conformance import CHECKS, ready
+    net = ready(my_space("my-size"))
+    for check in CHECKS:
+        check(net, torch.rand(4, *net.input_shape))
+
+Every check takes the supernet and a batch ``(N, C, H, W)`` of pixels in [0, 1], N even and at least 4, and raises AssertionError.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nas.export import bundle
+from nas.space import Arch
+from nas.supernet import Pass, Supernet, main_head, window
+
+TOLERANCE = 1e-5  # of fp32 outputs of order 1 that were computed by the same operations on another memory layout
+COSTS_A_SECOND = 20_000
+LARGE = 50_000_000  # MACs of the largest child above which fewer architectures are run
+
+Check = Callable[[Supernet, Tensor], None]
+
+
+@torch.no_grad()
+def ready(net: Supernet, seed: int = 0) -> Supernet:
+    """The supernet with every parameter moved off its initial value.
+
+    A block whose last scale starts at zero computes its shortcut, and everything inside it could be wrong without a trace.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        spread = 0.2 if parameter.ndim <= 1 else max(0.3 * parameter.std().item(), 0.01)
+        parameter.add_(torch.randn(parameter.shape, generator=generator) * spread)
+    return net
+
+
+def architectures(net: Supernet, random: int, largest: bool = True, seed: int = 1) -> list[Arch]:
+    """Different ones: the smallest, the largest, and some random ones; of an expensive space the smallest and one more."""
+    space, rng = net.space, np.random.default_rng(seed)
+    samples = [space.sample(rng) for _ in range(random)]
+    if net.cost(space.largest()).macs > LARGE:
+        samples = [space.largest()] if largest else samples[:1]
+    else:
+        samples.insert(0, space.largest())
+    return list(dict.fromkeys([space.smallest(), *samples]))
+
+
+def assert_equal(found: Tensor, wanted: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
+    """Largest difference at most `tolerance` of the largest value, or of 1."""
+    assert found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)} instead of {tuple(wanted.shape)}"
+    apart, scale = (found - wanted).abs().max().item(), max(1.0, wanted.abs().max().item())
+    assert apart <= tolerance * scale, f"{what}: {apart:.3g} apart, where values reach {scale:.3g}"
+
+
+@torch.no_grad()
+def run(net: Supernet, x: Tensor, archs: Arch | list[Arch], how: Pass = Pass()) -> Tensor:
+    """The main logits."""
+    return main_head(net(x, archs, how))
+
+
+@torch.no_grad()
+def check_extracted(net: Supernet, x: Tensor) -> None:
+    """``extract(a)`` gives what the supernet gives, both on batch statistics; outputs tell inputs and architectures apart."""
+    outputs = []
+    for arch in architectures(net, random=6):
+        outputs.append(run(net, x, arch))
+        assert outputs[-1].std(0).max() > 1e-3, f"{arch}: every example gets the same output"
+        assert_equal(net.extract(arch).train()(x), outputs[-1], f"extract({arch})")
+    assert all((outputs[0] - other).abs().max() > 1e-3 for other in outputs[1:]), "another architecture gives the same output"
+
+
+@torch.no_grad()
+def check_copied(net: Supernet, x: Tensor) -> None:
+    """An extracted and a fixed child own their weights: changing them changes nothing in the supernet."""
+    arch = net.space.smallest()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    for child in (net.extract(arch), net.fix(arch)):
+        for parameter in child.parameters():
+            parameter.fill_(float("nan"))
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+@torch.no_grad()
+def check_fixed(net: Supernet, x: Tensor) -> None:
+    """``fix(a)`` is the same class, a space of that one architecture, with the same outputs, cost and child."""
+    for arch in architectures(net, random=3, largest=False):
+        fixed = net.fix(arch)
+        assert type(fixed) is type(net)
+        assert fixed.space.cardinality == 1
+        only = fixed.space.smallest()
+        assert only == arch == fixed.space.largest(), f"the space of {arch} holds {only}"
+        assert_equal(run(fixed, x, only), run(net, x, arch), f"fix({arch})")
+        assert fixed.input_shape == net.input_shape
+        assert fixed.cost(only) == net.cost(arch)
+        assert fixed.child_config(only) == net.child_config(arch)
+        assert fixed.aux_grid == net.aux_grid
+
+
+@torch.no_grad()
+def check_many(net: Supernet, x: Tensor) -> None:
+    """In a list of A architectures row j runs ``archs[j % A]``.
+
+    Every image stands A times in a row, so that statistics over the whole batch and over the rows of one architecture are the same
+    and the child alone must agree, whatever its family shares. Where examples do not mix, different images must agree too.
+    """
+    archs = architectures(net, random=2, largest=False)
+    out = run(net, x.repeat_interleave(len(archs), 0), archs)
+    for j, arch in enumerate(archs):
+        assert_equal(out[j :: len(archs)], net.extract(arch).train()(x), f"rows {j}::{len(archs)} of a list, {arch}")
+    if not net.mixes_examples:
+        uneven = [archs[0], archs[-1], archs[0]]  # rows do not divide evenly, an architecture stands twice
+        out = run(net, x, uneven)
+        for j, arch in enumerate(uneven):
+            assert_equal(out[j::3], net.extract(arch).train()(x)[j::3], f"rows {j}::3 of the shared batch, {arch}")
+    try:
+        run(net, x, [archs[0]] * (len(x) + 1))
+    except ValueError:
+        return
+    raise AssertionError("more architectures than rows were accepted")
+
+
+def check_device(net: Supernet, x: Tensor) -> None:
+    """A child lives where its supernet does: on a GPU in a search there, here on the device that every machine has."""
+    elsewhere = copy.deepcopy(net)
+    for module in elsewhere.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(parameter.to("meta")))
+    child = elsewhere.extract(net.space.smallest())
+    assert all(tensor.is_meta for tensor in child.state_dict().values())
+
+
+def check_cost(net: Supernet, x: Tensor) -> None:
+    """MACs are half of the operations that torch counts on the meta device, parameters those that the child has."""
+    for arch in architectures(net, random=8):
+        with torch.device("meta"):
+            child = net.child(**net.child_config(arch)).eval()
+        with FlopCounterMode(display=False) as counter:
+            child(torch.empty(1, *net.input_shape, device="meta"))
+        cost, params = net.cost(arch), sum(parameter.numel() for parameter in child.parameters())
+        assert (2 * cost.macs, cost.params) == (counter.get_total_flops(), params), f"cost of {arch}"
+
+
+def check_order(net: Supernet, x: Tensor) -> None:
+    """smallest <= any <= largest: in MACs, or in BitOPs where bits vary."""
+    rng = np.random.default_rng(2)
+    costs = [net.cost(net.space.smallest()), *(net.cost(net.space.sample(rng)) for _ in range(500)), net.cost(net.space.largest())]
+    by_bits = any(cost.bitops != 1024 * cost.macs for cost in costs)
+    figures = [cost.bitops if by_bits else cost.macs for cost in costs]
+    assert figures[0] == min(figures) and figures[-1] == max(figures)
+
+
+def check_json(net: Supernet, x: Tensor) -> None:
+    """Architecture and child survive JSON: the same value and id, the same network bit for bit."""
+    for arch in architectures(net, random=3, largest=False):
+        back = net.space.arch(json.loads(json.dumps(dict(arch))))
+        assert back == arch and back.id == arch.id and hash(back) == hash(arch)
+        assert list(back) == list(arch), "the order of choices changed"
+        child = net.extract(arch).train()
+        config = net.child_config(arch)
+        assert json.loads(json.dumps(config)) == config == child.config, "a child's config must hold plain values and be kept as `config`"
+        rebuilt = net.child(**json.loads(json.dumps(config)))
+        rebuilt.load_state_dict(child.state_dict())
+        with torch.no_grad():
+            assert torch.equal(rebuilt.train()(x), child(x))
+
+
+def check_speed(net: Supernet, x: Tensor) -> None:
+    """At least `COSTS_A_SECOND`, each architecture seen for the first time. CPU time, best of several: others may be at work here."""
+    rng = np.random.default_rng(3)
+    best = 0.0
+    for _ in range(6):  # the first one also fills the memory of parts
+        archs = [net.space.sample(rng) for _ in range(2000)]
+        start = time.process_time()
+        for arch in archs:
+            net.cost(arch)
+        best = max(best, len(archs) / (time.process_time() - start))
+    assert best >= COSTS_A_SECOND, f"{best:,.0f} costs a second"
+
+
+def check_forgets(net: Supernet, x: Tensor) -> None:
+    """Layers remember nothing of an architecture or a pass, and a plain pass draws nothing."""
+    first, *others = architectures(net, random=2, largest=False) * 2  # where there is but one, it comes after itself
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    drawn = torch.get_rng_state()
+    wanted = run(net, x, first)
+    for other in others:
+        run(net, x, other, Pass(dropout=0.3, drop_path=0.3, generator=torch.Generator().manual_seed(0)))
+        run(net, x, [other, first])
+        assert torch.equal(run(net, x, first), wanted), f"after {other} the smallest child gives something else"
+    training = net.training
+    assert torch.equal(run(net.eval(), x, first), run(net.train(), x, first)), "train() and eval() differ: a Pass says all there is"
+    net.train(training)
+    assert torch.equal(torch.get_rng_state(), drawn), "something drew from torch's global generator"
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items()), "a forward pass changed a buffer"
+
+
+def check_draws(net: Supernet, x: Tensor) -> None:
+    """Dropout draws from the pass's generator alone, so that the same one gives the same output."""
+    arch, outputs = net.space.largest(), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(len(outputs))
+        outputs.append(run(net, x, arch, Pass(dropout=0.5, drop_path=0.5, generator=torch.Generator().manual_seed(seed))))
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.equal(outputs[0], outputs[2])
+
+
+def check_gradients(net: Supernet, x: Tensor) -> None:
+    """The smallest child's gradient is the extracted child's, and zero outside of its window."""
+    arch = net.space.smallest()
+    child = net.extract(arch).train()
+    weights = torch.randn(len(x), generator=torch.Generator().manual_seed(4))
+    net.zero_grad()
+    (main_head(net(x, arch)).square().sum(1) * weights).sum().backward()
+    (child(x).square().sum(1) * weights).sum().backward()
+    shared = dict(child.named_parameters())
+    for name, parameter in net.named_parameters():
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
+        if name in shared:
+            own = shared[name]
+            assert own.grad is not None, f"{name} has no part in the child's output"
+            assert_equal(window(gradient, own.shape), own.grad, f"gradient of {name}", 1e-3)
+            window(gradient, own.shape).zero_()
+        assert not gradient.any(), f"{name} has a gradient outside of the smallest child's window"
+    net.zero_grad()
+
+
+def check_sources(net: Supernet, x: Tensor) -> None:
+    """`sources` bundled into one file import nothing of raynas and give the child's class: what export relies on."""
+    source = bundle(net.sources)
+    for node in ast.walk(ast.parse(source)):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        assert not {name.split(".")[0] for name in names} & {"nas", "searchspaces", "tests"}, f"the child imports {names}"
+    room: dict[str, type[nn.Module]] = {"__name__": "model"}  # type: ignore[dict-item]
+    exec(compile(source, "model.py", "exec"), room)
+    arch = net.space.smallest()
+    child = net.extract(arch).train()
+    alone = room[type(child).__name__](**net.child_config(arch))
+    alone.load_state_dict(child.state_dict())
+    with torch.no_grad():
+        assert torch.equal(alone.train()(x), child(x))
+
+
+CHECKS: tuple[Check, ...] = (
+    check_extracted,
+    check_copied,
+    check_fixed,
+    check_many,
+    check_device,
+    check_cost,
+    check_order,
+    check_json,
+    check_speed,
+    check_forgets,
+    check_draws,
+    check_gradients,
+    check_sources,
+)

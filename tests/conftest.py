@@ -1,0 +1,39 @@
+"""What all tests share: one thread a process, DeepSpeed's operator built once a session, a process group of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Read when torch and DeepSpeed are first imported, here and in every process that a test starts.
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "DS_ACCELERATOR": "cpu"}
+
+
+@pytest.fixture(scope="session")
+def extension() -> None:
+    """DeepSpeed's CPU operator stands ready, so that no test measures or races for its compilation."""
+    from nas.engine import prebuild
+
+    prebuild()
+
+
+@pytest.fixture(scope="module")
+def one_rank(extension: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A gloo group of this process alone: what the engine and the loop need, without a worker."""
+    import torch.distributed as dist
+
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    before = {name: os.environ.get(name) for name in place}
+    os.environ |= place
+    store: Path = tmp_path_factory.mktemp("gloo") / "store"
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value

@@ -1,0 +1,37 @@
+"""Every built-in space and size against the contract of a supernet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from nas.supernet import Supernet, built_in_spaces, find_space, load_supernet
+from tests.conformance import CHECKS, Check, ready
+
+SIZES = [(space, size) for space in built_in_spaces() for size in find_space(space).SIZES]
+MOST_PIXELS = 64  # a side of the input, which the networks resize: real images of 224 pixels would show nothing more
+
+
+@pytest.fixture(scope="module", params=SIZES, ids=lambda named: "-".join(named))
+def net(request: pytest.FixtureRequest) -> Iterator[Supernet]:
+    """A supernet with pixel statistics of its own and no parameter at its initial value."""
+    space, size = request.param
+    with torch.device("meta"):
+        channels = load_supernet(space, size).input_shape[0]
+    mean, std = [0.2, 0.4, 0.6][:channels], [0.5, 0.3, 0.4][:channels]
+    torch.manual_seed(0)
+    yield ready(load_supernet(space, size, mean=mean, std=std))
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_contract(net: Supernet, check: Check) -> None:
+    channels, side, _ = net.input_shape
+    side = min(side, MOST_PIXELS)
+    check(net, torch.rand(4, channels, side, side, generator=torch.Generator().manual_seed(5)))
+
+
+def test_both_families_are_held_to_it() -> None:
+    """The list above is found, not written: it must not come out empty."""
+    assert {("bignas", size) for size in ("d8", "m28", "c32-lite", "attentivenas")} <= set(SIZES)

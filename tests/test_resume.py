@@ -1,0 +1,277 @@
+"""Killed, interrupted, damaged: the same command continues, and what comes out is what an undisturbed run gives, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from nas import checkpoint
+from tests.test_run import PATIENCE, check_tracked, command, environment, flip_byte, metrics, records, sets, start, supernet
+
+SETTINGS = ["recipe.epochs=6", "recipe.warmup_epochs=1", "train.checkpoint_every=10", "search.candidates=40", "search.window=8"]
+WORDS: list[str | Path] = ["run", "bignas-digits", *sets([*SETTINGS, "export.children=3", "export.onnx=false"])]
+STEPS, CANDIDATES = 108, 40
+ORPHANS = 30.0  # seconds in which the processes of a killed driver must be gone
+INTERRUPT = 60.0  # seconds in which an interrupted command must have ended
+
+pytestmark = pytest.mark.timeout(3 * PATIENCE)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What must not depend on what happened on the way."""
+
+    supernet: str
+    journal: list[dict[str, Any]]
+    children: dict[str, str]
+
+
+def outcome(run: Path) -> Outcome:
+    """The weights by their sha256 and the journal by k, without times."""
+    lines = [{name: value for name, value in record.items() if name != "seconds"} for _, record in sorted(records(run).items())]
+    children = {path.name: checkpoint.verify(path)["files"]["model.safetensors"]["sha256"] for path in (run / "children").iterdir()}
+    return Outcome(supernet(run), lines, children)
+
+
+class Command:
+    """A `nas run` in the background, and every process that it has started."""
+
+    def __init__(self, home: Path, name: str = "said", **env: str) -> None:
+        self.home, self.run, self.log = home, home / "runs" / "bignas-digits", home / f"{name}.txt"
+        self.process = start(*WORDS, cwd=home, log=self.log, **env)
+        self.driver = psutil.Process(self.process.pid)
+        self.family: set[psutil.Process] = {self.driver}
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def until(self, what: str, reached: Callable[[], bool], patience: float = PATIENCE) -> None:
+        """Wait for something while the command works."""
+        deadline = time.monotonic() + patience
+        while not reached():
+            assert self.process.poll() is None, f"ended with {self.process.returncode} before {what}:\n{self.said}"
+            assert time.monotonic() < deadline, f"no {what} in {patience:g} s:\n{self.said}"
+            time.sleep(0.02)
+
+    def until_step(self, step: int) -> None:
+        """Wait for a checkpoint of this step or a later one, written by this command or before it."""
+        self.until(f"checkpoint {step}", lambda: any(int(path.name[5:]) >= step for path in checkpoint.steps(self.run / "supernet")))
+
+    def until_records(self, count: int) -> None:
+        """Wait for so many lines of a journal."""
+        files = self.run / "search"
+        self.until(f"{count} records", lambda: any(path.read_bytes().count(b'{"k":') >= count for path in files.glob("journal-*.jsonl")))
+
+    def look_around(self) -> set[psutil.Process]:
+        """All processes below the driver that live now."""
+        self.family |= set(self.driver.children(recursive=True))
+        return self.family - {self.driver}
+
+    def workers(self, title: str) -> list[psutil.Process]:
+        """Living Ray workers by the title that Ray gives them."""
+        return [process for process in self.look_around() if title in _title(process)]
+
+    def kill(self) -> float:
+        """Kill the driver as the out-of-memory killer would; returns the seconds in which all that it had started was gone too."""
+        self.look_around()
+        self.process.kill()
+        self.process.wait()
+        began = time.monotonic()
+        _, alive = psutil.wait_procs(self.family, timeout=ORPHANS)
+        left = [_title(process) for process in alive]
+        self.clean_up()
+        assert not left, f"still there {ORPHANS:g} s after their driver was killed: {left}"
+        return time.monotonic() - began
+
+    def interrupt(self) -> int:
+        """Ctrl-C, which a terminal sends to the whole process group; returns the exit code."""
+        self.look_around()
+        os.killpg(self.process.pid, signal.SIGINT)
+        try:
+            return self.process.wait(INTERRUPT)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"still there {INTERRUPT:g} s after Ctrl-C:\n{self.said}")
+
+    def finish(self) -> str:
+        """Wait for the end; returns what it said."""
+        assert self.process.wait(PATIENCE) == 0, self.said
+        return self.said
+
+    def clean_up(self) -> None:
+        """End what is left, each by its own id."""
+        for process in self.family:
+            if process.is_running():
+                process.kill()
+        self.process.wait()
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())[:80]
+    except psutil.Error:
+        return ""
+
+
+@pytest.fixture
+def begin(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Starts the command in this test's directory; whatever is left of it is ended with the test."""
+    begun: list[Command] = []
+
+    def make(**env: str) -> Command:
+        begun.append(Command(tmp_path, f"said-{len(begun)}", **env))
+        return begun[-1]
+
+    yield make
+    for each in begun:
+        each.look_around() if each.process.poll() is None else None
+        each.clean_up()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing happened to. Read it, and leave it as it is."""
+    home = tmp_path_factory.mktemp("undisturbed")
+    ended = command(*WORDS, cwd=home, patience=PATIENCE)
+    assert ended.code == 0, ended.text
+    return home / "runs" / "bignas-digits"
+
+
+@pytest.fixture
+def trained(undisturbed: Path, tmp_path: Path) -> Path:
+    """A copy of the undisturbed run as it stood when its search began."""
+    run = tmp_path / "runs" / undisturbed.name
+    shutil.copytree(undisturbed, run)
+    for name in ("search", "children"):
+        shutil.rmtree(run / name)
+    for name in ("report.html", "tracking.jsonl"):
+        (run / name).unlink()
+    return run
+
+
+def test_killed_and_interrupted_and_damaged_in_training(undisturbed: Path, begin: Callable[..., Command]) -> None:
+    """kill -9, then Ctrl-C, then a changed byte in the newest checkpoint: each time the same command goes on."""
+    first = begin()
+    first.until_step(20)
+    print(f"gone after {first.kill():.1f} s")
+    assert len(checkpoint.steps(first.run / "supernet")) <= 3 and not (first.run / "search").exists()
+
+    second = begin()
+    second.until_step(60)
+    assert second.interrupt() == 130, second.said
+    assert "the same command continues" in second.said
+    assert "Traceback" not in second.said and len(second.said.splitlines()) < 30, second.said
+    news = [line["step"] for line in metrics(first.run) if "step" in line]
+    assert max(news) < STEPS, "or this test shows nothing"
+    _, alive = psutil.wait_procs(second.family, timeout=ORPHANS)
+    assert not alive
+
+    before, newest = checkpoint.steps(first.run / "supernet")[-2:]
+    flip_byte(newest / "weights.safetensors")
+    said = begin().finish()
+    assert str(newest / "weights.safetensors") in said or f"{newest.name}/weights.safetensors" in said, said
+    again = [line for line in metrics(first.run) if "loss" in line]
+    assert any(int(before.name[5:]) < line["step"] <= int(newest.name[5:]) for line in again[len(news) // 2 :]), "went on from the one before"
+    assert outcome(first.run) == outcome(undisturbed)
+    check_tracked(first.run, CANDIDATES)
+    assert not (first.run / ".ray").exists()
+
+
+def test_killed_and_interrupted_in_search(undisturbed: Path, trained: Path, begin: Callable[..., Command]) -> None:
+    first = begin()
+    first.until_records(8)
+    print(f"gone after {first.kill():.1f} s")
+    assert 8 <= len(records(trained)) < CANDIDATES
+
+    second = begin()
+    second.until_records(len(records(trained)) + 4)
+    assert second.interrupt() == 130, second.said
+    assert "the same command continues" in second.said and "Traceback" not in second.said, second.said
+    assert len(records(trained)) < CANDIDATES, "or this test shows nothing"
+    assert not (trained / "children").exists(), "an interrupted search is not the end of a search"
+
+    begin().finish()
+    assert outcome(trained) == outcome(undisturbed)
+    check_tracked(trained, CANDIDATES)
+
+
+def test_a_worker_and_a_trial_die_and_a_second_command_is_refused(undisturbed: Path, begin: Callable[..., Command]) -> None:
+    """What Ray can mend is mended within the run; nobody else may write into it meanwhile."""
+    first = begin()
+    first.until_step(30)
+    workers = first.workers("RayTrainWorker")
+    assert len(workers) == 2, [_title(process) for process in first.look_around()]
+    workers[1].kill()
+    ended = command(*WORDS, cwd=first.home)
+    assert ended.code == 1 and "another process works in" in ended.text and str(first.run) in ended.text, ended.text
+    assert "Traceback" not in ended.text
+
+    first.until_records(6)
+    trials = first.workers("Scored")
+    assert trials, [_title(process) for process in first.look_around()]
+    trials[0].kill()
+    killed_at = len(records(first.run))
+    said = first.finish()
+    assert killed_at < CANDIDATES
+    assert "Traceback" not in said
+    steps = [line["step"] for line in metrics(first.run) if "loss" in line]
+    assert any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)), "the workers went back to a checkpoint"
+    assert outcome(first.run) == outcome(undisturbed)
+    check_tracked(first.run, CANDIDATES)
+    attempts = (first.run / "history.jsonl").read_text().splitlines()
+    assert len(attempts) == 1, "the refused command is none"
+
+
+def test_a_killed_start_is_no_foreign_directory(tmp_path: Path) -> None:
+    """A process killed between its first files leaves a directory that is no run yet; the same command begins it."""
+    from nas.experiment import load_experiment
+    from nas.run import open_run
+
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").touch()
+    (run / "run.json").write_text('{"id": "0", "name": "bignas-digits"}')
+    (run / ".experiment.yaml.0123abcd.tmp").write_text("name: big")
+    with open_run(load_experiment("bignas-digits"), run) as fence:
+        assert fence.attempt == 1
+    assert (run / "experiment.yaml").is_file()
+
+
+BUILT = """
+import sys
+from nas import engine
+engine.prebuild()
+exec(engine.PREBUILD)
+print("opened")
+"""
+
+
+@pytest.mark.parametrize("built", [True, False], ids=["built", "half built"])
+def test_a_lock_that_a_killed_process_left_does_not_hang(tmp_path: Path, built: bool) -> None:
+    """torch guards its cache of built operators by a lock file, on which every later process would wait for ever."""
+    from nas import engine
+
+    engine.prebuild()
+    cache = shutil.copytree(os.environ["TORCH_EXTENSIONS_DIR"], tmp_path / "cache")
+    (operator,) = (path for path in cache.iterdir() if path.is_dir())
+    for stale in cache.glob("**/lock"):
+        stale.unlink()
+    (operator / "lock").touch()
+    if not built:
+        (cache / "built").unlink()
+    ranks = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    env = environment(TORCH_EXTENSIONS_DIR=str(cache), DS_ACCELERATOR="cpu", **ranks)
+    done = subprocess.run([sys.executable, "-c", BUILT], env=env, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0 and "opened" in done.stdout, done.stderr

@@ -1,0 +1,451 @@
+"""One real `nas run` from an experiment file to exported children, and what the same command does afterwards. Like a user, by the command.
+
+Runs are costly, so one is shared; a test that changes a run changes a copy of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nas
+from nas import checkpoint
+
+NAS = Path(sys.executable).with_name("nas")
+PATIENCE = 400.0  # seconds for a command that trains or searches; some 40 on a quiet machine, and many times that on a busy one
+TINY = ["recipe.epochs=4", "recipe.warmup_epochs=1", "search.candidates=40", "search.window=8", "train.checkpoint_every=25", "export.children=3"]
+STEPS_AN_EPOCH = 18  # of 64 out of 1,200 digits
+NOISE = re.compile(r"\(\w+ pid=\d+|\b(INFO|WARNING|DEBUG)\b|Warning:|Traceback|ray::|\[rank\d|it/s\]|╭|https?://")
+PARITY = 1e-4
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command left behind: its exit code, what it printed, how long it took."""
+
+    code: int
+    text: str
+    seconds: float
+
+    @property
+    def lines(self) -> list[str]:
+        return self.text.splitlines()
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's environment, without what would send a run elsewhere."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "RAYNAS_DEBUG")}
+    return {**kept, "COLUMNS": "160", "OMP_NUM_THREADS": "1", **more}
+
+
+def start(*words: str | Path, cwd: Path, log: Path, **env: str) -> subprocess.Popen[bytes]:
+    """A `nas` command in the background, in a process group of its own as in a terminal; it writes to `log`."""
+    with log.open("wb") as out:
+        return subprocess.Popen([NAS, *words], cwd=cwd, env=environment(**env), stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def command(*words: str | Path, cwd: Path, patience: float = 120, **env: str) -> Ended:
+    """A `nas` command, to its end."""
+    log, began = cwd / f".said-{time.monotonic_ns()}", time.monotonic()
+    process = start(*words, cwd=cwd, log=log, **env)
+    try:
+        code = process.wait(patience)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        pytest.fail(f"nas {' '.join(map(str, words))} took more than {patience:g} s and said:\n{log.read_text()}", pytrace=False)
+    text = log.read_text()
+    log.unlink()
+    return Ended(code, text, time.monotonic() - began)
+
+
+def sets(settings: list[str]) -> list[str]:
+    """``["a=1"]`` as ``["--set", "a=1"]``."""
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def journal(run: Path, which: int = -1) -> list[dict[str, Any]]:
+    """The lines of a run's journal, the newest one by default, without its header."""
+    paths = sorted((run / "search").glob("journal-*.jsonl"), key=lambda path: path.stat().st_mtime)
+    lines = [json.loads(line) for line in paths[which].read_text().splitlines()]
+    assert "raynas_journal" in lines[0]
+    return lines[1:]
+
+
+def records(run: Path, which: int = -1) -> dict[int, dict[str, Any]]:
+    """The records of a journal by k; each k stands there once."""
+    found = [line for line in journal(run, which) if "k" in line]
+    assert not [k for k, times in Counter(line["k"] for line in found).items() if times > 1]
+    return {line["k"]: line for line in found}
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of training."""
+    return [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
+
+
+def supernet(run: Path) -> str:
+    """The sha256 of the newest supernet's weights, which are as the manifest says."""
+    newest = checkpoint.newest_valid(run / "supernet")
+    assert newest is not None
+    return checkpoint.verify(newest)["files"]["weights.safetensors"]["sha256"]
+
+
+def tracked(run: Path) -> dict[str, list[Any]]:
+    """MLflow's runs of a run directory by raynas.kind."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{run.parent / 'mlflow.db'}")
+    about = json.loads((run / "run.json").read_text())
+    experiment = client.get_experiment_by_name(about["name"])
+    found: dict[str, list[Any]] = {"train": [], "search": [], "candidate": []}
+    token = None
+    while experiment is not None:
+        page = client.search_runs([experiment.experiment_id], f"tags.`raynas.run` = '{about['id']}'", max_results=1000, page_token=token)
+        for each in page:
+            found[each.data.tags["raynas.kind"]].append(each)
+        token = page.token
+        if not token:
+            break
+    return found
+
+
+def check_tracked(run: Path, candidates: int) -> dict[int, Any]:
+    """MLflow's runs of the candidates of one search, each there once, finished, beneath the search's run."""
+    found = tracked(run)
+    assert len(found["search"]) == 1
+    ks = Counter(int(each.data.tags["raynas.candidate"]) for each in found["candidate"])
+    assert ks == Counter(range(candidates)), "a candidate is missing from MLflow, or stands there twice"
+    assert {each.data.tags["mlflow.parentRunId"] for each in found["candidate"]} == {found["search"][0].info.run_id}
+    assert {each.info.status for each in found["candidate"] + found["search"]} == {"FINISHED"}
+    return {int(each.data.tags["raynas.candidate"]): each for each in found["candidate"]}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Relative path to sha256 of every file below a folder."""
+    return {str(path.relative_to(folder)): checkpoint.sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def flip_byte(path: Path) -> None:
+    """Change one byte in the middle of a file, whose size stays."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+# --- the run
+
+
+@dataclass(frozen=True)
+class Done:
+    """The shared run: where the command was given, its directory, the words, and what it said."""
+
+    home: Path
+    run: Path
+    words: list[str | Path]
+    ended: Ended
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """A finished run. Read it, and leave it as it is."""
+    home = tmp_path_factory.mktemp("done")
+    words: list[str | Path] = ["run", "bignas-digits", *sets(TINY)]
+    ended = command(*words, cwd=home, patience=PATIENCE)
+    assert ended.code == 0, ended.text
+    return Done(home, home / "runs" / "bignas-digits", words, ended)
+
+
+@pytest.fixture
+def copy(done: Done, tmp_path: Path) -> Path:
+    """The finished run, copied with its MLflow store, to be changed."""
+    shutil.copytree(done.run.parent, tmp_path / "runs")
+    return tmp_path / "runs" / done.run.name
+
+
+@pytest.fixture(scope="module", params=range(3))
+def child(request: pytest.FixtureRequest, done: Done) -> Path:
+    """Each of the exported children."""
+    return sorted((done.run / "children").iterdir())[request.param]
+
+
+pytestmark = pytest.mark.timeout(2 * PATIENCE)
+
+
+def test_it_prints_the_front_and_what_to_do_next(done: Done) -> None:
+    text, children = done.ended.text, sorted((done.run / "children").iterdir())
+    rows = {row[0]: row[1:] for line in done.ended.lines if (row := line.split()) and re.fullmatch(r"[0-9a-f]{12}", row[0])}
+    assert sorted(rows) == [path.name for path in children] and len(rows) == 3
+    for path in children:
+        figures = json.loads((path / "metrics.json").read_text())
+        shown = [f"{figures[part]['accuracy']:.2f}" for part in ("validation", "test")]
+        assert rows[path.name][-2:] == shown, "validation and test accuracy stand in the table"
+    for title in ("child", "MACs", "parameters", "validation", "test"):
+        assert title in text
+    assert str(done.run / "report.html") in text and str(done.run / "children") in text
+    assert "nas ui runs/bignas-digits" in text
+
+
+def test_it_prints_no_wall_of_logs(done: Done) -> None:
+    lines = done.ended.lines
+    assert len(lines) <= 25 + done.ended.seconds / 5, done.ended.text  # a line now and then where there is no terminal
+    assert not [line for line in lines if NOISE.search(line)], done.ended.text
+    assert max(map(len, lines)) <= 200
+
+
+def test_the_run_directory_holds_what_is_named_and_no_rubbish(done: Done) -> None:
+    names = {path.name for path in done.run.iterdir()}
+    wanted = {"run.json", "experiment.yaml", "history.jsonl", "train", "supernet", "search", "children", "report.html", "tracking.jsonl", "attempt"}
+    assert names - {".lock"} == wanted
+    beside = {path.name for path in done.run.parent.iterdir()}
+    assert beside <= {done.run.name, "mlflow.db", "mlartifacts"}
+    assert {path.name for path in done.home.iterdir()} == {"runs"}
+    left = [path for path in done.run.rglob("*") if path.name.endswith((".tmp", ".old", ".new"))]
+    assert not left
+    total = 4 * STEPS_AN_EPOCH
+    assert sorted(path.name for path in (done.run / "supernet").iterdir()) == [f"step-{n:08d}" for n in (50, total)]
+    assert len(list((done.run / "search").iterdir())) == 1
+    page = (done.run / "report.html").read_text()
+    assert all(path.name in page for path in (done.run / "children").iterdir())
+
+
+def test_what_ran_is_written_down_and_reads_back(done: Done) -> None:
+    from nas.experiment import load_experiment
+
+    assert load_experiment(done.run / "experiment.yaml") == load_experiment("bignas-digits", TINY)
+
+
+def test_the_journal_is_complete(done: Done) -> None:
+    found = records(done.run)
+    assert sorted(found) == list(range(40))
+    assert all(record["error"] is None and record["metrics"]["accuracy"] > 10 for record in found.values())
+    assert len({record["id"] for record in found.values()}) == 40, "no architecture is judged twice"
+    header = json.loads(next((done.run / "search").iterdir()).read_text().splitlines()[0])
+    assert header["supernet"] == supernet(done.run)
+
+
+def test_mlflow_has_every_candidate_once(done: Done) -> None:
+    runs = check_tracked(done.run, 40)
+    assert len(tracked(done.run)["train"]) == 1
+    for k, record in records(done.run).items():
+        data = runs[k].data
+        assert data.params == {name: str(value) for name, value in record["arch"].items()}
+        wanted = {**record["metrics"], **record["cost"], "seconds": record["seconds"]}
+        assert {name: value for name, value in data.metrics.items() if not name.startswith("test_")} == pytest.approx(wanted, rel=1e-12)
+
+
+def test_a_child_is_whole_and_agrees_with_the_search(done: Done, child: Path) -> None:
+    manifest = checkpoint.verify(child)
+    assert manifest["supernet"] == supernet(done.run)
+    assert set(manifest["files"]) == {"model.safetensors", "model.py", "arch.json", "metrics.json", "model.onnx", "README.md"}
+    figures = json.loads((child / "metrics.json").read_text())
+    record = next(record for record in records(done.run).values() if record["id"] == child.name)
+    assert figures["validation"] == record["metrics"], "export measures as the search did"
+    assert {name: figures[name] for name in record["cost"]} == record["cost"]
+    about = json.loads((child / "arch.json").read_text())
+    assert about["arch"] == record["arch"] and about["supernet"] == manifest["supernet"]
+    assert set(figures["parity"]) == {"examples", "supernet", "reloaded", "onnx"}
+    assert max(value for name, value in figures["parity"].items() if name != "examples") <= PARITY
+    assert set(figures["test"]) == set(figures["validation"])
+
+
+STRANGER = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("nas", "searchspaces", "cluster"):
+            raise ImportError(f"{name} is not here")
+
+sys.meta_path.insert(0, Refuse())
+sys.path.insert(0, "")
+for name in ("nas", "searchspaces"):
+    try:
+        __import__(name)
+    except ImportError:
+        continue
+    raise SystemExit(f"{name} could be imported")
+"""
+COMPARE = """
+import numpy, onnxruntime, torch
+
+x = numpy.random.default_rng(0).random((7, *json.load(open("arch.json"))["input"]["shape"]), dtype=numpy.float32)
+session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+theirs = session.run(None, {session.get_inputs()[0].name: x})[0]
+with torch.no_grad():
+    ours = net(torch.from_numpy(x)).numpy()
+assert not {"nas", "searchspaces", "ray", "deepspeed", "mlflow"} & set(sys.modules)
+print(json.dumps({"shape": ours.shape, "apart": float(abs(ours - theirs).max()), "size": float(abs(ours).max()), "outputs": ours.tolist()}))
+"""
+
+
+def test_a_child_loads_where_there_is_no_raynas_by_the_lines_of_its_card(child: Path) -> None:
+    card = (child / "README.md").read_text()
+    (lines,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    script = STRANGER + lines + COMPARE
+    done = subprocess.run([sys.executable, "-c", script], cwd=child, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["shape"] == [7, 10] and found["size"] > 0.1
+    assert found["apart"] <= PARITY
+    x = np.random.default_rng(0).random((7, 1, 8, 8), dtype=np.float32)
+    import torch
+
+    with torch.no_grad():
+        ours = nas.load_child(child)(torch.from_numpy(x)).numpy()
+    assert np.abs(ours - np.array(found["outputs"], np.float32)).max() <= 1e-6
+    assert checkpoint.verify(child), "loading it leaves nothing behind that the manifest would miss"
+
+
+def test_load_child_refuses_a_changed_byte(done: Done, tmp_path: Path) -> None:
+    first = sorted((done.run / "children").iterdir())[0]
+    for name in ("model.safetensors", "arch.json"):
+        child = shutil.copytree(first, tmp_path / name / first.name)
+        flip_byte(child / name)
+        with pytest.raises(checkpoint.Damaged, match=re.escape(name)):
+            nas.load_child(child)
+
+
+def test_load_child_runs_no_class_from_elsewhere(done: Done, tmp_path: Path) -> None:
+    child = shutil.copytree(sorted((done.run / "children").iterdir())[0], tmp_path / "child")
+    about = json.loads((child / "arch.json").read_text())
+    for home in ("os:system", "searchspaces_of_mine:Child", "nas.static:Block"):
+        text = json.dumps({**about, "child": home, "network": {}})
+        (child / "arch.json").write_text(text)
+        manifest = json.loads((child / "manifest.json").read_text())
+        manifest["files"]["arch.json"] = {"size": len(text), "sha256": checkpoint.sha256(child / "arch.json")}
+        (child / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(ValueError, match=re.escape(home)):
+            nas.load_child(child)
+
+
+# --- the same command again, and others after it
+
+
+@pytest.fixture(scope="module")
+def again(done: Done, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str], Ended]]:
+    """A copy of the finished run: where it is, what it held, and what the same command then said."""
+    home = tmp_path_factory.mktemp("again")
+    shutil.copytree(done.run.parent, home / "runs")
+    run = home / "runs" / done.run.name
+    before = contents(run)
+    yield run, before, command(*done.words, cwd=home)
+
+
+def test_the_same_command_finishes_at_once(done: Done, again: tuple[Path, dict[str, str], Ended]) -> None:
+    run, before, ended = again
+    assert ended.code == 0, ended.text
+    for stage in ("train", "search", "export"):
+        assert f"{stage}: done before" in ended.text
+    assert ended.seconds < 60, "no Ray is started"
+    assert "Ray" not in ended.text
+    table = [line for line in done.ended.lines if re.match(r"\s*[0-9a-f]{12} ", line)]
+    assert table and all(line in ended.lines for line in table)
+
+
+def test_the_same_command_changes_nothing_that_matters(again: tuple[Path, dict[str, str], Ended]) -> None:
+    run, before, _ = again
+    after = contents(run)
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    assert changed <= {"history.jsonl", "attempt", "tracking.jsonl", "report.html"}
+    check_tracked(run, 40)
+
+
+def test_report_and_a_directory_as_the_experiment(again: tuple[Path, dict[str, str], Ended]) -> None:
+    run, before, _ = again
+    (run / "report.html").unlink()
+    ended = command("report", run, cwd=run.parent)
+    assert ended.code == 0, ended.text
+    assert "report.html" in ended.text and (run / "report.html").stat().st_size > 10_000
+    ended = command("train", run, cwd=run.parent)
+    assert ended.code == 0 and "train: done before" in ended.text, ended.text
+
+
+def test_another_identity_is_refused_with_the_difference(again: tuple[Path, dict[str, str], Ended]) -> None:
+    run, _, _ = again
+    before = contents(run)
+    ended = command("run", run, *sets(["seed=7", "recipe.lr=0.125", "train.zero_stage=2"]), cwd=run.parent)
+    assert ended.code == 1
+    assert "seed: 0 in bignas-digits, 7 now" in ended.text and "recipe.lr: 0.05 in bignas-digits, 0.125 now" in ended.text
+    assert "zero_stage" not in ended.text, "what may change is no reason"
+    assert "--run-dir" in ended.text and "Traceback" not in ended.text
+    assert contents(run) == before
+
+
+def test_more_candidates_and_another_budget(copy: Path) -> None:
+    old = next((copy / "search").iterdir()).read_text()
+    children = contents(copy / "children")
+    ended = command("run", copy, *sets(["search.candidates=56", "search.constraints.max_macs=250k", "search.trials=1"]), cwd=copy.parent, patience=PATIENCE)
+    assert ended.code == 0, ended.text
+    assert "train: done before" in ended.text
+    (path,) = (copy / "search").iterdir()
+    assert path.read_text().startswith(old), "the journal goes on"
+    added = journal(copy)[len(old.splitlines()) - 1 :]
+    assert added[0]["from_k"] == 40 and added[0]["constraints"]["macs"] == [None, 250_000]
+    found = records(copy)
+    assert sorted(found) == list(range(56))
+    assert max(found[k]["cost"]["macs"] for k in range(40)) > 250_000, "or this test shows nothing"
+    assert max(found[k]["cost"]["macs"] for k in range(40, 56)) <= 250_000
+    check_tracked(copy, 56)
+    shown = re.findall(r"^\s*([0-9a-f]{12}) ", ended.text, re.MULTILINE)
+    by_id = {record["id"]: record for record in found.values()}
+    assert shown and all(by_id[name]["cost"]["macs"] <= 250_000 for name in shown), "children of the new budget are exported"
+    assert children.items() <= contents(copy / "children").items(), "and the old ones stay"
+    last = json.loads((copy / "history.jsonl").read_text().splitlines()[-1])
+    assert last["changed"] == {
+        "search.candidates": [40, 56],
+        "search.constraints.max_macs": [None, 250_000],
+        "search.trials": [2, 1],
+    }
+
+
+def test_more_epochs_with_another_stage_and_one_worker(copy: Path) -> None:
+    """Training goes on from the last checkpoint, at another world size and stage, and a new search begins."""
+    (old,) = (copy / "search").iterdir()
+    kept, first = old.read_text(), supernet(copy)
+    words = ["recipe.epochs=5", "train.zero_stage=2", "train.workers=1", "search.candidates=12", "export.onnx=false"]
+    ended = command("run", copy, *sets(words), cwd=copy.parent, patience=PATIENCE)
+    assert ended.code == 0, ended.text
+    total, before = 5 * STEPS_AN_EPOCH, 4 * STEPS_AN_EPOCH
+    news = [line["step"] for line in metrics(copy) if line.get("total") == total]
+    assert news and min(news) == before + 1 and max(news) == total
+    assert checkpoint.newest_valid(copy / "supernet").name == f"step-{total:08d}"  # type: ignore[union-attr]
+    assert supernet(copy) != first
+    assert old.read_text() == kept
+    assert sorted(records(copy)) == list(range(12))
+    ids = {each.info.run_id: each.data.tags["raynas.supernet"] for each in tracked(copy)["search"]}
+    assert sorted(ids.values()) == sorted([first, supernet(copy)]), "a search in MLflow for each supernet"
+    of = Counter(ids[each.data.tags["mlflow.parentRunId"]] for each in tracked(copy)["candidate"])
+    assert of == {first: 40, supernet(copy): 12}
+    shown = re.findall(r"^\s*([0-9a-f]{12}) ", ended.text, re.MULTILINE)
+    for name in shown:
+        assert checkpoint.verify(copy / "children" / name)["supernet"] == supernet(copy)
+    last = json.loads((copy / "history.jsonl").read_text().splitlines()[-1])
+    assert {"recipe.epochs": [4.0, 5.0], "train.zero_stage": [1, 2], "train.workers": [2, 1]}.items() <= last["changed"].items()
+
+
+def test_export_of_one_candidate(copy: Path) -> None:
+    exported = {path.name for path in (copy / "children").iterdir()}
+    record = next(record for record in records(copy).values() if record["id"] not in exported)
+    ended = command("export", copy, "--child", str(record["k"]), "--set", "export.onnx=false", cwd=copy.parent)
+    assert ended.code == 0, ended.text
+    child = copy / "children" / record["id"]
+    assert checkpoint.verify(child) and not (child / "model.onnx").exists()
+    assert json.loads((child / "metrics.json").read_text())["validation"] == record["metrics"]
+    assert re.findall(r"^\s*([0-9a-f]{12}) ", ended.text, re.MULTILINE) == [record["id"]]
+    ended = command("export", copy, "--child", "4711", cwd=copy.parent)
+    assert ended.code == 1 and "4711" in ended.text and "Traceback" not in ended.text
