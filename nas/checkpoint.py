@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+STOP = "stop"
 STEP = re.compile(r"step-(\d{8})")
 
 
@@ -138,6 +139,8 @@ class Fence:
     """Lets only the newest attempt at a run write into it.
 
     The driver takes a number by `Fence.take`; every writer holds it and asks `check` before it makes anything visible.
+    The driver asks all of them to end by a word behind the number: a file that is there already is looked at anew by a network
+    file system when it is opened, while one that was not there may stay unseen for a minute.
     """
 
     def __init__(self, run: Path, attempt: int) -> None:
@@ -152,7 +155,16 @@ class Fence:
         return fence
 
     def current(self) -> int:
-        return int(self.path.read_text()) if self.path.exists() else 0
+        return int(self.path.read_text().split()[0]) if self.path.exists() else 0
+
+    def ask_to_stop(self) -> None:
+        """Ask all who work for this attempt to save and end."""
+        if self.current() == self.attempt:
+            write_atomic(self.path, f"{self.attempt} {STOP}")
+
+    def stopping(self) -> bool:
+        """Whether those who work for this attempt shall save and end."""
+        return self.path.exists() and self.path.read_text().split() == [str(self.attempt), STOP]
 
     def check(self) -> None:
         """Raises: Fenced, where a newer attempt has begun."""

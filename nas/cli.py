@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nas import cli_cluster
 from nas.experiment import Experiment, load_experiment
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def spaces(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(experiment: Annotated[str | None, typer.Argument(metavar="[EXPERIMENT]", help="Look at what this one needs, its data too.")] = None) -> None:
     """Look at this machine: what is missing for a run, and how to mend it.
 
     Example: nas doctor
@@ -176,7 +177,7 @@ def doctor() -> None:
     from nas.doctor import examine
 
     table, missing = Table("", "what", "found", "to do", box=None), 0
-    for finding in examine():
+    for finding in examine(load_experiment(experiment) if experiment else None):
         missing += not finding.ok
         table.add_row("ok" if finding.ok else "MISSING", finding.what, finding.found, "" if finding.ok else finding.mend)
     console.print(table)
@@ -200,6 +201,10 @@ def ui(run: Annotated[Path, RUN], port: Annotated[int, typer.Option(help="On thi
     command = [*ui_command(uri), "--port", str(port)]
     console.print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", highlight=False)
     raise typer.Exit(subprocess.call(command))
+
+
+for command in cli_cluster.COMMANDS:
+    app.command()(command)
 
 
 def bounded(overrides: list[str], stage: str, minutes: float | None) -> list[str]:
@@ -237,7 +242,9 @@ def main() -> None:
 
     try:
         app()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != 130:  # typer makes 130 of a KeyboardInterrupt
+            raise
         console.print("stopped; the same command continues", style="yellow")
         sys.exit(130)
     except (ExperimentError, Damaged, Fenced, ValueError, FileNotFoundError, RuntimeError) as error:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from nas.experiment import Experiment
+
 GIGABYTE = 1 << 30
 
 
@@ -23,8 +25,12 @@ class Finding:
     mend: str
 
 
-def examine() -> Iterator[Finding]:
-    """Everything, in the order in which a run needs it."""
+def examine(experiment: Experiment | None = None) -> Iterator[Finding]:
+    """Everything, in the order in which a run needs it; with an experiment, what each machine of a cluster needs for that one."""
+    if experiment is not None:
+        for look in (_compiler, _deepspeed, lambda: _data_of(experiment)):
+            yield _guarded(look)
+        return
     yield Finding("Python", sys.version_info >= (3, 11), sys.version.split()[0], "install Python 3.11 or later")
     for look in (_packages, _torch, _compiler, _deepspeed, _ray, _gpus, _disk, _mlflow, _data):
         yield _guarded(look)
@@ -103,6 +109,15 @@ def _mlflow() -> Finding:
         return Finding("MLflow", True, "SQLite beside the runs", "")
     answer = reachable(check_uri(uri))
     return Finding("MLflow", answer is None, answer or f"{uri} answers", "start the server, or set tracking.uri; work goes on without it")
+
+
+def _data_of(experiment: Experiment) -> Finding:
+    from nas.tasks.datasets import DataMissing, locate
+
+    try:
+        return Finding("data", True, str(locate(experiment.data) or "built in"), "")
+    except DataMissing as missing:
+        return Finding("data", False, experiment.data.name, str(missing))
 
 
 def _data() -> Finding:

@@ -26,13 +26,16 @@ from nas.supernet import Pass, Supernet
 
 
 def _extensions() -> Path:
-    """Where torch keeps built operators: one folder for each torch, DeepSpeed and Python, so that none meets another's."""
-    stamp = f"torch{version('torch')}-deepspeed{version('deepspeed')}-py{sys.version_info.major}{sys.version_info.minor}"
+    """Where torch keeps built operators: one folder for each environment and its versions; two that shared one would build by turns."""
+    home = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]  # the compiler's command names it
+    stamp = f"torch{version('torch')}-deepspeed{version('deepspeed')}-py{sys.version_info.major}{sys.version_info.minor}-{home}"
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "raynas" / "extensions" / stamp
 
 
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")  # both are read when DeepSpeed is first imported
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_extensions()))
+# A distribution's ninja and pip's hash commands differently: each builds anew, in every worker, what the other has built. Always pip's.
+os.environ["PATH"] = os.pathsep.join(filter(None, [str(Path(sys.executable).parent), os.environ.get("PATH")]))
 
 
 class RanksDiffer(RuntimeError):

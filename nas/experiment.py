@@ -34,6 +34,8 @@ from pydantic import (
     model_validator,
 )
 
+from nas.cluster_values import absolute, no_secret
+
 
 class ExperimentError(ValueError):
     """A mistake in an experiment file or an override, told so that its writer can mend it."""
@@ -208,6 +210,16 @@ class TrackingSettings(Section):
     experiment: str | None = Field(default=None, description="MLflow's experiment; null: the experiment's name")
 
 
+class ClusterSettings(Section):
+    """Where `nas submit` sends the run. Everything here means the cluster's machines, not this one."""
+
+    address: str | None = Field(default=None, description="of the cluster's Jobs server, for example http://head:8265")
+    storage: Annotated[str, AfterValidator(absolute)] | None = Field(default=None, description="directory that all machines share; runs are its folders")
+    env: Annotated[dict[str, str], AfterValidator(no_secret)] = Field(default={}, description="environment variables of the run; no secrets")
+    image: str | None = Field(default=None, description="Kubernetes only: container image with raynas in it")
+    claim: str | None = Field(default=None, description="Kubernetes only: PersistentVolumeClaim behind storage, ReadWriteMany")
+
+
 class Experiment(Section):
     """A whole run. Made by `load_experiment` or `parse`, which tell mistakes as `ExperimentError`."""
 
@@ -220,6 +232,7 @@ class Experiment(Section):
     search: SearchSettings = Field(description="how children are found")
     export: Annotated[ExportSettings, Kind.FREE] = Field(default=ExportSettings(), description="what is handed over")
     tracking: Annotated[TrackingSettings, Kind.FREE] = Field(default=TrackingSettings(), description="where MLflow writes")
+    cluster: Annotated[ClusterSettings, Kind.FREE] = Field(default=ClusterSettings(), description="where nas submit sends it")
 
     @model_validator(mode="after")
     def _across(self) -> Experiment:

@@ -166,7 +166,7 @@ class Attempt:
             net.load_state_dict(load_file(found / "weights.safetensors"))
         optimizer = self.recipe.optimizer(net)
         self.engine = Engine(net, optimizer, settings.zero_stage, settings.precision, recipe_settings.clip_norm, self.micro, loop.device)
-        self.state = State(0, self.total)
+        self.state, self.stopping = State(0, self.total), False
         if found:
             self._restore(found)
         self.began = time.monotonic() - self.state.seconds
@@ -193,13 +193,15 @@ class Attempt:
         self.recipe.load({**kept["recipe"], **load_file(found / "recipe.safetensors")})
 
     def to_the_end(self) -> None:
-        """Steps until the schedule or the time is used up; a checkpoint every so often and at the end."""
+        """Steps until the schedule or the time is used up, or the run is asked to end; a checkpoint every so often and at the end."""
         limit, every = self.experiment.train.max_minutes, self.experiment.train.checkpoint_every
         with closing(prefetched(self.feeds, self.state.step)) as batches:
-            while share_done(self.state, limit) < 1:
+            while share_done(self.state, limit) < 1 and not self.stopping:
                 self._step(next(batches))
                 if self.state.step % every == 0 or share_done(self.state, limit) >= 1:
                     self._look()
+                    self._save()
+                elif self.stopping:
                     self._save()
 
     def _step(self, batches: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -237,14 +239,16 @@ class Attempt:
         return Step(index, self.state.total, progress, archs, noise, self.engine.mean, self.engine.module)
 
     def _guard(self, losses: Mapping[str, float]) -> None:
-        """Agree with the other ranks on time and on the worst loss, before a bad gradient is applied.
+        """Agree with the other ranks on time, on the worst loss before a bad gradient is applied, and on whether to end here.
 
         Raises:
             Diverged: a loss is not finite, or the first one is far above what it was in the first steps.
         """
         finite = all(np.isfinite(value) for value in losses.values())
         worst = next(iter(losses.values())) if finite else float("inf")
-        worst, self.state.seconds = self.engine.highest(worst, time.monotonic() - self.began)
+        stop = self.loop.rank == 0 and self.loop.fence.stopping()
+        worst, self.state.seconds, stopping = self.engine.highest(worst, time.monotonic() - self.began, stop)
+        self.stopping = stopping > 0
         if self.state.step < FIRST_LOSSES and np.isfinite(worst):
             self.state.yardstick = max(self.state.yardstick, worst)
         elif worst > EXPLODED * self.state.yardstick:

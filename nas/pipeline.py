@@ -25,6 +25,7 @@ from nas.search import Record
 from nas.search.tune import budget_of, check_constraints, journal_path, search_children
 from nas.session import session
 from nas.sources import History
+from nas.stopping import Stopper
 from nas.supernet import Supernet
 from nas.tasks import load_task
 from nas.tracking import Tracker, address
@@ -60,7 +61,7 @@ class Pipeline:
         self.task = load_task(experiment)
         self.net = build(experiment, self.task)
         self.supernet = ""
-        self.ray = ExitStack()
+        self.ray, self.stopper = ExitStack(), Stopper(fence, watch.say)
         self.worked = False
 
     @classmethod
@@ -80,7 +81,7 @@ class Pipeline:
             try:
                 tracker.start()
                 pipeline = cls(experiment, run, fence, tracker, watch)
-                with pipeline.ray:
+                with pipeline.stopper.listening(), pipeline.ray:
                     yield pipeline
             except BaseException:
                 tracker.close(5, "KILLED")
@@ -98,7 +99,7 @@ class Pipeline:
             self.watch.say(f"train: done before ({state_of(self.run).step:,} steps)")  # type: ignore[union-attr]
             return
         self._begin("train", "starting Ray and the workers")
-        self.ray.enter_context(session())
+        self._ray()
         panel: dict[str, str] = {}
 
         def notify(line: dict[str, Any]) -> None:
@@ -115,8 +116,11 @@ class Pipeline:
 
         train(self.experiment, self.run, self.fence, notify)
         state = state_of(self.run)
+        if state is None:
+            self.stopper.check()
         assert state is not None
         self.watch.end(f"{state.step:,} steps in {state.seconds / 60:.1f} min{panel.get('text', '')}")
+        self.stopper.check()
 
     def search(self) -> None:
         """Candidates, until there are as many as asked for."""
@@ -127,7 +131,7 @@ class Pipeline:
             self.watch.say(f"search: done before ({before:,} candidates)")
             return
         self._begin("search", "starting the evaluators")
-        self.ray.enter_context(session())
+        self._ray()
 
         def notify(record: Record) -> None:
             history.update()
@@ -142,8 +146,9 @@ class Pipeline:
             self.watch.say(why)
         done = len(history.records)
         rate = (done - before) / max(time.monotonic() - began, 1e-9)
-        left = "" if done >= target or why else f" of {target:,}; the time is over, the same command goes on"
+        left = "" if done >= target or why else f" of {target:,}; the same command goes on"
         self.watch.end(f"{done:,} candidates{left}, {len(history.front())} on the front, {rate:.1f} a second with the start of Ray")
+        self.stopper.check()
 
     def export(self, only: str | None = None) -> list[str]:
         """The children of the front, spread over it; or the one candidate that is named. Returns their ids.
@@ -166,6 +171,7 @@ class Pipeline:
             export_child(folder / record.id, record.arch, evaluator, test, about, self.experiment.export.onnx, self.fence)
             self.watch.advance(number, len(open_), record.id, "children", None)
             self.tracker.poke()
+            self.stopper.check()
         self.watch.end(f"{len(open_)} children in {folder}")
         return [record.id for record in chosen]
 
@@ -173,7 +179,13 @@ class Pipeline:
         """RUN/report.html."""
         return write_report(self.run)
 
+    def _ray(self) -> None:
+        """A connection to Ray for the rest of the command, and then ours the signals that Ray takes as it starts."""
+        self.ray.enter_context(session())
+        self.ray.enter_context(self.stopper.listening())
+
     def _begin(self, stage: str, note: str) -> None:
+        self.stopper.check()
         self.worked = True
         self.watch.begin(stage, note)
 

@@ -20,6 +20,8 @@ QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "OMP_WAIT_POLICY": "PASSIVE",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours ends the search in order
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # in a submitted job: what is set below adds to the job's own, and may repeat it
 }
 
 

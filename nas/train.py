@@ -14,6 +14,7 @@ from nas.experiment import Experiment, parse
 from nas.loop import State, checkpoints, share_done
 from nas.session import check_room, has_gpus, session
 from nas.sources import Lines
+from nas.stopping import aside
 
 Notify = Callable[[dict[str, Any]], None]
 
@@ -70,7 +71,7 @@ def _fit(experiment: Experiment, run: Path, fence: checkpoint.Fence, gpu: bool) 
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
     )
     try:
-        trainer.fit()
+        aside(trainer.fit)
     except TrainingFailedError as error:
         raise TrainingFailed(_cause(error)) from error
 

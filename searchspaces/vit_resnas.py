@@ -107,7 +107,7 @@ class ElasticReduction(nn.Module):
         token = how.linear(self.token, how.take(y, before, slice(1)), before, after)
         patches = how.conv(self.conv, how.take(y, before, slice(1, None)), before, after)
         patches = patches + how.lay(self.position.expand(examples, -1, -1), after)
-        skip = how.resize(pool, x, before, after, self.token.out_features)
+        skip = how.each(pool, x, before, after, self.token.out_features)
         return how.add(skip, how.join(token, patches, after), after)
 
 
@@ -187,7 +187,7 @@ class ViTResNAS(Supernet):
 
     def forward_one(self, x: Tensor, arch: Arch, how: Pass) -> Output:
         """The whole batch through one architecture."""
-        return self._run(x, [arch], Grouped([range(len(x))], x.device), how)
+        return self._run(x, [arch], Grouped([len(x)], torch.arange(len(x), device=x.device)), how)
 
     def forward_many(self, x: Tensor, archs: list[Arch], how: Pass) -> Output:
         """Row j through ``archs[j % A]``, by the way that `multi` names."""
@@ -197,13 +197,13 @@ class ViTResNAS(Supernet):
         for row in range(len(x)):
             rows.setdefault(archs[row % len(archs)], []).append(row)
         order = sorted(rows, key=lambda arch: [arch[name] for name in self.space.widths])
-        return self._run(x, order, Grouped([rows[arch] for arch in order], x.device), how)
+        place = torch.tensor([row for arch in order for row in rows[arch]], device=x.device)
+        return self._run(x, order, Grouped([len(rows[arch]) for arch in order], place), how)
 
     def _run(self, x: Tensor, archs: list[Arch], layout: Grouped | Masked, how: Pass) -> Output:
         """x: ``(N, C, H, W)`` -> logits ``(N, classes)`` and, of the patches, ``(N, aux_grid ** 2, classes)``."""
         examples = len(x)
-        x = F.pad(self.pixels(x), (self.table.pad,) * 4)
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        x = self.stem(F.pad(self.pixels(x), (self.table.pad,) * 4))
         x = torch.cat((self.token.expand(examples, 1, -1), x), 1) + self.position
         before = [int(arch[self.space.widths[0]]) for arch in archs]
         x, scales = layout.lay(x, before), self._drop_path(examples, how, x)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.static import Pixels
+from nas.static import Pixels, channels_last
 
 
 class Stem(nn.Module):
@@ -31,7 +31,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: ``(N, C, R, R)`` -> tokens ``(N, (R / patch) ** 2, width)``."""
-        first = F.relu(self.norm1(self.conv1(x)))
+        first = F.relu(self.norm1(channels_last(self.conv1(channels_last(x)))))
         out = F.relu(self.norm2(self.conv2(first)))
         out = F.relu(self.norm3(self.conv3(out))) + first
         return self.project(out).flatten(2).transpose(1, 2)
@@ -140,8 +140,8 @@ class ViTResNASChild(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: ``(N, C, H, W)``, pixels in [0, 1] -> logits ``(N, classes)``."""
-        x = self.stem(F.pad(self.pixels(x), (self.pad,) * 4).contiguous(memory_format=torch.channels_last))
-        x = torch.cat((self.token.expand(len(x), 1, -1), x), 1) + self.position
+        x = self.stem(F.pad(self.pixels(x), (self.pad,) * 4))
+        x = torch.cat((self.token.expand(x.shape[0], 1, -1), x), 1) + self.position
         for stage in self.stages:
             x = stage(x)
         return self.head(self.norm(x[:, 0]))

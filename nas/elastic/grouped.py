@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -92,14 +91,13 @@ class Grouped:
     `Masked` has the same methods; a layer is written once for both.
 
     Args:
-        groups: for each sub-network the rows of the batch that are its own; every row has one.
-        device: of the activations.
+        counts: examples of each sub-network.
+        order: int64, their rows of the batch, those of one sub-network after those of another.
     """
 
-    def __init__(self, groups: Sequence[Sequence[int]], device: torch.device) -> None:
-        self.counts = [len(rows) for rows in groups]
-        self.order = torch.tensor([row for rows in groups for row in rows], device=device)
-        self.back = self.order.argsort()
+    def __init__(self, counts: Sequence[int], order: Tensor) -> None:
+        self.counts = counts
+        self.order = order
 
     def _rows(self, x: Tensor, widths: Widths) -> list[int]:
         """Rows of each group (examples times tokens): how many tokens an example has follows from the length."""
@@ -113,18 +111,18 @@ class Grouped:
 
     def lay(self, whole: Tensor, widths: Widths) -> Tensor:
         """``(N, tokens, largest width)`` in the order of the batch -> the first channels of every row."""
-        parts = whole[self.order].split(self.counts)
+        parts = whole[self.order].split(list(self.counts))
         return torch.cat([part[..., :width].reshape(-1) for part, width in zip(parts, widths, strict=True)])
 
     def whole(self, x: Tensor, width: int) -> Tensor:
         """Activations of one common width -> ``(N, tokens, width)`` in the order of the batch."""
-        return x.view(len(self.order), -1, width)[self.back]
+        return x.view(len(self.order), -1, width)[self.order.argsort()]
 
     def take(self, x: Tensor, widths: Widths, tokens: slice) -> Tensor:
         """Some of the tokens."""
         return torch.cat([part[:, tokens].reshape(-1) for part in self._views(x, widths)])
 
-    def resize(self, function: Callable[[Tensor, int], Tensor], x: Tensor, ins: Widths, outs: Widths, most: int) -> Tensor:
+    def each(self, function: Callable[[Tensor, int], Tensor], x: Tensor, ins: Widths, outs: Widths, most: int) -> Tensor:
         """``function((examples, tokens, in), out)`` for each sub-network; `most` is the largest `out` of all."""
         return torch.cat([function(part, out).reshape(-1) for part, out in zip(self._views(x, ins), outs, strict=True)])
 
@@ -149,7 +147,7 @@ class Grouped:
             return F.unfold(image, layer.kernel_size, padding=layer.padding, stride=layer.stride).transpose(1, 2)  # type: ignore[arg-type]
 
         taps = layer.kernel_size[0] * layer.kernel_size[1]
-        patches = self.resize(cut, x, ins, ins, layer.in_channels)
+        patches = self.each(cut, x, ins, ins, layer.in_channels)
         return layer(patches, list(zip(self._rows(patches, [width * taps for width in ins]), ins, outs, strict=True)))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, inner: Widths, head_dim: int) -> Tensor:
@@ -194,19 +192,16 @@ class Grouped:
 
     def _of(self, groups: Sequence[int]) -> Grouped:
         """Some of the sub-networks alone; `scale` of `add` is still that of the whole batch."""
-        some = object.__new__(Grouped)
-        some.counts = [self.counts[group] for group in groups]
-        parts = self.order.split(self.counts)
-        some.order = torch.cat([parts[group] for group in groups])
-        return some
+        rows = self.order.split(list(self.counts))
+        return Grouped([self.counts[group] for group in groups], torch.cat([rows[group] for group in groups]))
 
 
 def _heads_first(counts: Sequence[int], tokens: int, heads: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
     """Where the rows of groups ``(examples, tokens, heads)`` are once they are ``(examples, heads, tokens)``, and the way back."""
     order, back, start = [], [], 0
     for count, number in zip(counts, heads, strict=True):
-        rows = np.arange(start, start + count * tokens * number)
-        order.append(rows.reshape(count, tokens, number).swapaxes(1, 2).ravel())
-        back.append(rows.reshape(count, number, tokens).swapaxes(1, 2).ravel())
+        rows = torch.arange(start, start + count * tokens * number)
+        order.append(rows.view(count, tokens, number).transpose(1, 2).reshape(-1))
+        back.append(rows.view(count, number, tokens).transpose(1, 2).reshape(-1))
         start += len(rows)
-    return torch.from_numpy(np.concatenate(order)).to(device), torch.from_numpy(np.concatenate(back)).to(device)
+    return torch.cat(order).to(device), torch.cat(back).to(device)

@@ -50,7 +50,7 @@ class Masked:
         """Some of the tokens."""
         return x[:, tokens]
 
-    def resize(self, function: Callable[[Tensor, int], Tensor], x: Tensor, ins: Widths, outs: Widths, most: int) -> Tensor:
+    def each(self, function: Callable[[Tensor, int], Tensor], x: Tensor, ins: Widths, outs: Widths, most: int) -> Tensor:
         """``function((N, tokens, C), most)`` for all at once."""
         return function(x, most)
 

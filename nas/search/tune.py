@@ -26,6 +26,7 @@ from nas.loop import build
 from nas.search import Budget, Candidate, Exhausted, Journal, Objective, Record, Search, check_budget, resume, searcher
 from nas.session import check_room, gpus, has_gpus, session
 from nas.space import Arch
+from nas.stopping import aside
 from nas.supernet import Supernet
 from nas.tasks import load_task
 
@@ -85,7 +86,7 @@ class Asker(Searcher):
         batch: candidates a trial; None chooses by the time that they take.
         deadline: `time.monotonic` after which nothing new is begun.
         notify: called with each new record.
-        fence: refuses writes of a driver that is over.
+        fence: refuses writes of a driver that is over; once it asks to stop, nothing new is begun.
     """
 
     def __init__(
@@ -114,7 +115,7 @@ class Asker(Searcher):
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        if time.monotonic() > self.deadline or self.broken:
+        if time.monotonic() > self.deadline or self.broken or self.fence.stopping():
             return Searcher.FINISHED
         candidates = [self.alone.popleft()] if self.alone else self._next()
         if candidates:
@@ -278,7 +279,7 @@ def _run(experiment: Experiment, run: Path, fence: checkpoint.Fence, asker: Aske
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
-    tuner.fit()
+    aside(tuner.fit)
     if asker.broken:
         raise SearchFailed(f"{asker.broken} workers died one after another and none has judged a child; what they said: {_said(tuner)}")
 

@@ -69,6 +69,17 @@ def load_images(settings: DataSettings) -> Images:
     return load[settings.name](settings)
 
 
+def locate(settings: DataSettings) -> Path | None:
+    """Where the data set lies, without reading it; None for one that is built in.
+
+    Raises:
+        DataMissing: it is not there.
+    """
+    if settings.name == "folder":
+        return _folder_base(str(settings.path))[0]
+    return {"digits": lambda: None, "fashion-mnist": _fashion_root, "cifar10": _cifar10_root}[settings.name]()
+
+
 def roots() -> list[Path]:
     """Where data sets are looked for, in this order: the folders of RAYNAS_DATA, ``./data``, ``~/.cache/raynas``."""
     named = [Path(p).expanduser() for p in os.environ.get("RAYNAS_DATA", "").split(os.pathsep) if p]
@@ -168,13 +179,18 @@ def _unpack(packed: Path, target: Path) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _cifar10(settings: DataSettings) -> Images:
-    """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 of 32 x 32 in colour, read by torchvision."""
+def _cifar10_root() -> Path:
     root = next((r for r in roots() if (r / "cifar-10-batches-py").is_dir()), None)
     if root is None:
         raise _missing(
             "CIFAR-10", roots(), "the folder cifar-10-batches-py with data_batch_1 .. 5 and test_batch", _by_torchvision("CIFAR10")
         )
+    return root
+
+
+def _cifar10(settings: DataSettings) -> Images:
+    """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 of 32 x 32 in colour, read by torchvision."""
+    root = _cifar10_root()
     # The batch files are pickles. torchvision compares the md5 of each with the published one before it opens any, and raises
     # RuntimeError where one differs, so that only the original files are ever unpickled; nothing here may go round that check.
     try:

@@ -11,6 +11,7 @@ and scored by the same code, on the test part.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 from statistics import mean, stdev
@@ -35,7 +36,7 @@ from nas.tasks import load_task
 from searchspaces.bignas import BigNAS
 
 CPU = torch.device("cpu")
-RATES = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
+RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
 TUNING_SEED = 1000
 
 
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")  # what Ray Train would have set
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     overrides = [*options.set, "train.workers=1", "train.zero_stage=0"]
 

@@ -1,0 +1,30 @@
+"""What the values of an experiment's cluster section may be. Raises ValueError for what they may not."""
+
+from __future__ import annotations
+
+import re
+
+SECRET_NAME = re.compile(r"(?i)(token|secret|passw|passphrase|credential|api_?key|access_?key|private_?key)")
+SECRET_VALUE = re.compile(
+    r"-----BEGIN|\b(AKIA[0-9A-Z]{12}|gh[pousr]_\w{16}|glpat-|sk-\w{16}|hf_\w{16}|xox[abp]-|eyJ[\w-]{8,}\.)|://[^/\s:@]*:[^/\s@]+@"
+)
+
+
+def no_secret(env: dict[str, str]) -> dict[str, str]:
+    """Environment variables as they are, where none of them looks like a secret."""
+    for name, value in env.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError(f"given {name!r}; allowed: names of letters, digits and _")
+        named = SECRET_NAME.search(name) and not name.upper().endswith(("_PATH", "_FILE"))
+        if named or SECRET_VALUE.search(value):
+            raise ValueError(
+                f"{name} looks like a secret, and everyone who sees the job would see it: set it on the cluster's machines instead"
+            )
+    return env
+
+
+def absolute(path: str) -> str:
+    """A directory's path without its last slash."""
+    if not path.startswith("/") or ".." in path.split("/"):
+        raise ValueError(f"given {path!r}; allowed: an absolute path without .. that every machine of the cluster mounts")
+    return path.rstrip("/") or "/"

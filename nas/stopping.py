@@ -1,0 +1,68 @@
+"""Ending in order: the first SIGINT or SIGTERM asks a run to save and end, a second one ends it at once.
+
+`ray job stop`, Kubernetes and batch systems send SIGTERM and kill some time later; a person sends SIGINT.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from nas.checkpoint import Fence
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopper:
+    """Whether this attempt at a run has been asked to end.
+
+    The workers, on whichever machine, read it from the fence; the driver has it from here.
+    """
+
+    def __init__(self, fence: Fence, say: Callable[[str], None]) -> None:
+        self.fence, self.say, self.asked = fence, say, threading.Event()
+
+    def check(self) -> None:
+        """Raises: KeyboardInterrupt, where the run has been asked to end."""
+        if self.asked.is_set():
+            raise KeyboardInterrupt
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        if self.asked.is_set():
+            raise KeyboardInterrupt
+        self.asked.set()
+        self.fence.ask_to_stop()
+        self.say(f"{signal.Signals(number).name}: saving and ending; once more ends at once")
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals while the context is open. Inside Ray's session, since Ray takes SIGTERM for itself as it starts."""
+        before = {number: signal.signal(number, self._heard) for number in SIGNALS} if _main() else {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def aside(work: Callable[[], Any]) -> Any:
+    """Do `work` in a thread of its own and wait for it: Ray Train and Tune take SIGINT for themselves only in the main thread."""
+    done: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result()
+
+
+def _main() -> bool:
+    return threading.current_thread() is threading.main_thread()

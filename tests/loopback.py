@@ -1,0 +1,155 @@
+"""A Ray cluster of two nodes on this machine's loopback: own ports, own short temporary directories, a throw-away token."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+BIN = Path(sys.executable).parent
+START_S = 120.0
+HOSTS = ("127.0.0.2", "127.0.0.3")  # loopback; Ray would replace 127.0.0.1 by an address of the network card
+FREE_OF = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI", "RAYNAS_DATA", "RAYNAS_DEBUG")
+
+
+@dataclass(frozen=True)
+class Loopback:
+    """A running cluster.
+
+    Attributes:
+        address: of its Jobs server.
+        token: what it wants.
+        folder: short, and this cluster's own; `storage` lies in it.
+    """
+
+    address: str
+    token: str
+    folder: Path
+
+    @property
+    def storage(self) -> Path:
+        return self.folder / "storage"
+
+    def nas(self, *words: str | Path, cwd: Path, patience: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+        """A `nas` command of somebody with the token, to its end."""
+        return subprocess.run(
+            [BIN / "nas", *words],
+            cwd=cwd,
+            env=environment(self.token, **env),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=patience,
+        )
+
+
+def environment(token: str, **more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in FREE_OF}
+    path = f"{BIN}{os.pathsep}{kept['PATH']}"  # jobs say `nas` and `python`
+    return {**kept, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **more}
+
+
+def free_ports(count: int) -> list[int]:
+    with_sockets = [socket.socket() for _ in range(count)]
+    for each in with_sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in with_sockets]
+    for each in with_sockets:
+        each.close()
+    return ports
+
+
+@contextmanager
+def cluster(cpus: int = 3, data: Path | None = None) -> Iterator[Loopback]:
+    """Two nodes of `cpus` CPUs each; `data` is RAYNAS_DATA on the head alone."""
+    folder, token = Path(tempfile.mkdtemp(prefix="rn-", dir="/tmp")), secrets.token_hex(16)
+    here = {"RAYNAS_DATA": str(data)} if data else {}
+    gcs, dashboard, client, *rest = free_ports(9)
+    common = [f"--num-cpus={cpus}", "--num-gpus=0", "--block", "--disable-usage-stats", "--object-store-memory=150000000"]
+    head = ["--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        address = f"http://127.0.0.1:{dashboard}"
+        started.append(_start([*head, *common, *_own(folder / "h", HOSTS[0], rest[:3])], folder / "head.log", environment(token, **here)))
+        _await(lambda: _answers(f"{address}/api/version", token), started[0], folder / "head.log")
+        started.append(
+            _start(
+                [f"--address={HOSTS[0]}:{gcs}", *common, *_own(folder / "s", HOSTS[1], rest[3:])],
+                folder / "second.log",
+                environment(token),
+            )
+        )
+        _await(lambda: _alive_nodes(address, token) == 2, started[1], folder / "second.log")
+        yield Loopback(address, token, folder)
+    finally:
+        for process in reversed(started):
+            _end(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _own(folder: Path, host: str, ports: list[int]) -> list[str]:
+    """What two nodes on one machine must not share: with one directory, one node deletes working directories that the other uses."""
+    agent = [f"--dashboard-agent-listen-port={ports[0]}", f"--dashboard-agent-grpc-port={ports[1]}", f"--metrics-export-port={ports[2]}"]
+    return [*agent, f"--temp-dir={folder}", f"--node-ip-address={host}"]
+
+
+def _start(words: list[str], log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            [BIN / "ray", "start", *words], cwd=log.parent, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def _await(ready: object, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + START_S
+    while not ready():  # type: ignore[operator]
+        if process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"ray start did not come up; it said:\n{log.read_text()[-2000:]}")
+        time.sleep(0.3)
+
+
+def _get(url: str, token: str) -> bytes:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return bytes(answer.read())
+
+
+def _answers(url: str, token: str) -> bool:
+    with suppress(urllib.error.URLError, OSError):
+        return bool(_get(url, token))
+    return False
+
+
+def _alive_nodes(address: str, token: str) -> int:
+    with suppress(urllib.error.URLError, OSError):
+        return _get(f"{address}/api/v0/nodes?filter_keys=state&filter_predicates=%3D&filter_values=ALIVE", token).count(b'"node_id"')
+    return 0
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to `ray start --block`, which ends its own; then SIGKILL to those of them that are left."""
+    with suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        _, left = psutil.wait_procs(family, timeout=5)
+        for each in left:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+    process.kill()
+    process.wait(10)

@@ -1,0 +1,150 @@
+"""Runs submitted to a real cluster of two nodes on loopback, with a token: followed, stopped, continued, fetched; and what is refused.
+
+The commands are a user's own, in a directory that has nothing in it. One cluster serves all tests of this file.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import nas
+from cluster import fetch as fetching
+from cluster.client import connect
+from cluster.jobs import found
+from tests.loopback import Loopback, cluster
+
+pytestmark = pytest.mark.timeout(900)
+PATIENCE = 500.0
+STEPS = 8 * 18
+SHORT = ["recipe.epochs=8", "recipe.warmup_epochs=1", "search.candidates=8", "search.window=8", "export.children=2"]
+
+
+@pytest.fixture(scope="module")
+def loopback(extension: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
+    data = tmp_path_factory.mktemp("data")
+    for part in ("train", "test"):
+        for label in ("a", "b"):
+            (data / "pictures" / part / label).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(data / "pictures" / part / label / "1.png")
+    with cluster(data=data) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def whole(loopback: Loopback, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed, submitted and followed to its end."""
+    here = tmp_path_factory.mktemp("empty")
+    said = submit(loopback, here, "whole")
+    assert "2 nodes, 6 CPUs" in said and "whole-1 submitted" in said
+    again = submit(loopback, here, "whole")
+    assert "whole-1 is running already" in again or "whole-1 is pending already" in again
+    logs = loopback.nas("logs", "whole", "--follow", "--address", loopback.address, cwd=here, patience=PATIENCE)
+    assert logs.returncode == 0, logs.stdout
+    assert f"{STEPS} steps" in logs.stdout and "2 children" in logs.stdout
+    assert loopback.token not in logs.stdout
+    return loopback.storage / "whole"
+
+
+def submit(loopback: Loopback, here: Path, name: str) -> str:
+    words = [word for setting in [*SHORT, f"name={name}", f"cluster.storage={loopback.storage}"] for word in ("--set", setting)]
+    done = loopback.nas("submit", "bignas-digits", "--address", loopback.address, *words, cwd=here, patience=PATIENCE)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def weights(run: Path) -> str:
+    """The sha256 of the trained supernet."""
+    manifest = json.loads((run / "supernet" / f"step-{STEPS:08d}" / "manifest.json").read_text())
+    return str(manifest["files"]["weights.safetensors"]["sha256"])
+
+
+def wait_for(found: object, patience: float = PATIENCE) -> None:
+    end = time.monotonic() + patience
+    while not found():  # type: ignore[operator]
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.2)
+
+
+# --- what is refused, before anything is started
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["train.use_gpu=true"], "0 GPUs and the run asks for 2"),
+        (["cluster.storage=/proc/nowhere"], "cluster.storage /proc/nowhere cannot be written"),
+        (["data={name: folder, path: pictures, size: 8, validation: 2}"], "127.0.0.3"),
+        (["tracking.uri=http://127.0.0.1:9"], "MLflow at http://127.0.0.1:9 does not answer the head"),
+    ],
+)
+def test_what_the_cluster_lacks_is_told_first(loopback: Loopback, tmp_path: Path, settings: list[str], says: str) -> None:
+    words = [word for setting in [f"cluster.storage={loopback.storage}", "name=refused", *settings] for word in ("--set", setting)]
+    done = loopback.nas("submit", "bignas-digits", "--address", loopback.address, *words, cwd=tmp_path, patience=PATIENCE)
+    assert done.returncode == 1 and "nothing was submitted" in done.stdout and says in done.stdout, done.stdout
+    assert len(done.stdout.splitlines()) <= 24, done.stdout
+    assert "refused" not in loopback.nas("jobs", "--address", loopback.address, cwd=tmp_path).stdout
+    assert not (loopback.storage / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [({"RAY_AUTH_TOKEN": "0" * 32}, "wants another token"), ({"RAY_AUTH_MODE": "disabled"}, "wants a token, and none was found")],
+)
+def test_no_entry_without_the_token(loopback: Loopback, tmp_path: Path, env: dict[str, str], says: str) -> None:
+    words = ["--set", f"cluster.storage={loopback.storage}"]
+    done = loopback.nas("submit", "bignas-digits", "--address", loopback.address, *words, cwd=tmp_path, **env)
+    assert done.returncode == 1 and says in done.stdout and "RAY_AUTH_TOKEN" in done.stdout
+    assert loopback.token not in done.stdout and len(done.stdout.splitlines()) < 10
+
+
+def test_another_address_is_not_taken_from_the_environment(loopback: Loopback, tmp_path: Path) -> None:
+    env = {"RAY_ADDRESS": "http://127.0.0.1:9", "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
+    assert loopback.nas("jobs", "--address", loopback.address, cwd=tmp_path, **env).returncode == 0
+    assert "no Ray cluster answers" in loopback.nas("jobs", cwd=tmp_path, **env).stdout
+
+
+# --- what works
+
+
+def test_a_run_is_fetched_and_its_children_load(loopback: Loopback, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = loopback.nas("fetch", "whole", "--address", loopback.address, cwd=tmp_path)
+    assert done.returncode == 0 and "2 children" in done.stdout, done.stdout
+    here = tmp_path / "fetched" / "whole"
+    children = sorted(path for path in (here / "children").iterdir())
+    for child in children:
+        assert nas.load_child(child)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", loopback.token)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setattr(fetching, "mounted", lambda job: False)  # as on a machine without the shared directory
+    there = connect(loopback.address)
+    for _ in range(2):  # the second replaces the first
+        came = fetching.fetch(there, found(there, "whole"), tmp_path / "streamed")
+    assert came.children == [child.name for child in children] and loopback.address in came.through
+    for path in here.rglob("*"):
+        assert path.is_dir() or (tmp_path / "streamed" / path.relative_to(here)).read_bytes() == path.read_bytes()
+
+
+def test_a_stopped_run_continues_to_the_same_weights(loopback: Loopback, whole: Path, tmp_path: Path) -> None:
+    at, run = ["--address", loopback.address], loopback.storage / "stopped"
+    submit(loopback, tmp_path, "stopped")
+    metrics = run / "train" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size)
+    done = loopback.nas("stop", "stopped", *at, cwd=tmp_path, patience=PATIENCE)
+    assert "stopped-1: STOPPED" in done.stdout, done.stdout
+    [kept] = (run / "supernet").glob("step-*")
+    assert 0 < int(kept.name.removeprefix("step-")) < STEPS and (kept / "manifest.json").is_file()
+    logs = loopback.nas("logs", "stopped-1", *at, cwd=tmp_path).stdout
+    assert "SIGTERM: saving and ending" in logs and "the same command continues" in logs
+    assert "stopped-2 submitted" in submit(loopback, tmp_path, "stopped")
+    wait_for(lambda: (run / "supernet" / f"step-{STEPS:08d}").exists())
+    assert weights(run) == weights(whole)
+    assert "stopped-2: STOPPED" in loopback.nas("stop", "stopped-2", *at, cwd=tmp_path, patience=PATIENCE).stdout
+    jobs = loopback.nas("jobs", *at, cwd=tmp_path).stdout
+    assert "stopped-1" in jobs and "stopped-2" in jobs and "whole-1" in jobs
