@@ -4,13 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test lint clean
+.PHONY: run test soak lint clean
 
 run: $(VENV)/ready
 	$(BIN)/nas run bignas-digits
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
+
+soak: $(VENV)/ready
+	$(BIN)/python -m pytest -m soak
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -107,6 +107,8 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.step()
+        if self.zero_stage == 3:  # else a parameter without a gradient in the next step takes this one's again
+            self._engine.optimizer.grad_partitions_flat_buffer.zero_()
 
     def highest(self, *values: float) -> list[float]:
         """The largest of each number over the ranks."""
@@ -204,6 +206,7 @@ class Engine:
     def close(self) -> None:
         """Let go of DeepSpeed's hooks and buffers, so that another engine can be made over a new network."""
         self._engine.destroy()
+        dist.destroy_process_group(self._talk)
 
 
 PREBUILD = """

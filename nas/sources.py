@@ -184,7 +184,7 @@ def read_training(run_dir: Path) -> Training:
     events: list[dict[str, Any]] = []
     for line in Lines(training_file(run_dir)).new():
         if "event" in line:
-            events.append(line)
+            events.append({"step": max(steps, default=0), **line})  # most do not know theirs: the furthest that was reached before
         elif "step" in line:
             (panels if "panel" in line else steps)[int(line["step"])] = line
     return Training([steps[s] for s in sorted(steps)], [panels[s] for s in sorted(panels)], events)

@@ -300,7 +300,7 @@ def test_a_plain_pass_draws_nothing_and_a_told_one_from_its_generator() -> None:
     ("size", "wanted"),
     [
         ("d8", {3: 6, 5: 6}),  # 2 + 2 + 2 blocks; the first of a stage has no identity
-        ("attentivenas", {index: 37 for index in (*range(28, 35), 36)}),  # 2 + 5 + 6 + 6 + 8 + 8 + 2
+        ("attentivenas", dict.fromkeys((*range(28, 35), 36), 37)),  # 2 + 5 + 6 + 6 + 8 + 8 + 2
     ],
 )
 def test_drop_path_grows_with_depth_in_the_last_two_stages(

@@ -20,7 +20,7 @@ from cluster.client import connect
 from cluster.jobs import found
 from tests.loopback import Loopback, cluster
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 PATIENCE = 500.0
 STEPS = 8 * 18
 SHORT = ["recipe.epochs=8", "recipe.warmup_epochs=1", "search.candidates=8", "search.window=8", "export.children=2"]

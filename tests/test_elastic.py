@@ -197,7 +197,6 @@ def test_inputs_that_do_not_fit(call: Callable[[], Tensor]) -> None:
         call()
 
 
-@pytest.mark.xfail(strict=True, reason="reported: sizes above the layer's own, and even kernels, give a wrong result without an error")
 @pytest.mark.parametrize(
     "call",
     [

@@ -124,7 +124,7 @@ def test_the_search_core_does_not_reach_ray_through_its_package() -> None:
 
 
 def test_arrows_run_one_way() -> None:
-    """nas imports neither searchspaces nor cluster (but for the commands of a cluster), cluster neither of the others, searchspaces what a network is made of."""
+    """nas imports neither searchspaces nor cluster, but for the latter's commands; cluster neither; searchspaces what a network is made of."""
     assert not offences(lambda file, name: file.startswith("nas/") and within(name, "searchspaces"))
     assert not offences(lambda file, name: file.startswith("nas/") and within(name, "cluster") and file != "nas/cli_cluster.py")
     assert not offences(lambda file, name: within(name, "nas.cli_cluster") and file != "nas/cli.py")

@@ -13,7 +13,7 @@ class ElasticConv2d(nn.Conv2d):
     are used, and each group keeps all its output channels.
 
     Raises:
-        ValueError: `group_width` does not divide the widths, or the largest kernel is even.
+        ValueError: `group_width` does not divide the widths, or the largest kernel is even; in a call, sizes that the layer has not.
     """
 
     def __init__(self, max_in: int, max_out: int, max_kernel: int, stride: int = 1, bias: bool = False, group_width: int | None = None) -> None:
@@ -28,8 +28,10 @@ class ElasticConv2d(nn.Conv2d):
     def forward(self, x: Tensor, out: int | None = None, kernel: int | None = None) -> Tensor:  # type: ignore[override]
         """x: ``(N, c, H, W)`` -> ``(N, out, ceil(H / stride), ceil(W / stride))``; `out` of a grouped layer follows from c."""
         channels = x.shape[1]
-        kernel = kernel or self.kernel_size[0]
-        edge = (self.kernel_size[0] - kernel) // 2
+        kernel, largest = kernel or self.kernel_size[0], self.kernel_size[0]
+        if kernel > largest or kernel % 2 == 0 or (out or 0) > self.out_channels:
+            raise ValueError(f"asked for {out} channels and kernel {kernel}; this layer has {self.out_channels} and odd kernels up to {largest}")
+        edge = (largest - kernel) // 2
         if self.group_width is None:
             groups, out = 1, out or self.out_channels
             weight = self.weight[:out, :channels]

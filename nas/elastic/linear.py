@@ -12,4 +12,6 @@ class ElasticLinear(nn.Linear):
     def forward(self, x: Tensor, out: int | None = None) -> Tensor:  # type: ignore[override]
         """x: ``(..., i)`` -> ``(..., out)``, the first i columns and `out` rows of the weight."""
         out = out or self.out_features
+        if out > self.out_features:
+            raise ValueError(f"asked for {out} features; this layer has {self.out_features}")
         return F.linear(x, self.weight[:out, : x.shape[-1]], None if self.bias is None else self.bias[:out])
