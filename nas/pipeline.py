@@ -109,9 +109,11 @@ class Pipeline:
             elif "event" in line:
                 self.watch.say(f"{line['event']}: {line['reason']}")
             elif "loss" in line:
-                loss = next(iter(line["loss"].values()))
-                done = max(line["step"], line["share"] * line["total"])
-                self.watch.advance(done, line["total"], f"loss {loss:.3f}{panel.get('text', '')}", "steps", line["seconds"])
+                note = f"loss {next(iter(line['loss'].values())):.3f}{panel.get('text', '')}"
+                done, total, minutes = line["step"], line["total"], self.experiment.train.max_minutes
+                if minutes and line["share"] > done / total:  # time ends this training, not the schedule
+                    note, done, total = f"step {done:,} | {note}", line["seconds"] / 60, minutes
+                self.watch.advance(done, total, note, "steps" if total == line["total"] else "minutes", line["seconds"])
             self.tracker.poke()
 
         train(self.experiment, self.run, self.fence, notify)

@@ -41,7 +41,8 @@ class Screen:
             if note:
                 parts.append(note)
             if rate:
-                parts += [f"{rate:.3g} {unit}/s", f"eta {clock((total - done) / rate)}"]
+                parts += [f"{rate:.3g} {unit}/s"] if unit != "minutes" else []
+                parts.append(f"eta {clock((total - done) / rate)}")
             self._put(" | ".join(parts), always=done >= total)
 
     def say(self, text: str) -> None:
