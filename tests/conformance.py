@@ -72,7 +72,7 @@ def run(net: Supernet, x: Tensor, archs: Arch | list[Arch], how: Pass = Pass()) 
 @torch.no_grad()
 def check_extracted(net: Supernet, x: Tensor) -> None:
     """``extract(a)`` gives what the supernet gives, both on batch statistics; outputs tell inputs and architectures apart."""
-    outputs = []
+    outputs: list[Tensor] = []
     for arch in architectures(net, random=6):
         outputs.append(run(net, x, arch))
         assert outputs[-1].std(0).max() > 1e-3, f"{arch}: every example gets the same output"
@@ -207,7 +207,8 @@ def check_forgets(net: Supernet, x: Tensor) -> None:
 
 def check_draws(net: Supernet, x: Tensor) -> None:
     """Dropout draws from the pass's generator alone, so that the same one gives the same output."""
-    arch, outputs = net.space.largest(), []
+    arch = net.space.largest()
+    outputs: list[Tensor] = []
     for seed in (1, 1, 2):
         torch.manual_seed(len(outputs))
         outputs.append(run(net, x, arch, Pass(dropout=0.5, drop_path=0.5, generator=torch.Generator().manual_seed(seed))))
@@ -239,7 +240,13 @@ def check_sources(net: Supernet, x: Tensor) -> None:
     """`sources` bundled into one file import nothing of raynas and give the child's class: what export relies on."""
     source = bundle(net.sources)
     for node in ast.walk(ast.parse(source)):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names = (
+            [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
         assert not {name.split(".")[0] for name in names} & {"nas", "searchspaces", "tests"}, f"the child imports {names}"
     room: dict[str, type[nn.Module]] = {"__name__": "model"}  # type: ignore[dict-item]
     exec(compile(source, "model.py", "exec"), room)

@@ -173,7 +173,8 @@ def test_a_block_with_a_shortcut_starts_as_its_shortcut(size: str) -> None:
     stages = net._plan(net.space.largest())[1]
     every_block = SIZES[size].conv_shortcut
     for stage, blocks in zip(net.stages, stages, strict=True):
-        for number, (module, block) in enumerate(zip(stage, blocks, strict=True)):  # type: ignore[arg-type]
+        assert isinstance(stage, nn.ModuleList)
+        for number, (module, block) in enumerate(zip(stage, blocks, strict=True)):
             x = torch.randn(2, block.c_in, 5, 5)
             out = module(x, block, 0.0, None)
             if number:
@@ -201,7 +202,8 @@ def test_shortcuts_shrink_odd_sides_as_convolutions_do() -> None:
 def test_squeeze_excite_stands_where_the_table_says(attentive: BigNAS) -> None:
     """Stages 3, 5, 6 and 7 of AttentiveNAS; a quarter of the inner width."""
     for number, stage in enumerate(attentive.stages, start=1):
-        for block in stage:  # type: ignore[union-attr]
+        assert isinstance(stage, nn.ModuleList)
+        for block in stage:
             assert (block.se is not None) == (number in (3, 5, 6, 7))
             if block.se is not None:
                 assert isinstance(block.se, ElasticSqueezeExcite)
@@ -341,4 +343,3 @@ def test_one_image_is_enough_for_an_extracted_child() -> None:
     net = small()
     child = net.extract(net.space.largest()).eval()
     assert child(images(net, rows=1)).shape == (1, 10)
-    assert isinstance(child.stem.conv, nn.Conv2d)

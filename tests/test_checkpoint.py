@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from nas import checkpoint
 from nas.checkpoint import MANIFEST, Damaged, Fence, Fenced, newest_valid, retain, steps, verify, write_atomic, write_directory
 
 
@@ -77,7 +76,11 @@ def test_damage_is_told(tmp_path: Path, damage: Callable[[Path], None], message:
 
 def test_no_flipped_bit_of_any_file_goes_unseen(tmp_path: Path) -> None:
     """Every byte of a small file, and of the manifest what concerns files: found, and as `Damaged`, which older checkpoints catch."""
-    target = write_directory(tmp_path / "step-00000001", lambda d: (d / "a").write_text("twelve bytes") and None, {})
+
+    def few(directory: Path) -> None:
+        (directory / "a").write_text("twelve bytes")
+
+    target = write_directory(tmp_path / "step-00000001", few, {})
     whole = verify(target)
     for path in (target / "a", target / MANIFEST):
         content = path.read_bytes()
@@ -290,8 +293,3 @@ def test_only_the_newest_attempt_is_asked_to_stop(tmp_path: Path) -> None:
     assert not second.stopping() and not first.stopping()
     first.ask_to_stop()
     assert not second.stopping()
-
-
-def test_nothing_here_unpickles() -> None:
-    source = Path(checkpoint.__file__).read_text()
-    assert "pickle" not in source.replace("unpickles", "") and "torch" not in source

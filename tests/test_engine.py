@@ -156,7 +156,9 @@ class Worker:
 
         return Engine(net, make(net), self.stage, precision, clip, ROWS // self.world, torch.device("cpu"))
 
-    def steps(self, engine: Any, steps: range, name: str = "sgd", losses: Losses = sandwich, local: bool = False, lr: float | None = None) -> list[float]:
+    def steps(
+        self, engine: Any, steps: range, name: str = "sgd", losses: Losses = sandwich, local: bool = False, lr: float | None = None
+    ) -> list[float]:
         """Steps on this rank's part of the batch; with `local` every rank has the first part. Gives the losses."""
         part, seen = 0 if local else self.rank, []
         rows = slice(part * ROWS // self.world, (part + 1) * ROWS // self.world)
@@ -260,7 +262,7 @@ class Worker:
 
         # In rotated lists ranks run different sub-networks at a time: their batch norms cannot be synchronised, and under ZeRO 3, which
         # gathers weights module by module, they must have the same modules.
-        engine, found = self.engine(network(False)), {}
+        engine, found = self.engine(network(False)), dict[str, Any]()
         space = engine.module.space
         x = batch(0)[0][: ROWS // self.world]
         archs: list[Arch] = [space.arch({**space.largest(), **change}) for change in ({}, {"stage2.expand": 2}, {"head": 16})]

@@ -36,7 +36,10 @@ DIETS = {
     "nas/device.py": {"torch"},
     "nas/checkpoint.py": set(),
     "nas/experiment.py": {"pydantic", "yaml", "nas.cluster_values"},
-    **{f"nas/search/{name}.py": {"numpy", "nas.space", "nas.search"} for name in ("core", "evolution", "random", "journal", "pareto", "draw", "factory")},
+    **{
+        f"nas/search/{name}.py": {"numpy", "nas.space", "nas.search"}
+        for name in ("core", "evolution", "random", "journal", "pareto", "draw", "factory")
+    },
 }
 UNPICKLERS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle"}
 NUMPY_SEARCH = {f"nas.search.{name}" for name in ("core", "evolution", "random", "journal", "pareto", "draw", "factory")}
@@ -69,7 +72,7 @@ def imported(path: Path, by_name: bool = False) -> tuple[str, ...]:
             base = ".".join([*above, *([node.module] if node.module else [])])
             found += [f"{base}.{alias.name}" for alias in node.names]
         elif by_name and isinstance(node, ast.Call) and called(node) in ("importlib.import_module", "import_module", "__import__"):
-            found += [a.value for a in node.args[:1] if isinstance(a, ast.Constant)]
+            found += [a.value for a in node.args[:1] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
     return tuple(found)
 
 
@@ -96,7 +99,9 @@ def test_the_walk_sees_imports_wherever_they_stand(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     (tmp_path / "nas/search").mkdir(parents=True)
     path = tmp_path / "nas/search/x.py"
-    path.write_text("import a.b\ndef f():\n    from c import d\n    from . import e\n    from ..g import h\n    importlib.import_module('i')\n")
+    path.write_text(
+        "import a.b\ndef f():\n    from c import d\n    from . import e\n    from ..g import h\n    importlib.import_module('i')\n"
+    )
     assert sorted(imported(path)) == ["a.b", "c.d", "nas.g.h", "nas.search.e"]
     assert "i" in imported(path, by_name=True)
     assert len(FILES) > 30
@@ -144,7 +149,9 @@ def test_nothing_in_nas_asks_which_space_it_serves() -> None:
     found = []
     for path in FILES:
         if where(path).startswith("nas/") and where(path) != "nas/cli.py":
-            found += [f"{where(path)}:{node.lineno}" for node in ast.walk(tree(path)) if isinstance(node, ast.Constant) and node.value in names]
+            found += [
+                f"{where(path)}:{node.lineno}" for node in ast.walk(tree(path)) if isinstance(node, ast.Constant) and node.value in names
+            ]
     assert not found
 
 
@@ -175,7 +182,8 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.Call):
                 risky = called(node) in forbidden or any(
-                    keyword.arg in ("allow_pickle", "shell", "weights_only") and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
+                    keyword.arg in ("allow_pickle", "shell", "weights_only")
+                    and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
                     for keyword in node.keywords
                 )
                 found += [f"{where(path)}:{node.lineno}"] * risky
