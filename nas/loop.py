@@ -249,7 +249,9 @@ class Attempt:
         stop = self.loop.rank == 0 and self.loop.fence.stopping()
         worst, self.state.seconds, stopping = self.engine.highest(worst, time.monotonic() - self.began, stop)
         self.stopping = stopping > 0
-        if self.state.step < FIRST_LOSSES and np.isfinite(worst):
+        if self.state.step == 0 and np.isfinite(worst):
+            self.state.yardstick = worst
+        if self.state.step < FIRST_LOSSES and worst <= EXPLODED * self.state.yardstick:
             self.state.yardstick = max(self.state.yardstick, worst)
         elif worst > EXPLODED * self.state.yardstick:
             what = f"exploded to {worst:.3g} from {self.state.yardstick:.3g} in the first steps" if np.isfinite(worst) else "is not finite"
@@ -275,6 +277,8 @@ class Attempt:
     def _save(self) -> None:
         """A checkpoint, written by rank 0; it knows neither the number of ranks nor the ZeRO stage."""
         weights, optimizer = self.engine.weights(), self.engine.optimizer_state()
+        if not all(value.isfinite().all() for value in weights.values()):
+            raise Diverged(f"at step {self.state.step} the weights are not finite")
         if self.loop.rank:
             return
         kept = self.recipe.state()

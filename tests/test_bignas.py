@@ -16,8 +16,8 @@ from nas.elastic import ElasticBatchNorm2d, ElasticSqueezeExcite
 from nas.space import Arch
 from nas.static import shrink
 from nas.supernet import Pass, load_supernet
-from searchspaces.bignas import SIZES, BigNAS, BigNASSpace, drop_path, dropout, round_channels
-from tests.conformance import assert_equal, ready
+from searchspaces.bignas import SIZES, BigNAS, BigNASSpace, Stage, Table, drop_path, dropout, round_channels
+from tests.conformance import assert_equal, check_cost, check_extracted, check_order, ready
 
 # AttentiveNAS's networks (README of facebookresearch/AttentiveNAS); MMACs as recomputed by its own counter: specs/bignas.md, 6.2.
 PUBLISHED = {
@@ -197,6 +197,17 @@ def test_shortcuts_shrink_odd_sides_as_convolutions_do() -> None:
     assert shrink(x, 2)[0, 0].tolist() == [[0.0, (1 + 2) / 4], [(3 + 6) / 4, (4 + 5 + 7 + 8) / 4]]
     assert shrink(torch.ones(1, 1, 4, 4), 2).tolist() == [[[[1, 1], [1, 1]]]]
     assert torch.equal(shrink(x, 1), x)
+
+
+@pytest.mark.parametrize("conv_shortcut", [False, True])
+def test_odd_sides_are_rounded_up_everywhere(conv_shortcut: bool) -> None:
+    """7, 9 and 10 pixels through two strides of 2: in convolutions, shortcuts and costs alike."""
+    stages = tuple(Stage((8, 16), (1, 2), (3, 5), (2, 3), 2, se=True) for _ in range(2))
+    net = BigNAS(Table((7, 9, 10), (8,), stages, (16,), stem_stride=1, conv_shortcut=conv_shortcut, channels=1))
+    x = torch.rand(4, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+    ready(net)
+    for check in (check_cost, check_extracted, check_order):
+        check(net, x)
 
 
 def test_squeeze_excite_stands_where_the_table_says(attentive: BigNAS) -> None:
