@@ -19,14 +19,14 @@ from nas.supernet import Pass, load_supernet
 from searchspaces.bignas import SIZES, BigNAS, BigNASSpace, Stage, Table, drop_path, dropout, round_channels
 from tests.conformance import assert_equal, check_cost, check_extracted, check_order, ready
 
-# AttentiveNAS's networks (README of facebookresearch/AttentiveNAS); MMACs as recomputed by its own counter: specs/bignas.md, 6.2.
+# AttentiveNAS's networks (README of facebookresearch/AttentiveNAS); MMACs as recomputed by its own counter.
 PUBLISHED = {
     "A0": (203.4, 192, (16, 16, 24, 32, 64, 112, 192, 216, 1792), (1, 3, 3, 3, 3, 3, 1), (3, 3, 3, 3, 3, 3, 3), (1, 4, 4, 4, 4, 6, 6)),
     "A1": (279.2, 224, (16, 16, 24, 32, 64, 112, 192, 216, 1984), (1, 3, 3, 3, 3, 3, 1), (3, 3, 3, 5, 3, 5, 3), (1, 4, 4, 4, 4, 6, 6)),
     "A2": (316.7, 224, (16, 16, 24, 32, 64, 112, 200, 224, 1984), (1, 3, 3, 3, 3, 4, 1), (3, 3, 3, 3, 3, 5, 3), (1, 4, 5, 4, 4, 6, 6)),
     "A4": (443.5, 256, (16, 16, 24, 32, 64, 112, 192, 216, 1984), (1, 3, 3, 4, 3, 5, 1), (3, 3, 3, 5, 3, 5, 3), (1, 4, 4, 5, 4, 6, 6)),
 }
-# Networks, MMACs and thousands of parameters of the smallest and the largest child: specs/bignas.md, 1.2 and 7.2, to their last digit.
+# Networks, MMACs and thousands of parameters of the smallest and the largest child, to their last digit.
 SPACES: dict[str, tuple[Any, Any, Any, Any, Any]] = {
     "d8": ("1.02e+03", "0.072", "4.4", "0.530", "29.9"),
     "m28": ("3.3e+05", "0.60", "15.8", "13.0", "187"),
@@ -93,7 +93,7 @@ def test_cardinality_counts_every_network() -> None:
 
 
 def test_random_networks_cost_what_was_computed_elsewhere(attentive: BigNAS) -> None:
-    """Uniform draws: mean 734 MMACs, 5 % .. 95 % = 401 .. 1168 (specs/bignas.md, 3.1)."""
+    """Uniform draws: mean 734 MMACs, 5 % .. 95 % = 401 .. 1168."""
     rng = np.random.default_rng(0)
     macs = np.array([attentive.cost(attentive.space.sample(rng)).macs for _ in range(5_000)]) / 1e6
     assert macs.mean() == pytest.approx(734, rel=0.02)
@@ -166,7 +166,7 @@ def test_unknown_spaces_and_sizes_are_told() -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_a_block_with_a_shortcut_starts_as_its_shortcut(size: str) -> None:
-    """Zero-gamma exactly where there is a shortcut: elsewhere it would leave constants (specs/bignas.md, 2)."""
+    """Zero-gamma exactly where there is a shortcut: elsewhere it would leave constants."""
     torch.manual_seed(0)
     net = load_supernet("bignas", size)
     assert isinstance(net, BigNAS)
@@ -319,7 +319,7 @@ def test_a_plain_pass_draws_nothing_and_a_told_one_from_its_generator() -> None:
 def test_drop_path_grows_with_depth_in_the_last_two_stages(
     size: str, wanted: dict[int, int], monkeypatch: pytest.MonkeyPatch, attentive: BigNAS
 ) -> None:
-    """0.2 * index / blocks, and only where the shortcut is a true identity (specs/bignas.md, 3.2)."""
+    """0.2 * index / blocks, and only where the shortcut is a true identity."""
     rates: list[float] = []
 
     def spy(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
@@ -350,7 +350,7 @@ def test_drops_keep_the_mean() -> None:
 
 
 def test_one_image_is_enough_for_an_extracted_child() -> None:
-    """Pooling keeps the batch axis where the batch is one image (specs/bignas.md, 8.1, number 15)."""
+    """Pooling keeps the batch axis where the batch is one image."""
     net = small()
     child = net.extract(net.space.largest()).eval()
     assert child(images(net, rows=1)).shape == (1, 10)

@@ -119,7 +119,7 @@ class Course:
 
 @cache
 def plain(name: str, steps: int, losses: Losses, clip: float | None = None, rows: int = ROWS, lr: float | None = None) -> Course:
-    """The reference. A parameter without gradient has a zero one, so that momentum and decay move it (specs/ecosystem.md, 3.5)."""
+    """The reference. A parameter without gradient has a zero one, so that momentum and decay move it."""
     net = network(sync=False)
     make, rate = OPTIMIZERS[name]
     optimizer, course = make(net), Course({}, {}, [], [])

@@ -26,7 +26,7 @@ ORPHANS = 30.0  # seconds in which the processes of a killed driver must be gone
 AGENTS = ("ray::RuntimeEnvAgent", "ray::DashboardAgent")  # Ray's own, idle; they look for their dead head for a minute before they end
 INTERRUPT = 60.0  # seconds in which an interrupted command must have ended
 
-pytestmark = pytest.mark.timeout(3 * PATIENCE)
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3 * PATIENCE)]
 
 
 @dataclass(frozen=True)

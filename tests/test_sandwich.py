@@ -122,7 +122,7 @@ def test_children_see_no_labels(task: Classification, batch: Batch) -> None:
 
 
 def test_the_soft_labels_are_those_of_the_same_forward(task: Classification, batch: Batch) -> None:
-    """The teacher's dropout noise is in its signal: no second, clean pass (specs/bignas.md, 3.1)."""
+    """The teacher's dropout noise is in its signal: no second, clean pass."""
     net, said = network(), dict[str, list[Tensor]](loss=[], signal=[], distill=[])
 
     def note(what: str, value: Tensor, output: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ def test_the_optimizer_is_what_the_file_says(task: Classification) -> None:
 
 
 def test_the_exponential_schedule_is_bignas() -> None:
-    """0.97 every 2.4 epochs with a floor of 5 %, in 360 epochs: the law of the re-implementations (specs/bignas.md, 3.3).
+    """0.97 every 2.4 epochs with a floor of 5 %, in 360 epochs: the law of the re-implementations.
 
     0.65 of the way rounds the floor's 236 epochs to 234: within 1 % of the base rate everywhere, and 3 % of the rate itself.
     """
