@@ -384,7 +384,7 @@ def _keys(section: type[Section], place: str = "") -> Iterator[str]:
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: ``1e-5`` is a number, ``010`` is ten, a date is text; a key that stands twice is refused."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:  # type: ignore[override]
         node = super().compose_mapping_node(anchor)  # type: ignore[arg-type]
         seen: set[str] = set()
         for key, _ in node.value:
