@@ -5,6 +5,7 @@ Tune runs what the search asks for and hands back what came of it. It keeps no s
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections import Counter, deque
@@ -279,6 +280,7 @@ def _run(experiment: Experiment, run: Path, fence: checkpoint.Fence, asker: Aske
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it prints the traceback of a dead worker, whose candidates the asker gives out again
     aside(tuner.fit)
     if asker.broken:
         raise SearchFailed(f"{asker.broken} workers died one after another and none has judged a child; what they said: {_said(tuner)}")
