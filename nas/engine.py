@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nas.space import Arch
-from nas.supernet import Pass, Supernet
+from nas.supernet import Output, Pass, Supernet, main_head
 
 
 def _extensions() -> Path:
@@ -77,7 +77,7 @@ class Engine:
         self.module: Supernet = self._engine.module
         self._names = {id(p): name for name, p in self.module.named_parameters()}
 
-    def __call__(self, x: Tensor, archs: Arch | list[Arch], how: Pass = Pass()) -> Tensor:
+    def __call__(self, x: Tensor, archs: Arch | list[Arch], how: Pass = Pass()) -> Tensor | Output:
         """The forward pass of the network.
 
         Raises:
@@ -162,7 +162,7 @@ class Engine:
         from deepspeed.utils import safe_set_full_optimizer_state
 
         blank = torch.zeros(2, *self.module.input_shape, device=self.device)
-        self.backward(self._engine(blank, self.module.space.largest(), Pass()).mean() * 0.0)
+        self.backward(main_head(self._engine(blank, self.module.space.largest(), Pass())).mean() * 0.0)
         self.step(0.0)
         self._link()
         for parameter, name in self._parameters():

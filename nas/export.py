@@ -21,14 +21,12 @@ from torch import Tensor, nn
 from nas import checkpoint
 from nas.evaluate import Batches, Evaluator, score
 from nas.space import Arch
-from nas.supernet import Supernet
+from nas.supernet import Supernet, main_head
 
 PARITY_EXAMPLES = 64
 
 
-def export_child(
-    target: Path, arch: Arch, evaluator: Evaluator, test: Batches, about: dict[str, Any], onnx: bool, fence: checkpoint.Fence
-) -> dict[str, Any]:
+def export_child(target: Path, arch: Arch, evaluator: Evaluator, test: Batches, about: dict[str, Any], onnx: bool, fence: checkpoint.Fence) -> dict[str, Any]:
     """Write one child as a directory, whole or not at all.
 
     Args:
@@ -127,7 +125,7 @@ def parity(net: Supernet, child: nn.Module, arch: Arch, x: Tensor, directory: Pa
     """
     home = next(net.parameters()).device
     on_batch = copy.deepcopy(child).to(home).train()
-    found = {"examples": float(len(x)), "supernet": _apart(on_batch(x.to(home)).cpu(), net(x.to(home), arch).cpu())}
+    found = {"examples": float(len(x)), "supernet": _apart(on_batch(x.to(home)).cpu(), main_head(net(x.to(home), arch)).cpu())}
     child.eval()
     reloaded = type(child)(**child.config)  # type: ignore[arg-type]
     reloaded.load_state_dict(load_file(directory / "model.safetensors"))

@@ -236,7 +236,8 @@ class Attempt:
         noise = torch.Generator(self.loop.device).manual_seed(int(bits(seed, "noise", index, micro_step, rank)[0] >> np.uint64(1)))
         archs = np.random.default_rng(bits(seed, "architectures", index))
         progress = share_done(self.state, self.experiment.train.max_minutes)
-        return Step(index, self.state.total, progress, archs, noise, self.engine.mean, self.engine.module)
+        row = rank * self.experiment.recipe.batch // self.loop.world + micro_step * self.micro
+        return Step(index, self.state.total, progress, row, archs, noise, self.engine.mean, self.engine.module)
 
     def _guard(self, losses: Mapping[str, float]) -> None:
         """Agree with the other ranks on time, on the worst loss before a bad gradient is applied, and on whether to end here.

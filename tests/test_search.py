@@ -35,7 +35,7 @@ from nas.space import Arch, Choice, Space
 from tests.synthetic import OBJECTIVE, REFERENCE, SCALE, SPACE, accuracy, cost, evaluate, exact_cost, objectives
 
 HEADER = {"supernet": "0" * 64, "space": "synthetic", "seed": 3}
-NAMES = ("evolution", "random")
+NAMES = ("evolution", "fittest", "random")
 
 numbers = st.one_of(st.integers(0, 4).map(float), st.sampled_from((math.nan, math.inf, -math.inf)))
 
@@ -505,7 +505,7 @@ def test_evolution_is_better_than_random() -> None:
 
 def test_unknown_searchers_and_options_are_refused() -> None:
     space, objective = tiny()
-    with pytest.raises(ValueError, match="no search 'annealing'; known: evolution, random"):
+    with pytest.raises(ValueError, match="no search 'annealing'; known: evolution, fittest, random"):
         searcher("annealing", space, width_cost, objective)
     with pytest.raises(TypeError, match="temperature"):
         searcher("random", space, width_cost, objective, temperature=1)

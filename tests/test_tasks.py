@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 import nas.tasks.datasets as datasets
-from nas.experiment import DataSettings, load_experiment
+from nas.experiment import load_experiment
+from nas.settings import DataSettings
 from nas.tasks import load_task
 from nas.tasks.classification import Classification, Split
 from nas.tasks.datasets import DataMissing, load_images
@@ -218,7 +219,7 @@ def test_scores_add_up(digits: Classification) -> None:
     assert whole == pytest.approx(digits.summarise(digits.scores(output, target)))
     assert whole["accuracy"] == pytest.approx(100 * (output.argmax(-1) == target).float().mean())
     assert whole["cross_entropy"] == pytest.approx(F.cross_entropy(output, target).item())
-    assert set(whole) >= {digits.metric} and digits.better == "higher"
+    assert set(whole) >= {digits.metric} and digits.metrics == {"accuracy": "higher", "cross_entropy": "lower"}
 
 
 # --- data sets that are not there, or not right

@@ -519,6 +519,7 @@ def facts(net: Any, progress: float, seed: int = 0) -> Step:
         index=0,
         total=100,
         progress=progress,
+        row=0,
         rng=np.random.default_rng(seed),
         generator=torch.Generator().manual_seed(seed),
         mean=lambda t: t,

@@ -2,11 +2,12 @@
 
 from typing import Any
 
+from nas.recipes.multi_arch import MultiArch
 from nas.recipes.recipe import Recipe as Recipe
 from nas.recipes.recipe import Step as Step
 from nas.recipes.sandwich import Sandwich
 
-RECIPES = {"sandwich": Sandwich}
+RECIPES = {"sandwich": Sandwich, "multi_arch": MultiArch}
 
 
 def load_recipe(task: Any, options: Any) -> Recipe:

@@ -37,6 +37,8 @@ class MultiArch(Recipe):
     def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:
         o = self.options
         archs = stratified_archs(step.module.space, o.archs, step.progress, step.rng, o.opening, o.existence)
+        first = step.row % len(archs)
+        archs = archs[first:] + archs[:first]
         x, target = self.task.mix(*batches["train"], step.module.aux_grid, step.generator)
         output = net(x, archs, Pass(dropout=o.dropout, drop_path=o.drop_path, generator=step.generator))
         yield self.task.loss(output, target, o.label_smoothing)

@@ -21,6 +21,7 @@ class Step:
     Attributes:
         index, total: this optimizer step, from 0, and how many are planned.
         progress: how much of the training is done, in [0, 1]: by steps, or by time where a run is bounded in minutes.
+        row: place of this pass's first example in the batch of all ranks.
         rng: for drawing architectures; the same on all ranks, from (seed, step).
         generator: for dropout and the like; this rank's own, from (seed, step, micro-step, rank).
         mean: averages a tensor over the ranks.
@@ -30,6 +31,7 @@ class Step:
     index: int
     total: int
     progress: float
+    row: int
     rng: np.random.Generator
     generator: torch.Generator
     mean: Callable[[Tensor], Tensor]

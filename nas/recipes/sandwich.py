@@ -31,7 +31,7 @@ class Sandwich(Recipe):
 
     def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:
         options, space = self.options, step.module.space
-        x, y = batches["train"]
+        x, y = self.task.mix(*batches["train"], step.module.aux_grid, step.generator)
         how = Pass(dropout=options.dropout, drop_path=options.drop_path, generator=step.generator)
         teacher = net(x, space.largest(), how)
         yield self.task.loss(teacher, y, options.label_smoothing)

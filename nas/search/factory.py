@@ -6,10 +6,11 @@ from typing import Any
 
 from nas.search.core import ANYTHING, Budget, Cost, Objective, Search
 from nas.search.evolution import Evolution
+from nas.search.fittest import Fittest
 from nas.search.random import Random
 from nas.space import Space
 
-SEARCHERS: dict[str, type[Search]] = {"evolution": Evolution, "random": Random}
+SEARCHERS: dict[str, type[Search]] = {"evolution": Evolution, "fittest": Fittest, "random": Random}
 
 
 def searcher(

@@ -196,7 +196,7 @@ def open_search(experiment: Experiment, net: Supernet, task: Any) -> Search:
         ValueError: the space cannot meet the constraints; says by how much.
     """
     settings = experiment.search
-    objective = Objective(settings.metric, "macs", task.better)
+    objective = Objective(settings.metric, "macs", task.metrics[settings.metric])
     return searcher(
         settings.algorithm, net.space, lambda arch: vars(net.cost(arch)), objective, budget_of(experiment), seed=experiment.seed, window=settings.window
     )
@@ -236,9 +236,7 @@ def check_constraints(experiment: Experiment, net: Supernet) -> None:
     check_budget(net.space, lambda arch: vars(net.cost(arch)), budget_of(experiment))
 
 
-def search_children(
-    experiment: Experiment, run: Path, fence: checkpoint.Fence, trained: Path, notify: Callable[[Record], None] = lambda _: None
-) -> str | None:
+def search_children(experiment: Experiment, run: Path, fence: checkpoint.Fence, trained: Path, notify: Callable[[Record], None] = lambda _: None) -> str | None:
     """Judge children of the supernet in the checkpoint `trained` until there are as many records as the experiment asks for.
 
     Returns:

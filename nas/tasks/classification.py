@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from nas.experiment import DataSettings
+from nas.settings import DataSettings
+from nas.supernet import Output, main_head
+from nas.tasks import mixing
 from nas.tasks.datasets import load_images
 from nas.tasks.draws import bits, permutation, stratified, uniform
 
@@ -60,9 +62,7 @@ class Split:
             return torch.from_numpy(uniform(self.seed, purpose, epoch, indices))
 
         pad, along = self.settings.shift, torch.arange(self.side)
-        tops, lefts = (
-            (draw(purpose) * (size + 2 * pad - self.side + 1)).long() for purpose, size in zip(("top", "left"), x.shape[-2:], strict=True)
-        )
+        tops, lefts = ((draw(purpose) * (size + 2 * pad - self.side + 1)).long() for purpose, size in zip(("top", "left"), x.shape[-2:], strict=True))
         rows, columns = tops[:, None] + along, lefts[:, None] + along
         if self.settings.flip:
             columns = torch.where(draw("flip")[:, None] < 0.5, columns.flip(1), columns)
@@ -99,7 +99,7 @@ class Classification:
     """
 
     metric = "accuracy"
-    better = "higher"
+    metrics = {"accuracy": "higher", "cross_entropy": "lower"}
 
     def __init__(self, settings: DataSettings, seed: int) -> None:
         images = load_images(settings)
@@ -117,29 +117,37 @@ class Classification:
         self.validation = Split(images.train_x, images.train_y, held, images.side, settings, seed)
         self.test = Split(images.test_x, images.test_y, np.arange(len(images.test_y)), images.side, settings, seed)
         self.chance = 100 / len(images.classes)
-        self.seed = seed
+        self.settings, self.seed = settings, seed
 
     def order(self, epoch: int) -> np.ndarray:
         """The order in which an epoch goes through `train`: a permutation, int64."""
         return permutation(len(self.train), self.seed, "order", epoch)
 
-    def loss(self, output: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy in nats, mean over the batch. output: logits ``(n, classes)``; target: int64 ``(n,)``."""
-        with _full_precision(output):
-            return F.cross_entropy(output.float(), target, label_smoothing=label_smoothing)
+    def mix(self, x: Tensor, y: Tensor, grid: int, generator: torch.Generator) -> tuple[Tensor, Tensor | mixing.Target]:
+        """A training batch as a recipe takes it: mixed (see `nas.tasks.mixing`) where the experiment says so, else as it is.
 
-    def signal(self, output: Tensor) -> Tensor:
-        """What a teacher tells: its probabilities, float32 ``(n, classes)``, without gradient."""
-        with _full_precision(output):
-            return output.detach().float().softmax(-1)
+        Args:
+            grid: side of the grid that the network's auxiliary head predicts for; 0 where it has none.
+        """
+        return mixing.mix(x, y, len(self.classes), grid, generator) if self.settings.mix else (x, y)
 
-    def distill(self, output: Tensor, signal: Tensor) -> Tensor:
+    def loss(self, output: Tensor | Output, target: Tensor | mixing.Target, label_smoothing: float = 0.0) -> Tensor:
+        """Cross-entropy in nats, mean over the batch, plus that of an auxiliary head. output: logits ``(n, classes)``; target: as `mix` gives it."""
+        with _full_precision(output):
+            return mixing.loss(output, target, label_smoothing)
+
+    def signal(self, output: Tensor | Output) -> Tensor | Output:
+        """What a teacher tells: its probabilities, float32 ``(n, classes)``, and those of its auxiliary head; without gradient."""
+        with _full_precision(output):
+            return mixing.signal(output)
+
+    def distill(self, output: Tensor | Output, signal: Tensor | Output) -> Tensor:
         """In-place distillation (BigNAS): cross-entropy against the teacher's probabilities at temperature 1, nats, mean over the batch."""
         with _full_precision(output):
-            return F.cross_entropy(output.float(), signal)
+            return mixing.distill(output, signal)
 
     def scores(self, output: Tensor, target: Tensor) -> dict[str, float]:
-        """Sums over a batch, which add up over batches: ``examples``, ``correct``, ``nats``."""
+        """Sums over a batch of a child's logits, which add up over batches: ``examples``, ``correct``, ``nats``."""
         with torch.no_grad(), _full_precision(output):
             nats = F.cross_entropy(output.float(), target, reduction="sum")
             return {"examples": float(len(target)), "correct": float((output.argmax(-1) == target).sum()), "nats": float(nats)}
@@ -149,6 +157,6 @@ class Classification:
         return {"accuracy": 100 * sums["correct"] / sums["examples"], "cross_entropy": sums["nats"] / sums["examples"]}
 
 
-def _full_precision(output: Tensor) -> torch.autocast:
+def _full_precision(output: Tensor | Output) -> torch.autocast:
     """Autocast switched off: exponentials and sums of bf16 logits lose what the children differ by."""
-    return torch.autocast(output.device.type, enabled=False)
+    return torch.autocast(main_head(output).device.type, enabled=False)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision import datasets as torchvision_datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from nas.experiment import DataSettings
+from nas.settings import DataSettings
 from nas.tasks.draws import stratified
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the four .gz

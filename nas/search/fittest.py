@@ -1,0 +1,50 @@
+"""Evolution towards the best network within a budget: the search of ViT-ResNAS (Liao, Karaman, Sze 2021, section 4).
+
+The cost counts only as a budget, a window of a few percent as a rule; parents are the fittest of all that were judged so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from nas.search.core import Search
+from nas.space import Arch
+
+INITIAL = 100  # random candidates before there are children; the paper draws 500 of its 3,350
+PARENTS = 0.15  # share of the judged networks that have children, as the paper's 75 of its first 500 ...
+MOST_PARENTS = 75  # ... and 75 later
+RATE = 0.3  # chance of each choice to mutate
+
+
+class Fittest(Search):
+    """Random networks at first, then by turns a mutant of one of the fittest and a crossover of two of them.
+
+    Args:
+        space, cost, objective, budget, seed, window: see `Search`.
+    """
+
+    name = "fittest"
+    tag = 3
+
+    def draws(self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator) -> Iterator[Arch]:
+        """Uniform draws for the first candidates; then children, within the budget or not: the caller takes the first that is."""
+        pool = [] if k < INITIAL else [archs[i] for i in fittest(points[:, 0], violations)]
+        while len(pool) < 2:
+            yield self.space.sample(rng)
+        while True:
+            first, second = (pool[i] for i in rng.choice(len(pool), 2, replace=False))
+            yield self.space.mutate(first, rng, RATE) if k % 2 else self.space.cross(first, second, rng)
+
+
+def fittest(metric: np.ndarray, violations: np.ndarray) -> np.ndarray:
+    """Indices of the parents, best first.
+
+    Args:
+        metric: shape ``(records,)``, to be minimised; failed records (NaN) have no children.
+        violations: shape ``(records,)``, 0 within the budget.
+    """
+    able = np.flatnonzero(np.isfinite(metric) & (violations == 0))
+    count = min(MOST_PARENTS, max(2, round(PARENTS * len(able))))
+    return able[np.argsort(metric[able], kind="stable")][:count]

@@ -1,0 +1,238 @@
+"""The sections of an experiment file, as frozen typed values. Imports pydantic alone.
+
+Every field is marked with its `Kind`, on the field or on the section that holds it: whether a run may continue under
+another value. To add a recipe, write another `Section` with its own ``name: Literal[...]`` and add it to ``Recipe``; nothing else changes.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from nas.cluster_values import absolute, no_secret
+
+
+class Kind(StrEnum):
+    """Whether a run that has begun may continue under another value of a field."""
+
+    IDENTITY = "identity"  # no: it would be another run
+    FREE = "free"  # yes, at any resume; it is recorded
+    EXTEND = "extend"  # yes: the run goes on from where it stands
+
+
+class Section(BaseModel):
+    """Frozen, keyword only, no unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def safe_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", name) or ".." in name:
+        raise ValueError(f"given {name!r}; allowed: up to 100 letters, digits, . _ - with no leading . and no ..")
+    return name
+
+
+def _count(value: object) -> object:
+    """``"1.5M"`` and ``3e5`` as whole numbers; anything else is left to pydantic."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]?)", value.strip())
+        number = float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[found[2]] if found else 0.5
+        if abs(number - round(number)) > 1e-6:
+            raise ValueError(f'given {value!r}; allowed: a whole number, plain or such as "300k", "1.5M", "2G"')
+        return round(number)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _as_tuple(value: object) -> object:
+    """A YAML list as the frozen tuple that it becomes."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, BeforeValidator(_count), Field(gt=0)]
+
+
+class SpaceSettings(Section):
+    """Which supernet."""
+
+    name: str = Field(description="a built-in space such as bignas, or your own my_module:my_space")
+    size: str = Field(default="", description="one of the space's sizes, for example d8")
+    options: dict[str, JsonValue] = Field(default={}, description="plain values for the family, for example sync_batch_norm: true")
+
+
+class DataSettings(Section):
+    """Which images, how they are divided, how they are varied in training."""
+
+    name: Literal["digits", "fashion-mnist", "cifar10", "folder"] = Field(description="the data set")
+    path: str | None = Field(default=None, description="folder only: has train/<class> and val/<class> or test/<class>")
+    size: PositiveInt | None = Field(default=None, description="folder only: side of the square images, pixels")
+    validation: PositiveInt = Field(description="examples held out of the training part for the search, drawn alike from every class")
+    shift: NonNegativeInt = Field(default=0, description="random crop after padding each side by so many pixels")
+    flip: bool = Field(default=False, description="mirror left and right with probability 1/2")
+    rand_augment: bool = Field(default=False, description="RandAugment (arXiv:1909.13719) on every training image; slow")
+    mix: bool = Field(default=False, description="CutMix of half of each training batch, Mixup of the other, labels mixed alike")
+
+    @model_validator(mode="after")
+    def _folder(self) -> DataSettings:
+        given = {key: getattr(self, key) is not None for key in ("path", "size")}
+        if self.name == "folder" and not all(given.values()):
+            raise ValueError("name: folder needs path (where the images are) and size (pixels)")
+        if self.name != "folder" and any(given.values()):
+            raise ValueError(f"path and size are for name: folder alone; {self.name} has its own: leave them out")
+        return self
+
+
+class Sandwich(Section):
+    """BigNAS's sandwich rule with in-place distillation (arXiv:2003.11142)."""
+
+    name: Literal["sandwich"] = Field(description="the recipe")
+    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the training part")
+    batch: PositiveInt = Field(description="examples a step over all workers")
+    lr: PositiveFloat = Field(description="peak learning rate at this batch")
+    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up")
+    schedule: Literal["cosine", "exponential"] = Field(default="cosine", description="how the learning rate falls after the warm-up")
+    momentum: Share = Field(default=0.9, description="of SGD")
+    nesterov: bool = Field(default=True, description="Nesterov's momentum")
+    weight_decay: NonNegativeFloat = Field(description="on weights of convolutions and linear layers")
+    label_smoothing: Share = Field(default=0.1, description="share of the target spread over all classes, largest network only")
+    dropout: Share = Field(default=0.2, description="probability before the classifier, largest network only")
+    drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch, largest network only")
+    random_children: NonNegativeInt = Field(default=2, description="random networks a step, besides the largest and the smallest")
+    clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm; null for no clipping")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Sandwich:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be below epochs {self.epochs:g}")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov: true needs a momentum above 0")
+        return self
+
+
+class MultiArch(Section):
+    """Multi-architectural sampling (ViT-ResNAS): several random children a step, each on its share of the batch, in one pass."""
+
+    name: Literal["multi_arch"] = Field(description="the recipe")
+    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the training part")
+    batch: PositiveInt = Field(description="examples a step over all workers")
+    archs: PositiveInt = Field(default=16, description="children a step over all workers; each has its share of the batch")
+    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate at this batch, of AdamW")
+    first_lr: NonNegativeFloat = Field(default=1e-6, description="learning rate at the start of the warm-up")
+    final_lr: NonNegativeFloat = Field(default=1e-5, description="learning rate at the end of the cosine")
+    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up")
+    weight_decay: NonNegativeFloat = Field(default=0.05, description="on matrices, kernels and position embeddings")
+    label_smoothing: Share = Field(default=0.1, description="share of the target spread over all classes")
+    dropout: Share = Field(default=0.0, description="probability before the classifier")
+    drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch")
+    opening: Share = Field(default=0.25, description="share of training over which the choices open, from the largest child to all")
+    existence: Annotated[tuple[Literal[0, 1], ...], BeforeValidator(_as_tuple), Field(min_length=1)] = Field(
+        default=(1, 1, 0, 0), description="whether a block exists is drawn from this list, which opens from its first entry on"
+    )
+    clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm; null for no clipping")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MultiArch:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be below epochs {self.epochs:g}")
+        return self
+
+
+Recipe = Annotated[Sandwich | MultiArch, Field(discriminator="name")]
+
+
+class TrainSettings(Section):
+    """Where and how safely training runs; what is learnt does not depend on it, but for rounding."""
+
+    workers: PositiveInt = Field(default=2, description="Ray Train workers")
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of activations; losses and weights are fp32")
+    use_gpu: bool | None = Field(default=None, description="one GPU a worker; null: if the cluster has them")
+    cpus_per_worker: PositiveFloat = Field(default=1.0, description="CPUs that each worker reserves")
+    checkpoint_every: PositiveInt = Field(default=200, description="steps between checkpoints")
+    keep: PositiveInt = Field(default=2, description="checkpoints kept")
+    max_minutes: PositiveFloat | None = Field(default=None, description="stop at a checkpoint after so many minutes; null: no limit")
+    micro_batch: PositiveInt | None = Field(default=None, description="examples at once on a worker; below batch / workers gradients accumulate")
+    max_failures: NonNegativeInt = Field(default=3, description="restarts of the workers before giving up")
+    max_rollbacks: NonNegativeInt = Field(default=3, description="returns to an earlier checkpoint for a loss that is not finite")
+
+
+class Constraints(Section):
+    """What a child may cost for one image; null: no bound."""
+
+    max_macs: Count | None = Field(default=None, description='most multiply-accumulates, for example 1_500_000 or "1.5M"')
+    min_macs: Count | None = Field(default=None, description='fewest multiply-accumulates, for example "300k"')
+    max_params: Count | None = Field(default=None, description='most parameters, for example "100k"')
+
+    @model_validator(mode="after")
+    def _order(self) -> Constraints:
+        if self.min_macs and self.max_macs and self.min_macs > self.max_macs:
+            raise ValueError(f"min_macs {self.min_macs:,} is above max_macs {self.max_macs:,}: no child fits")
+        return self
+
+
+class SearchSettings(Section):
+    """How children are proposed and judged."""
+
+    algorithm: Annotated[Literal["evolution", "fittest", "random"], Kind.IDENTITY] = Field(default="evolution", description="who proposes")
+    candidates: Annotated[PositiveInt, Kind.EXTEND] = Field(description="children to judge in all")
+    window: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=32, description="candidate k is proposed from the records of 0 .. k - window")
+    constraints: Annotated[Constraints, Kind.EXTEND] = Field(default=Constraints(), description="the budget")
+    metric: Annotated[Literal["accuracy", "cross_entropy"], Kind.IDENTITY] = Field(
+        default="accuracy", description="what is good: percent right, or nats, which tell close children apart on few images"
+    )
+    calibration: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=2048, description="training images for a child's batch statistics")
+    calibration_batch: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=256, description="images at once in calibration")
+    validation: Annotated[PositiveInt | None, Kind.IDENTITY] = Field(default=None, description="validation images to score on; null: all")
+    trials: Annotated[PositiveInt, Kind.FREE] = Field(default=2, description="Ray Tune trials at a time")
+    batch: Annotated[PositiveInt | None, Kind.FREE] = Field(default=None, description="candidates a trial; null: from the measured time")
+    score_batch: Annotated[PositiveInt, Kind.FREE] = Field(default=500, description="images at once in scoring")
+    max_minutes: Annotated[PositiveFloat | None, Kind.FREE] = Field(default=None, description="stop after so many minutes; null: no limit")
+
+    @model_validator(mode="after")
+    def _in_flight(self) -> SearchSettings:
+        flying, batch = self.trials * (self.batch or 1), self.batch or 1
+        if flying > self.window / 2:
+            raise ValueError(
+                f"trials {self.trials} x batch {batch} = {flying} candidates at once, but window {self.window} allows half of it: "
+                f"lower them, or begin a new run with window {2 * flying} or more"
+            )
+        return self
+
+
+class ExportSettings(Section):
+    """What is handed over."""
+
+    children: PositiveInt = Field(default=5, description="children of the front, spread over it")
+    onnx: bool = Field(default=True, description="also write model.onnx")
+
+
+class TrackingSettings(Section):
+    """Where MLflow writes."""
+
+    uri: str | None = Field(default=None, description="MLflow's tracking URI; null: in the run directory")
+    experiment: str | None = Field(default=None, description="MLflow's experiment; null: the experiment's name")
+
+
+class ClusterSettings(Section):
+    """Where `nas submit` sends the run. Everything here means the cluster's machines, not this one."""
+
+    address: str | None = Field(default=None, description="of the cluster's Jobs server, for example http://head:8265")
+    storage: Annotated[str, AfterValidator(absolute)] | None = Field(default=None, description="directory that all machines share; runs are its folders")
+    env: Annotated[dict[str, str], AfterValidator(no_secret)] = Field(default={}, description="environment variables of the run; no secrets")
+    image: str | None = Field(default=None, description="Kubernetes only: container image with raynas in it")
+    claim: str | None = Field(default=None, description="Kubernetes only: PersistentVolumeClaim behind storage, ReadWriteMany")
