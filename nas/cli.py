@@ -72,7 +72,7 @@ def open_pipeline(target: str, run_dir: Path | None, overrides: list[str]) -> An
 
 @app.command()
 def run(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None) -> None:
-    """Do all: train, search, export, report. The same command again continues, and a finished run says so.
+    """Do all: train, search, export, finetune where the experiment says so, report. The same command again continues, and a finished run says so.
 
     --minutes bounds the training; --set search.max_minutes=5 bounds the search.
 
@@ -82,6 +82,7 @@ def run(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes
         pipeline.train()
         pipeline.search()
         ids = pipeline.export()
+        ids += [pipeline.finetune(child) for child in pipeline.to_finetune(ids)]
         if not pipeline.worked:
             console.print("all is done; more candidates (--set search.candidates=N) or epochs (--set recipe.epochs=N) extend the run", highlight=False)
         finish(pipeline, ids)
@@ -125,6 +126,27 @@ def export(
     with open_pipeline(experiment, run_dir, set_) as pipeline:
         ids = pipeline.export(child)
         finish(pipeline, ids)
+
+
+@app.command()
+def finetune(
+    run: Annotated[Path, RUN],
+    child: Annotated[str, typer.Argument(help="Id or number of a candidate.")],
+    set_: Set = NOTHING,
+) -> None:
+    """Train one child on by itself, as the section finetune of the experiment says, and export it beside the others.
+
+    Example: nas finetune runs/vit-resnas-digits 17 --set finetune.recipe.epochs=20 --set finetune.teacher=largest
+    """
+    from nas.run import EXPERIMENT as FILE
+    from nas.run import is_run
+
+    if not is_run(run):
+        raise ValueError(f"{run} holds no run; give the directory of one, for example runs/bignas-digits")
+    if load_experiment(str(run / FILE), set_).finetune is None:
+        raise ValueError("the experiment has no section finetune; for example: --set 'finetune={recipe: {name: single, epochs: 20, batch: 64}}'")
+    with open_pipeline(str(run), None, set_) as pipeline:
+        finish(pipeline, [pipeline.finetune(child)])
 
 
 @app.command()
@@ -230,7 +252,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
     table = Table("child", "MACs", "parameters", "validation", "test", box=None)
     for row in rows:
-        figures = [f"{value:.2f}" if value is not None else "" for value in (row["validation"], row["test"])]
+        validation = row["validation"] if row["validation"] is not None else row["exported_validation"]
+        figures = [f"{value:.4g}" if value is not None else "" for value in (validation, row["test"])]
         table.add_row(row["id"], human(row["macs"]), human(row["params"]), *figures)
     console.print(table)
 

@@ -98,5 +98,7 @@ class Evaluator:
 
 
 def panel(space: Space, rng: np.random.Generator, random_children: int = 4) -> dict[str, Arch]:
-    """The children whose figures are followed in training: smallest, largest, and some fixed random ones."""
+    """The children whose figures are followed in training: smallest, largest, and some fixed random ones; in a space of one, that one."""
+    if space.cardinality == 1:
+        return {"largest": space.largest()}
     return {"smallest": space.smallest(), **{f"random{i}": space.sample(rng) for i in range(random_children)}, "largest": space.largest()}

@@ -19,6 +19,7 @@ from nas.settings import (
     ClusterSettings,
     DataSettings,
     ExportSettings,
+    FinetuneSettings,
     Kind,
     Recipe,
     SearchSettings,
@@ -45,6 +46,7 @@ class Experiment(Section):
     train: Annotated[TrainSettings, Kind.FREE] = Field(default=TrainSettings(), description="where training runs")
     search: SearchSettings = Field(description="how children are found")
     export: Annotated[ExportSettings, Kind.FREE] = Field(default=ExportSettings(), description="what is handed over")
+    finetune: Annotated[FinetuneSettings | None, Kind.FREE] = Field(default=None, description="how children are trained on; null: not at all")
     tracking: Annotated[TrackingSettings, Kind.FREE] = Field(default=TrackingSettings(), description="where MLflow writes")
     cluster: Annotated[ClusterSettings, Kind.FREE] = Field(default=ClusterSettings(), description="where nas submit sends it")
 

@@ -44,7 +44,7 @@ def export_child(target: Path, arch: Arch, evaluator: Evaluator, test: Batches, 
     sample = next(iter(evaluator.validation))[0][:PARITY_EXAMPLES]
     cost = net.cost(arch)
     figures: dict[str, Any] = {
-        "id": arch.id,
+        "id": target.name,
         **vars(cost),
         "validation": score(child, evaluator.validation, task),
         "test": score(child, test, task),
@@ -60,7 +60,7 @@ def export_child(target: Path, arch: Arch, evaluator: Evaluator, test: Batches, 
         (directory / "metrics.json").write_text(json.dumps(figures, indent=1))
         (directory / "README.md").write_text(card(figures, about, type(child).__name__, net.input_shape))
 
-    checkpoint.write_directory(target, fill, {"id": arch.id, "supernet": about["supernet"]}, fence.check)
+    checkpoint.write_directory(target, fill, {"id": target.name, "supernet": about["supernet"]}, fence.check)
     return figures
 
 
@@ -169,10 +169,14 @@ def card(figures: dict[str, Any], about: dict[str, Any], name: str, shape: tuple
     rows = [f"| {part} {metric} | {value:.4g} |" for part in ("validation", "test") for metric, value in figures[part].items()]
     rows += [f"| largest output difference to {what} | {value:.2g} |" for what, value in figures["parity"].items() if what != "examples"]
     size = " x ".join(str(n) for n in shape)
+    tuned = about.get("finetuned")
+    how = "without retraining" if not tuned else f"and trained on by itself for {tuned['epochs']:g} epochs"
+    if tuned and not tuned["from"]:
+        how = f"and then trained by itself from fresh weights for {tuned['epochs']:g} epochs"
     return f"""# Child {figures["id"]} of {about["space"]} {about["size"]} on {about["data"]}
 
 {figures["macs"]:,} MACs and {figures["params"]:,} parameters for one input of {size} pixels. Cut out of a supernet
-(weights sha256 `{about["supernet"][:16]}`) without retraining; its batch statistics were calibrated on training images.
+{how} (sha256 of the weights `{about["supernet"][:16]}`); its batch statistics were calibrated on training images.
 It was chosen on validation data; the test figures were taken once, after the search.
 
 | figure | value |

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Generator, Mapping
@@ -20,7 +21,8 @@ from nas import checkpoint
 from nas.engine import Engine
 from nas.evaluate import Evaluator, panel
 from nas.experiment import Experiment
-from nas.recipes import Recipe, Step, load_recipe
+from nas.export import load_child
+from nas.recipes import AVERAGE, Recipe, Step, load_recipe
 from nas.supernet import Supernet, load_supernet
 from nas.tasks import load_task
 from nas.tasks.draws import bits, permutation
@@ -59,10 +61,29 @@ def checkpoints(run: Path) -> Path:
 
 
 def build(experiment: Experiment, task: Any) -> Supernet:
-    """The experiment's supernet with its first weights, which depend on the seed alone."""
+    """The experiment's network with its first weights, which depend on the seed alone, or on the checkpoint that a child inherits.
+
+    Raises:
+        ValueError: the space has no such child.
+        Damaged: the checkpoint that it shall inherit from is not whole.
+    """
+    space = experiment.space
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(experiment.seed)
-        return load_supernet(experiment.space.name, experiment.space.size, **{**task.network, **experiment.space.options})
+        net = load_supernet(space.name, space.size, **{**task.network, **space.options})
+        if space.child is None:
+            return net
+        if space.inherit:
+            checkpoint.verify(Path(space.inherit))
+            net.load_state_dict(judged_weights(Path(space.inherit)))
+        return net.fix(net.space.arch(space.child), fresh=not space.inherit)
+
+
+def judged_weights(found: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint that children are cut from: a recipe's moving average where it keeps one, else those that are trained."""
+    weights = load_file(found / "weights.safetensors")
+    kept = load_file(found / "recipe.safetensors").items()
+    return weights | {name.removeprefix(AVERAGE): value for name, value in kept if name.startswith(AVERAGE)}
 
 
 def total_steps(experiment: Experiment, train_examples: int, recipe: Recipe) -> int:
@@ -157,6 +178,8 @@ class Attempt:
         self.loop, self.experiment, self.task, self.rate = loop, loop.experiment, loop.task, rate
         settings, recipe_settings = self.experiment.train, self.experiment.recipe
         self.recipe = load_recipe(self.task, recipe_settings)
+        if directory := getattr(recipe_settings, "teacher", None):
+            self.recipe.teacher = load_child(directory, modules=("searchspaces", self.experiment.space.name.partition(":")[0].split(".")[0])).to(loop.device)  # type: ignore[attr-defined]
         self.total = total_steps(self.experiment, len(self.task.train), self.recipe)
         self.feeds = make_feeds(self.recipe, self.task.train, recipe_settings.batch, loop.rank, loop.world, self.experiment.seed)
         mine = recipe_settings.batch // loop.world
@@ -224,6 +247,9 @@ class Attempt:
             lr = self.rate * self.recipe.lr(step)
         self._guard(sums)
         self.engine.step(lr)
+        if self.recipe.follows:
+            with self.engine.whole() as net:
+                self.recipe.stepped(net, step)
         state.step += 1
         if self.loop.log is not None and (self.loop.log.due() or state.step == state.total):
             epoch = state.step / next(iter(self.feeds.values())).an_epoch
@@ -265,7 +291,7 @@ class Attempt:
             Diverged: the largest child fell back to chance.
         """
         with self.engine.whole() as net:
-            self.evaluator.net = net
+            self.evaluator.net = self._judged(net)
             mine = list(self.panel.items())[self.loop.rank :: self.loop.world]
             found = {name: self.evaluator(arch) for name, arch in mine}
         figures = {name: figure for part in self.engine.gather(found) for name, figure in part.items()}
@@ -274,6 +300,14 @@ class Attempt:
         if best is not None and now - chance < LOST * (best - chance) and best > 1.5 * chance:
             raise Diverged(f"at step {self.state.step} the largest child's {self.task.metric} fell from {best:.4g} to {now:.4g}: chance")
         self.state.best = now if best is None else max(best, now)
+
+    def _judged(self, net: Supernet) -> Supernet:
+        """The network with the weights that children are cut from, see `judged_weights`."""
+        kept = {name.removeprefix(AVERAGE): value for name, value in self.recipe.state().items() if name.startswith(AVERAGE)}
+        if kept:
+            net = copy.deepcopy(net)
+            net.load_state_dict(kept, strict=False)
+        return net
 
     def _save(self) -> None:
         """A checkpoint, written by rank 0; it knows neither the number of ranks nor the ZeRO stage."""

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
-from safetensors.torch import load_file
 
 from nas import checkpoint
 from nas.device import driver
 from nas.evaluate import Batches, Evaluator
 from nas.experiment import Experiment
 from nas.export import export_child, exported
-from nas.loop import build, checkpoints, total_steps
+from nas.loop import build, checkpoints, judged_weights, total_steps
 from nas.recipes import load_recipe
 from nas.report import write_report
 from nas.run import open_run
 from nas.search import Record
 from nas.search.tune import budget_of, check_constraints, journal_path, search_children
 from nas.session import session
+from nas.settings import Constraints
 from nas.sources import History
+from nas.space import Arch
 from nas.stopping import Stopper
 from nas.supernet import Supernet
 from nas.tasks import load_task
@@ -108,7 +110,8 @@ class Pipeline:
         def notify(line: dict[str, Any]) -> None:
             if "panel" in line:
                 figures = {name: figure[self.task.metric] for name, figure in line["panel"].items()}
-                panel["text"] = f" | {self.task.metric} largest {figures['largest']:.1f} smallest {figures['smallest']:.1f}"
+                seen = " ".join(f"{name} {figures[name]:.4g}" for name in ("largest", "smallest") if name in figures)
+                panel["text"] = f" | {self.task.metric} {seen}"
             elif "event" in line:
                 self.watch.say(f"{line['event']}: {line['reason']}")
             elif "loss" in line:
@@ -163,22 +166,75 @@ class Pipeline:
         """
         self._load()
         chosen = choose(self._history(), self.experiment, only)
+        self._export([record.arch for record in chosen])
+        return [record.id for record in chosen]
+
+    def _export(self, archs: list[Arch], target: Path | None = None, more: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Those children that are not there yet, each in its own directory of RUN/children, or the only one in `target`."""
         folder = self.run / "children"
-        open_ = [record for record in chosen if not exported(folder / record.id, self.supernet)]
+        places = {arch: target or folder / arch.id for arch in archs}
+        open_ = [arch for arch in archs if not exported(places[arch], self.supernet)]
         if not open_:
-            self.watch.say(f"export: done before ({len(chosen)} children)")
-            return [record.id for record in chosen]
+            self.watch.say(f"export: done before ({len(archs)} children)")
+            return
         self._begin("export", "calibrating and scoring on test")
         evaluator, test = self._evaluator()
         space = self.experiment.space
         about = {"space": space.name, "size": space.size, "supernet": self.supernet, "data": self.experiment.data.name, "classes": list(self.task.classes)}
-        for number, record in enumerate(open_, 1):
-            export_child(folder / record.id, record.arch, evaluator, test, about, self.experiment.export.onnx, self.fence)
-            self.watch.advance(number, len(open_), record.id, "children", None)
+        for number, arch in enumerate(open_, 1):
+            export_child(places[arch], arch, evaluator, test, {**about, **more}, self.experiment.export.onnx, self.fence)
+            self.watch.advance(number, len(open_), places[arch].name, "children", None)
             self.tracker.poke()
             self.stopper.check()
-        self.watch.end(f"{len(open_)} children in {folder}")
-        return [record.id for record in chosen]
+        self.watch.end(f"{len(open_)} children in {(target or folder / 'x').parent}")
+
+    def to_finetune(self, ids: list[str]) -> list[str]:
+        """Those of these children that the experiment wants trained on: the best first."""
+        settings, history = self.experiment.finetune, self._history()
+        records = [record for record in history.records.values() if record.id in ids]
+        best = sorted(records, key=lambda record: history.objective.point(record.metrics, record.cost)[0])
+        return [record.id for record in best[: settings.children if settings else 0]]
+
+    def finetune(self, child: str) -> str:
+        """Train one child on by itself, as the experiment's section ``finetune`` says, and export it beside the others. Returns its id.
+
+        It is a run of its own in RUN/finetune/<child>, so it continues like any other. Needs that this run was searched.
+
+        Raises:
+            ValueError: no such candidate, or no such teacher.
+            Occupied: another finetune of that child stands there.
+        """
+        trained = self._load()
+        (record,) = choose(self._history(), self.experiment, child)
+        run, name = self.run / "finetune" / record.id, f"{record.id}-finetuned"
+        derived = finetune_experiment(self.experiment, self.run, record, trained, self._teacher())
+        with Pipeline.open(derived, run, self.watch) as inner:
+            inner.train()
+            inner.export_only(self.run / "children" / name, {"finetuned": {"epochs": derived.recipe.epochs, "from": derived.space.inherit and record.id}})
+            inner.report()
+            self.worked |= inner.worked
+        self.tracker.poke()
+        return name
+
+    def _teacher(self) -> Path | None:
+        """The exported child that the experiment names as the teacher; the largest one is exported here if need be."""
+        assert self.experiment.finetune is not None
+        name = self.experiment.finetune.teacher
+        if name is None:
+            return None
+        if name == "largest":
+            arch = self.net.space.largest()
+            self._export([arch])
+            name = arch.id
+        path = self.run / "children" / name
+        if not (path / "arch.json").is_file():
+            raise ValueError(f"finetune.teacher {name!r} is no exported child of {self.run}: nas export {self.run} --child {name}")
+        return path
+
+    def export_only(self, target: Path, about: dict[str, Any]) -> None:
+        """The one child of a space of one, as a directory `target`, with further facts of where it comes from."""
+        self._load()
+        self._export([self.net.space.largest()], target, about)
 
     def report(self) -> Path:
         """RUN/report.html."""
@@ -200,7 +256,7 @@ class Pipeline:
         if newest is None:
             raise ValueError(f"{self.run} has no trained supernet yet: nas train {self.experiment.name}")
         self.supernet = checkpoint.verify(newest)["files"]["weights.safetensors"]["sha256"]
-        self.net.load_state_dict(load_file(newest / "weights.safetensors"))
+        self.net.load_state_dict(judged_weights(newest))
         return newest
 
     def _history(self) -> History:
@@ -213,6 +269,19 @@ class Pipeline:
         settings = self.experiment.search
         net: Supernet = self.net.to(device)
         return Evaluator(net, self.task, settings, device), Batches(self.task.test, len(self.task.test), settings.score_batch, device)
+
+
+def finetune_experiment(experiment: Experiment, run: Path, record: Record, trained: Path, teacher: Path | None) -> Experiment:
+    """The experiment that trains one child by itself: the space fixed to it, everything else as in the run that it comes from."""
+    settings = experiment.finetune
+    assert settings is not None
+    space = experiment.space.model_copy(update={"child": dict(record.arch), "inherit": None if settings.fresh else str(trained)})
+    recipe = settings.recipe.model_copy(update={"teacher": str(teacher) if teacher else settings.recipe.teacher})
+    tracked = {"uri": address(run, experiment.tracking.uri), "experiment": experiment.tracking.experiment or experiment.name}
+    tracking = experiment.tracking.model_copy(update=tracked)
+    search = experiment.search.model_copy(update={"constraints": Constraints()})
+    changed = {"name": f"{experiment.name}-{record.id}", "space": space, "recipe": recipe, "tracking": tracking, "search": search, "finetune": None}
+    return experiment.model_copy(update=changed)
 
 
 def choose(history: History, experiment: Experiment, only: str | None = None) -> list[Record]:

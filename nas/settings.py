@@ -73,6 +73,14 @@ class SpaceSettings(Section):
     name: str = Field(description="a built-in space such as bignas, or your own my_module:my_space")
     size: str = Field(default="", description="one of the space's sizes, for example d8")
     options: dict[str, JsonValue] = Field(default={}, description="plain values for the family, for example sync_batch_norm: true")
+    child: dict[str, int | float] | None = Field(default=None, description="choices of one child, to train it alone; null: the whole space")
+    inherit: str | None = Field(default=None, description="a supernet's checkpoint that the child starts from; null: fresh weights")
+
+    @model_validator(mode="after")
+    def _inherits(self) -> SpaceSettings:
+        if self.inherit and self.child is None:
+            raise ValueError("inherit is for a child alone: give its choices as child, or leave inherit out")
+        return self
 
 
 class DataSettings(Section):
@@ -152,7 +160,33 @@ class MultiArch(Section):
         return self
 
 
-Recipe = Annotated[Sandwich | MultiArch, Field(discriminator="name")]
+class Single(Section):
+    """One network, on labels: the space's only one, or its largest. What finetune does to a child."""
+
+    name: Literal["single"] = Field(description="the recipe")
+    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the training part")
+    batch: PositiveInt = Field(description="examples a step over all workers")
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="sgd has Nesterov's momentum of 0.9")
+    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate at this batch; it falls along a cosine")
+    final_lr: NonNegativeFloat = Field(default=1e-5, description="learning rate at the end")
+    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up")
+    weight_decay: NonNegativeFloat = Field(default=0.05, description="on whatever has more than one axis")
+    label_smoothing: Share = Field(default=0.1, description="share of the target spread over all classes")
+    dropout: Share = Field(default=0.0, description="probability before the classifier")
+    drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch")
+    quant: Literal["off", "noise", "real"] = Field(default="off", description="how families that quantize run")
+    average: Share = Field(default=0.0, description="share of training that the exported moving average of weights reaches back; 0: none")
+    teacher: str | None = Field(default=None, description="directory of an exported child whose soft labels count half; null: labels alone")
+    clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm; null for no clipping")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Single:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be below epochs {self.epochs:g}")
+        return self
+
+
+Recipe = Annotated[Sandwich | MultiArch | Single, Field(discriminator="name")]
 
 
 class TrainSettings(Section):
@@ -212,6 +246,15 @@ class SearchSettings(Section):
                 f"lower them, or begin a new run with window {2 * flying} or more"
             )
         return self
+
+
+class FinetuneSettings(Section):
+    """Whether and how exported children are trained on by themselves."""
+
+    children: NonNegativeInt = Field(default=1, description="how many children of the front nas run trains on, the best first")
+    fresh: bool = Field(default=False, description="begin from fresh weights instead of the supernet's")
+    teacher: str | None = Field(default=None, description="whose soft labels help: largest, or the id of an exported child; null: nobody's")
+    recipe: Single = Field(description="how it learns")
 
 
 class ExportSettings(Section):

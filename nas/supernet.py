@@ -127,8 +127,8 @@ class Supernet(nn.Module):
         """The keyword arguments of `child` for this architecture, plain values only."""
         raise NotImplementedError
 
-    def fix(self, arch: Arch) -> Supernet:
-        """The same class at the child's sizes, weights copied, a space of one: what finetune trains."""
+    def fix(self, arch: Arch, fresh: bool = False) -> Supernet:
+        """The same class at the child's sizes, a space of one: what finetune trains. Weights are copied, or as a new network has them."""
         raise NotImplementedError
 
     def parts(self, arch: Arch) -> Iterable[Any]:

@@ -330,7 +330,7 @@ class BigNAS(Supernet):
         pixels = {"mean": self.pixels.mean.flatten().tolist(), "std": self.pixels.std.flatten().tolist()}
         return {**pixels, **sizes, "stages": [[asdict(block) for block in stage] for stage in stages], "classes": self.table.classes}
 
-    def fix(self, arch: Arch) -> BigNAS:
+    def fix(self, arch: Arch, fresh: bool = False) -> BigNAS:
         def only(name: str) -> tuple[Any, ...]:
             return (arch[name],)
 
@@ -340,7 +340,8 @@ class BigNAS(Supernet):
         )
         table = replace(self.table, resolution=only("resolution"), stem=only("stem"), head=only("head"), stages=stages)
         fixed = BigNAS(table, image=self.input_shape[-1], sync_batch_norm=self.sync_batch_norm)
-        inherit(fixed, self)
+        if not fresh:
+            inherit(fixed, self)
         return fixed
 
     @cached_property

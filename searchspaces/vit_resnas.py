@@ -256,7 +256,7 @@ class ViTResNAS(Supernet):
         sizes = {"side": t.side, "pad": t.pad, "patch": t.patch, "stem": t.stem, "stages": stages, "classes": t.classes}
         return {"mean": self.mean, "std": self.std, **sizes}
 
-    def fix(self, arch: Arch) -> ViTResNAS:
+    def fix(self, arch: Arch, fresh: bool = False) -> ViTResNAS:
         stages = []
         for n, spec in enumerate(self.table.stages):
             blocks = []
@@ -266,7 +266,8 @@ class ViTResNAS(Supernet):
             stages.append(replace(spec, width=(int(arch[self.space.widths[n]]),), blocks=tuple(blocks)))
         table = replace(self.table, stages=tuple(stages))
         fixed = ViTResNAS(table, mean=self.mean, std=self.std, image=self.input_shape[-1], sync_batch_norm=self.sync_batch_norm, multi=self.multi)
-        inherit(fixed, self)
+        if not fresh:
+            inherit(fixed, self)
         return fixed
 
     def parts(self, arch: Arch) -> Iterator[tuple[int, ...]]:

@@ -6,8 +6,10 @@ from nas.recipes.multi_arch import MultiArch
 from nas.recipes.recipe import Recipe as Recipe
 from nas.recipes.recipe import Step as Step
 from nas.recipes.sandwich import Sandwich
+from nas.recipes.single import AVERAGE as AVERAGE
+from nas.recipes.single import Single
 
-RECIPES = {"sandwich": Sandwich, "multi_arch": MultiArch}
+RECIPES = {"sandwich": Sandwich, "multi_arch": MultiArch, "single": Single}
 
 
 def load_recipe(task: Any, options: Any) -> Recipe:

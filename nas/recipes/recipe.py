@@ -44,10 +44,12 @@ class Recipe:
     Attributes:
         feeds: the shares of the training data that it wants, by name.
         names: what each loss of a step is called, in the order they are yielded.
+        follows: whether `stepped` wants to see the weights after each step.
     """
 
     feeds: Mapping[str, float] = {"train": 1.0}
     names: tuple[str, ...]
+    follows: bool = False
 
     def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:
         """The losses of one step. The loop calls backward after each, so gradients are *summed*, and steps once at the end.
@@ -63,6 +65,9 @@ class Recipe:
     def lr(self, step: Step) -> float:
         """The learning rate of this step, for every parameter group."""
         raise NotImplementedError
+
+    def stepped(self, net: Supernet, step: Step) -> None:
+        """Called after each step with the bare network, all of its weights in place; only where `follows` is true."""
 
     def state(self) -> dict[str, Any]:
         """What must be kept besides the weights and the optimizer: tensors and plain values."""

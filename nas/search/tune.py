@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from ray import tune
 from ray.tune.search import Searcher
-from safetensors.torch import load_file
 
 from nas import checkpoint
 from nas.evaluate import Evaluator
 from nas.experiment import Experiment, parse
-from nas.loop import build
+from nas.loop import build, judged_weights
 from nas.search import Budget, Candidate, Exhausted, Journal, Objective, Record, Search, check_budget, resume, searcher
 from nas.session import check_room, gpus, has_gpus, session
 from nas.space import Arch
@@ -257,15 +256,15 @@ def search_children(experiment: Experiment, run: Path, fence: checkpoint.Fence, 
         deadline = time.monotonic() + 60 * settings.max_minutes if settings.max_minutes else float("inf")
         asker = Asker(search, journal, missing, settings.candidates, settings.trials, settings.batch, deadline, notify, fence)
         with session():
-            _run(experiment, run, fence, asker, trained / "weights.safetensors")
+            _run(experiment, run, fence, asker, trained)
         return asker.exhausted
 
 
-def _run(experiment: Experiment, run: Path, fence: checkpoint.Fence, asker: Asker, weights: Path) -> None:
+def _run(experiment: Experiment, run: Path, fence: checkpoint.Fence, asker: Asker, trained: Path) -> None:
     trials, gpu = experiment.search.trials, has_gpus(experiment.train.use_gpu)
     share = min(1.0, gpus() / trials) if gpu else 0.0
     check_room(experiment)
-    arrays = {name: tensor.numpy() for name, tensor in load_file(weights).items()}
+    arrays = {name: tensor.numpy() for name, tensor in judged_weights(trained).items()}
     scored = tune.with_parameters(Scored, weights=arrays, experiment=experiment.model_dump(mode="json"), gpu=gpu)
     tuner = tune.Tuner(
         tune.with_resources(scored, {"cpu": 1, "gpu": share}),

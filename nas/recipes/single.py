@@ -1,0 +1,82 @@
+"""One network on labels, by itself: a child that is trained on, or a network of a space of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.recipes.recipe import Recipe, Step, decayed, schedule
+from nas.supernet import Pass, Supernet, main_head
+
+AVERAGE = "average/"  # names of kept tensors that begin so are the weights that children are cut from
+
+
+class Single(Recipe):
+    """The largest network of the space on labels, with a teacher's soft labels for half of the loss where there is a teacher.
+
+    Where the experiment asks for it, an exponential moving average of the weights is kept; that is what is judged and exported.
+
+    Args:
+        task: mixes images and labels, and gives the losses.
+        options: the recipe section of an experiment.
+
+    Attributes:
+        teacher: a network in evaluation mode that takes the same images; the loop sets it.
+    """
+
+    names = ("loss",)
+
+    def __init__(self, task: Any, options: Any) -> None:
+        self.task = task
+        self.options = options
+        self.teacher: nn.Module | None = None
+        self.average: dict[str, Tensor] = {}
+        self.follows = options.average > 0
+
+    def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:
+        o = self.options
+        x, target = self.task.mix(*batches["train"], step.module.aux_grid, step.generator)
+        how = Pass(dropout=o.dropout, drop_path=o.drop_path, quant=o.quant, generator=step.generator)
+        output = net(x, step.module.space.largest(), how)
+        loss = self.task.loss(output, target, o.label_smoothing)
+        if self.teacher is not None:
+            with torch.no_grad():
+                taught = self.teacher(x)
+            loss = 0.5 * loss + 0.5 * self.task.distill(main_head(output), self.task.signal(taught))
+        yield loss
+
+    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+        o = self.options
+        if o.optimizer == "sgd":
+            return torch.optim.SGD(decayed(net, o.weight_decay), lr=o.lr, momentum=0.9, nesterov=True)
+        return torch.optim.AdamW(decayed(net, o.weight_decay), lr=o.lr)
+
+    def lr(self, step: Step) -> float:
+        """Linear from 0 over the warm-up, then a cosine to `final_lr`."""
+        o = self.options
+        warmup = o.warmup_epochs / o.epochs
+        share = schedule("cosine", step.progress, warmup)
+        return o.lr * share if step.progress < warmup else o.final_lr + (o.lr - o.final_lr) * share
+
+    @torch.no_grad()
+    def stepped(self, net: Supernet, step: Step) -> None:
+        """The moving average; its decay is ``1 - 1 / (average * total)``, which is 0.99996 at the paper's 0.067 of 375,000 steps.
+
+        Early on it is the plain mean of what was seen, so that the first weights do not linger.
+        """
+        decay = min(1 - 1 / max(self.options.average * step.total, 1.0), step.index / (step.index + 1))
+        for name, parameter in net.named_parameters():
+            mean = self.average.get(AVERAGE + name)
+            if mean is None:
+                self.average[AVERAGE + name] = parameter.detach().float().clone()
+            else:
+                mean.lerp_(parameter.float(), 1 - decay)
+
+    def state(self) -> dict[str, Any]:
+        return {name: value.cpu().contiguous() for name, value in self.average.items()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.average = {name: value for name, value in state.items() if name.startswith(AVERAGE)}
