@@ -22,7 +22,7 @@ from nas.recipes import load_recipe
 from nas.report import write_report
 from nas.run import open_run
 from nas.search import Record
-from nas.search.tune import budget_of, check_constraints, journal_path, search_children
+from nas.search.tune import budget_of, check_constraints, journal_path, objective_of, search_children
 from nas.session import session
 from nas.sources import History
 from nas.stopping import Stopper
@@ -76,6 +76,7 @@ class Pipeline:
         run = run.absolute()
         task = load_task(experiment)
         net = build(experiment, task)
+        objective_of(experiment, task)
         check_constraints(experiment, net)
         load_recipe(task, experiment.recipe).optimizer(net)  # refuses a network that it cannot train
         tracking = experiment.tracking
@@ -108,7 +109,7 @@ class Pipeline:
         def notify(line: dict[str, Any]) -> None:
             if "panel" in line:
                 figures = {name: figure[self.task.metric] for name, figure in line["panel"].items()}
-                panel["text"] = f" | {self.task.metric} largest {figures['largest']:.1f} smallest {figures['smallest']:.1f}"
+                panel["text"] = f" | {self.task.metric} largest {figures['largest']:.4g} smallest {figures['smallest']:.4g}"
             elif "event" in line:
                 self.watch.say(f"{line['event']}: {line['reason']}")
             elif "loss" in line:
@@ -171,7 +172,7 @@ class Pipeline:
         self._begin("export", "calibrating and scoring on test")
         evaluator, test = self._evaluator()
         space = self.experiment.space
-        about = {"space": space.name, "size": space.size, "supernet": self.supernet, "data": self.experiment.data.name, "classes": list(self.task.classes)}
+        about = {"space": space.name, "size": space.size, "supernet": self.supernet, "data": self.experiment.data.name, **self.task.about}
         for number, record in enumerate(open_, 1):
             export_child(folder / record.id, record.arch, evaluator, test, about, self.experiment.export.onnx, self.fence)
             self.watch.advance(number, len(open_), record.id, "children", None)
