@@ -112,7 +112,8 @@ def _mlflow() -> Finding:
 
 
 def _data_of(experiment: Experiment) -> Finding:
-    from nas.tasks.datasets import DataMissing, locate
+    from nas.tasks import locate
+    from nas.tasks.datasets import DataMissing
 
     try:
         return Finding("data", True, str(locate(experiment.data) or "built in"), "")

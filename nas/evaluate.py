@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ class Batches:
     """
 
     def __init__(self, split: Any, count: int, size: int, device: torch.device, epoch: int | None = None, whole: bool = False) -> None:
-        count, self.split, self.device, self.epoch = min(count, len(split)), split, device, epoch
+        count, size = min(count, len(split)), min(size, getattr(split, "at_once", size))
+        self.split, self.device, self.epoch = split, device, epoch
         starts = range(0, count - size + 1 if whole and count >= size else count, size)
         self.rows = [np.arange(start, min(start + size, count)) for start in starts]
         first = self._load(self.rows[0])
@@ -60,11 +61,11 @@ def recalibrate(child: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> N
 
 
 @torch.inference_mode()
-def score(child: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], task: Any) -> dict[str, float]:
+def score(child: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], task: Any) -> dict[str, float]:
     """The task's figures of a child in evaluation mode."""
     sums: dict[str, float] = {}
     for x, y in batches:
-        for name, value in task.scores(child(x), y).items():
+        for name, value in task.scores(task.predict(child, x), y).items():
             sums[name] = sums.get(name, 0.0) + value
     return task.summarise(sums)
 

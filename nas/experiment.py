@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, ValidationError, mod
 
 from nas.settings import (
     ClusterSettings,
-    DataSettings,
+    Data,
     ExportSettings,
     FinetuneSettings,
     Kind,
@@ -41,7 +41,7 @@ class Experiment(Section):
     name: Annotated[str, AfterValidator(safe_name), Kind.FREE] = Field(description="letters, digits, '.', '_', '-'")
     seed: Annotated[NonNegativeInt, Kind.IDENTITY] = Field(default=0, description="of every draw")
     space: Annotated[SpaceSettings, Kind.IDENTITY] = Field(description="which supernet")
-    data: Annotated[DataSettings, Kind.IDENTITY] = Field(description="which images")
+    data: Annotated[Data, Kind.IDENTITY] = Field(description="which images")
     recipe: Annotated[Recipe, Kind.IDENTITY] = Field(description="how the supernet learns")
     train: Annotated[TrainSettings, Kind.FREE] = Field(default=TrainSettings(), description="where training runs")
     search: SearchSettings = Field(description="how children are found")
@@ -149,7 +149,7 @@ def _explain(error: dict[str, Any], root: type[Section]) -> str:
     if error["type"] == "extra_forbidden":
         place, _, last = key.rpartition(".")
         near = [f"{place}.{k}".lstrip(".") for k in difflib.get_close_matches(last, section.model_fields)]
-        near += [k for k in dict.fromkeys(_keys(root)) if k.rpartition(".")[2] == last and k not in near]
+        near += [k for k in dict.fromkeys(_keys(root)) if k.rpartition(".")[2] == last and k not in (key, *near)]
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         return f"{key}: unknown key; {hint}keys {'of ' + place if place else 'at the top'}: {', '.join(section.model_fields)}"
     if error["type"] == "missing":
@@ -158,9 +158,13 @@ def _explain(error: dict[str, Any], root: type[Section]) -> str:
         return f"{key}: {error['ctx']['error']}".removeprefix(": ")
     given = json.dumps(error["input"], default=str)
     given = given if len(given) <= 60 else given[:57] + "..."
-    if error["type"] in ("model_type", "dict_type"):
-        inner = _sections(field.annotation) if field is not None else [root]
-        allowed = "a mapping" + (f" with the keys {', '.join(inner[0].model_fields)}" if inner else "")
+    inner = _sections(field.annotation) if field is not None else [root]
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):  # no section has this name
+        names = ", ".join(repr(name) for s in inner for name in get_args(s.model_fields["name"].annotation))
+        given = json.dumps(error["input"].get("name"))
+        return f"{key}.name: given {given}; allowed: {names}{about}" if "name" in error["input"] else f"{key}.name: missing; allowed: {names}{about}"
+    if error["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        allowed = "a mapping" + (f" with the keys {', '.join(dict.fromkeys(k for s in inner for k in s.model_fields))}" if inner else "")
     else:
         allowed = _ALLOWED.get(error["type"], error["msg"].removeprefix("Input should be "))
     nothing = ", or null" if field is not None and type(None) in get_args(field.annotation) else ""

@@ -22,6 +22,7 @@ from nas import checkpoint
 from nas.evaluate import Batches, Evaluator, score
 from nas.space import Arch
 from nas.supernet import Supernet, main_head
+from nas.tasks.pictures import save_pictures
 
 PARITY_EXAMPLES = 64
 
@@ -48,17 +49,20 @@ def export_child(target: Path, arch: Arch, evaluator: Evaluator, test: Batches, 
         **vars(cost),
         "validation": score(child, evaluator.validation, task),
         "test": score(child, test, task),
+        "baselines": {name: score(baseline, test, task) for name, baseline in task.baselines().items()},
     }
+    pictures = task.pictures(child, test.device)
 
     def fill(directory: Path) -> None:
         save_file({name: value.contiguous() for name, value in child.cpu().state_dict().items()}, directory / "model.safetensors")
         (directory / "model.py").write_text(bundle(net.sources))
         (directory / "arch.json").write_text(json.dumps(_identity(net, child, arch, about), indent=1))
         if onnx:
-            write_onnx(child, sample.cpu(), directory / "model.onnx")
+            write_onnx(child, sample.cpu(), directory / "model.onnx", task.any_size)
         figures["parity"] = parity(net, child, arch, sample.cpu(), directory)
         (directory / "metrics.json").write_text(json.dumps(figures, indent=1))
-        (directory / "README.md").write_text(card(figures, about, type(child).__name__, net.input_shape))
+        save_pictures(pictures, directory)
+        (directory / "README.md").write_text(card(figures, about, type(child).__name__, net.input_shape, task.any_size))
 
     checkpoint.write_directory(target, fill, {"id": target.name, "supernet": about["supernet"]}, fence.check)
     return figures
@@ -93,8 +97,8 @@ def bundle(sources: Iterable[Path]) -> str:
     return "\n\n".join(text)
 
 
-def write_onnx(child: nn.Module, x: Tensor, path: Path) -> None:
-    """The child as one ONNX file, any batch size, weights inside."""
+def write_onnx(child: nn.Module, x: Tensor, path: Path, any_size: bool = False) -> None:
+    """The child as one ONNX file, any batch size, weights inside; of any height and width too, where the task wants that."""
     from torch.export import Dim
 
     quiet = logging.getLogger("torch.onnx")
@@ -110,7 +114,7 @@ def write_onnx(child: nn.Module, x: Tensor, path: Path) -> None:
             external_data=False,
             input_names=["pixels"],
             output_names=["output"],
-            dynamic_shapes={"x": {0: Dim("batch", min=1)}},
+            dynamic_shapes={"x": {0: Dim("batch", min=1), **({2: Dim.AUTO, 3: Dim.AUTO} if any_size else {})}},
             verbose=False,
         )
     quiet.setLevel(level)
@@ -164,15 +168,18 @@ def load_child(path: str | Path, modules: tuple[str, ...] = ("searchspaces",)) -
     return child.eval()
 
 
-def card(figures: dict[str, Any], about: dict[str, Any], name: str, shape: tuple[int, int, int]) -> str:
+def card(figures: dict[str, Any], about: dict[str, Any], name: str, shape: tuple[int, int, int], any_size: bool) -> str:
     """The model card: what it is, how good, how to load it."""
     rows = [f"| {part} {metric} | {value:.4g} |" for part in ("validation", "test") for metric, value in figures[part].items()]
+    rows += [f"| test {metric} of {name} | {value:.4g} |" for name, given in figures["baselines"].items() for metric, value in given.items()]
     rows += [f"| largest output difference to {what} | {value:.2g} |" for what, value in figures["parity"].items() if what != "examples"]
     size = " x ".join(str(n) for n in shape)
     tuned = about.get("finetuned")
     how = "without retraining" if not tuned else f"and trained on by itself for {tuned['epochs']:g} epochs"
     if tuned and not tuned["from"]:
         how = f"and then trained by itself from fresh weights for {tuned['epochs']:g} epochs"
+    takes = f"{shape[0]}, height, width" if any_size else ", ".join(map(str, shape))
+    gives = "an image" if any_size else "one row"
     return f"""# Child {figures["id"]} of {about["space"]} {about["size"]} on {about["data"]}
 
 {figures["macs"]:,} MACs and {figures["params"]:,} parameters for one input of {size} pixels. Cut out of a supernet
@@ -183,7 +190,7 @@ It was chosen on validation data; the test figures were taken once, after the se
 | --- | --- |
 {chr(10).join(rows)}
 
-Input: float32 pixels in [0, 1], `(batch, {", ".join(map(str, shape))})`; normalisation and resizing are inside. Output: one row an example.
+Input: float32 pixels in [0, 1], `(batch, {takes})`; normalisation and resizing are inside. Output: {gives} an example.
 
 With PyTorch (needs torch and safetensors; run it in this directory):
 

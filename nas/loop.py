@@ -297,7 +297,7 @@ class Attempt:
         figures = {name: figure for part in self.engine.gather(found) for name, figure in part.items()}
         self.loop.note(step=self.state.step, panel={name: figures[name] for name in self.panel})
         now, best, chance = figures["largest"][self.task.metric], self.state.best, self.task.chance
-        if best is not None and now - chance < LOST * (best - chance) and best > 1.5 * chance:
+        if best is not None and now - chance < LOST * (best - chance) and best > self.task.learnt:
             raise Diverged(f"at step {self.state.step} the largest child's {self.task.metric} fell from {best:.4g} to {now:.4g}: chance")
         self.state.best = now if best is None else max(best, now)
 

@@ -22,7 +22,7 @@ from nas.recipes import load_recipe
 from nas.report import write_report
 from nas.run import open_run
 from nas.search import Record
-from nas.search.tune import budget_of, check_constraints, journal_path, search_children
+from nas.search.tune import budget_of, check_constraints, journal_path, objective_of, search_children
 from nas.session import session
 from nas.settings import Constraints
 from nas.sources import History
@@ -78,6 +78,7 @@ class Pipeline:
         run = run.absolute()
         task = load_task(experiment)
         net = build(experiment, task)
+        objective_of(experiment, task)
         check_constraints(experiment, net)
         load_recipe(task, experiment.recipe).optimizer(net)  # refuses a network that it cannot train
         tracking = experiment.tracking
@@ -180,7 +181,7 @@ class Pipeline:
         self._begin("export", "calibrating and scoring on test")
         evaluator, test = self._evaluator()
         space = self.experiment.space
-        about = {"space": space.name, "size": space.size, "supernet": self.supernet, "data": self.experiment.data.name, "classes": list(self.task.classes)}
+        about = {"space": space.name, "size": space.size, "supernet": self.supernet, "data": self.experiment.data.name, **self.task.about}
         for number, arch in enumerate(open_, 1):
             export_child(places[arch], arch, evaluator, test, {**about, **more}, self.experiment.export.onnx, self.fence)
             self.watch.advance(number, len(open_), places[arch].name, "children", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import os
 import platform
@@ -14,7 +15,7 @@ from urllib.parse import quote
 
 from nas.plots import COSTS, human, progress_picture, search_picture, training_picture
 from nas.search.journal import Record
-from nas.sources import History, Training, front_table, read_children, read_history, read_json, read_training
+from nas.sources import History, Training, front_table, metric_of, read_children, read_history, read_json, read_pictures, read_training
 
 __all__ = ["front_table", "write_report"]
 
@@ -33,6 +34,10 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { padding: .38rem .8rem .38rem 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { color: var(--quiet); font-weight: 500; } th:first-child, td:first-child, th:last-child, td:last-child { text-align: left; }
 tr.off td { color: var(--quiet); }
+.row { display: flex; flex-wrap: wrap; gap: .8rem; margin: .8rem 0 1.6rem; } summary { cursor: pointer; }
+figure { margin: 0; flex: 1 1 12rem; max-width: 18rem; } figure img { width: 100%; display: block; border-radius: 4px; }
+img.zoom { image-rendering: pixelated; aspect-ratio: 1; } figcaption { color: var(--quiet); font-size: .85rem; margin-top: .25rem; }
+figcaption b { color: var(--text); font-weight: 500; }
 code, pre { font-family: ui-monospace, monospace; font-size: .88rem; }
 pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6px; padding: .9rem 1rem; overflow-x: auto; }
 """
@@ -48,7 +53,7 @@ def write_report(run_dir: Path | str) -> Path:
     about, history, training = read_json(run_dir / "run.json"), read_history(run_dir), read_training(run_dir)
     title = str(about.get("name") or run_dir.name)
     body = [f"<h1>{escape(title)}</h1>", *_summary(run_dir, history, training), *_search(run_dir, history)]
-    body += [*_training(training), *_table(run_dir, history), *_what_ran(run_dir, about, history)]
+    body += [*_training(training), *_table(run_dir, history), *_pictures(run_dir), *_what_ran(run_dir, about, history)]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
     page = (
         f'<!doctype html>\n<html lang="en">\n<head>{head}\n<style>{STYLE}</style></head>\n<body>\n'
@@ -131,7 +136,9 @@ def _table(run_dir: Path, history: History | None) -> Iterator[str]:
     if not rows:
         yield '<p class="quiet">There is no front and no exported child yet.</p>'
         return
-    metric = escape(history.objective.metric if history else "accuracy")
+    children = read_children(run_dir)
+    name = metric_of(history, children)
+    metric = escape(name)
     bits = history is not None and history.objective.cost == "bitops"
     again = any(row["exported_validation"] is not None and row["exported_validation"] != row["validation"] for row in rows)
     heads = ["id", *(["BitOPs"] if bits else []), "MACs", "parameters", f"validation {metric}"]
@@ -143,11 +150,41 @@ def _table(run_dir: Path, history: History | None) -> Iterator[str]:
         place = f"children/{quote(row['id'])}/"
         cells.append(f'<a href="{place}">{escape(place)}</a>' if row["exported"] else "")
         yield f"<tr{'' if row['front'] else ' class=off'}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    for baseline, test in _baselines(children, name).items():
+        cells = [escape(baseline), *[""] * (len(heads) - 3), _figure(test), ""]
+        yield "<tr class=off>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
     yield "</tbody></table></div>"
     if not all(row["front"] for row in rows):
         yield '<p class="quiet">Children in grey do not stand on the front.</p>'
     if not any(row["exported"] for row in rows):
         yield '<p class="quiet">No child has been exported yet, so none has been tested.</p>'
+
+
+def _baselines(children: dict[str, dict[str, Any]], metric: str) -> dict[str, float]:
+    """The test figure of what children must beat, by name."""
+    return {name: figures[metric] for child in children.values() for name, figures in (child.get("baselines") or {}).items() if metric in figures}
+
+
+def _pictures(run_dir: Path) -> Iterator[str]:
+    """What exported children do on test examples; one child open, the others folded."""
+    ids = [row["id"] for row in front_table(run_dir)]
+    found = read_pictures(run_dir)
+    if not found:
+        return
+    yield "<h2>Pictures</h2>"
+    yield '<p class="quiet">Test examples, the same ones for every child; each figure is that of the whole image.</p>'
+    for number, name in enumerate(sorted(found, key=ids.index, reverse=True)):
+        yield f'<details{"" if number else " open"}><summary><code>{escape(name)}</code></summary>'
+        for picture in found[name]:
+            yield '<div class="row">' + "".join(_panel(panel) for panel in picture["panels"]) + "</div>"
+        yield "</details>"
+
+
+def _panel(panel: dict[str, Any]) -> str:
+    image = base64.b64encode(panel["file"].read_bytes()).decode()
+    zoom = " class=zoom" if panel["enlarged"] else ""
+    label, note = escape(panel["label"]), escape(panel["note"])
+    return f'<figure><img{zoom} alt="{label}" src="data:image/png;base64,{image}"><figcaption><b>{label}</b> {note}</figcaption></figure>'
 
 
 def _what_ran(run_dir: Path, about: dict[str, Any], history: History | None) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """The sections of an experiment file, as frozen typed values. Imports pydantic alone.
 
 Every field is marked with its `Kind`, on the field or on the section that holds it: whether a run may continue under
-another value. To add a recipe, write another `Section` with its own ``name: Literal[...]`` and add it to ``Recipe``; nothing else changes.
+another value. To add a recipe, write another `Section` with its own ``name: Literal[...]`` and add it to ``Recipe``, or a task's data to ``Data``;
+nothing else changes.
 """
 
 from __future__ import annotations
@@ -103,6 +104,37 @@ class DataSettings(Section):
         if self.name != "folder" and any(given.values()):
             raise ValueError(f"path and size are for name: folder alone; {self.name} has its own: leave them out")
         return self
+
+
+class SuperResolutionSettings(Section):
+    """Which photographs, how they are divided, how pairs of low and high resolution are made of them."""
+
+    name: Literal["photos", "sr-folder"] = Field(description="photos: those that scikit-image carries; sr-folder: your own")
+    path: str | None = Field(default=None, description="sr-folder only: has the folders train and test with high-resolution images")
+    train: str = Field(default="train", description="sr-folder only: the folder in path to train on")
+    test: str = Field(default="test", description="sr-folder only: the folder in path to test on, for example Set5")
+    scale: Literal[2, 3, 4] = Field(description="how many times larger the output is")
+    patch: Annotated[int, Field(ge=8)] = Field(description="side of a low-resolution training crop, pixels")
+    validation: PositiveInt = Field(description="crops held out for the search, of images that are not trained on")
+    flip: bool = Field(default=True, description="mirror left and right with probability 1/2")
+    rotate: bool = Field(default=False, description="turn by 0, 90, 180 or 270 degrees")
+    border: NonNegativeInt | None = Field(default=None, description="pixels cut off before PSNR and SSIM; null: as many as the scale")
+    round_luma: bool = Field(default=False, description="PSNR and SSIM on luma rounded to whole numbers, as some papers do")
+    tile: PositiveInt | None = Field(default=None, description="larger images are run in tiles of so many low-resolution pixels; null: whole")
+    overlap: NonNegativeInt = Field(default=16, description="low-resolution pixels around a tile that its network sees too")
+
+    @model_validator(mode="after")
+    def _places(self) -> SuperResolutionSettings:
+        if self.name == "sr-folder" and self.path is None:
+            raise ValueError("name: sr-folder needs path (where the images are)")
+        if self.name != "sr-folder" and (self.path, self.train, self.test) != (None, "train", "test"):
+            raise ValueError(f"path, train and test are for name: sr-folder alone; {self.name} has its own: leave them out")
+        if (self.border or 0) > self.patch:
+            raise ValueError(f"border {self.border} leaves too little of a validation crop: at most patch, {self.patch}")
+        return self
+
+
+Data = Annotated[DataSettings | SuperResolutionSettings, Field(discriminator="name")]
 
 
 class Sandwich(Section):
@@ -226,8 +258,8 @@ class SearchSettings(Section):
     candidates: Annotated[PositiveInt, Kind.EXTEND] = Field(description="children to judge in all")
     window: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=32, description="candidate k is proposed from the records of 0 .. k - window")
     constraints: Annotated[Constraints, Kind.EXTEND] = Field(default=Constraints(), description="the budget")
-    metric: Annotated[Literal["accuracy", "cross_entropy"], Kind.IDENTITY] = Field(
-        default="accuracy", description="what is good: percent right, or nats, which tell close children apart on few images"
+    metric: Annotated[Literal["accuracy", "cross_entropy", "psnr", "ssim"] | None, Kind.IDENTITY] = Field(
+        default=None, description="what is good; null: accuracy of classes, psnr of images; cross_entropy tells close children apart on few images"
     )
     calibration: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=2048, description="training images for a child's batch statistics")
     calibration_batch: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=256, description="images at once in calibration")

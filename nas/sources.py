@@ -208,6 +208,25 @@ def read_children(run_dir: Path) -> dict[str, dict[str, Any]]:
     return {name: metrics for name, metrics in found.items() if metrics}
 
 
+def metric_of(history: History | None, children: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a table of children shows: what the search wanted, or else the first figure that they have."""
+    if history:
+        return history.objective.metric
+    return next((name for child in children.values() for name in child.get("validation") or {}), Objective().metric)
+
+
+def read_pictures(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
+    """The pictures of every exported child that has some, by id: ``title`` and ``panels``, whose ``file`` is a path."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for index in sorted((run_dir / "children").glob("*/pictures.json")):
+        pictures = _parsed(index.read_bytes())
+        if isinstance(pictures, list):
+            found[index.parent.name] = [
+                {**picture, "panels": [{**panel, "file": index.parent / panel["file"]} for panel in picture["panels"]]} for picture in pictures
+            ]
+    return found
+
+
 def front_table(run_dir: Path | str) -> list[dict[str, Any]]:
     """The front and the exported children, cheapest first.
 
@@ -220,7 +239,7 @@ def front_table(run_dir: Path | str) -> list[dict[str, Any]]:
     on_front = history.front() if history else []
     by_id = {record.id: record for record in reversed(history.records.values())} if history else {}
     by_id |= {record.id: record for record in on_front}
-    metric = history.objective.metric if history else Objective().metric
+    metric = metric_of(history, children)
     cost = history.objective.cost if history else Objective().cost
     rows = []
     for name in {record.id: None for record in on_front} | dict.fromkeys(children):

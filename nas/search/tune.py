@@ -195,10 +195,22 @@ def open_search(experiment: Experiment, net: Supernet, task: Any) -> Search:
         ValueError: the space cannot meet the constraints; says by how much.
     """
     settings = experiment.search
-    objective = Objective(settings.metric, "macs", task.metrics[settings.metric])
+    objective, budget = objective_of(experiment, task), budget_of(experiment)
     return searcher(
-        settings.algorithm, net.space, lambda arch: vars(net.cost(arch)), objective, budget_of(experiment), seed=experiment.seed, window=settings.window
+        settings.algorithm, net.space, lambda arch: vars(net.cost(arch)), objective, budget, seed=experiment.seed, window=settings.window
     )
+
+
+def objective_of(experiment: Experiment, task: Any) -> Objective:
+    """What the search wants: the experiment's metric or the task's own, against MACs.
+
+    Raises:
+        ValueError: the task does not give that metric.
+    """
+    metric = experiment.search.metric or task.metric
+    if metric not in task.metrics:
+        raise ValueError(f"search.metric {metric!r} is not a metric of data.name {experiment.data.name!r}; it has: {', '.join(task.metrics)}")
+    return Objective(metric, "macs", task.metrics[metric])
 
 
 def budget_of(experiment: Experiment) -> Budget:

@@ -16,6 +16,7 @@ from nas.supernet import Output, main_head
 from nas.tasks import mixing
 from nas.tasks.datasets import load_images
 from nas.tasks.draws import bits, permutation, stratified, uniform
+from nas.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def rand_augment(x: Tensor, seeds: np.ndarray) -> Tensor:
     return torch.stack(images)
 
 
-class Classification:
+class Classification(Task):
     """Images of a few classes: data, losses, teacher's signal, metric.
 
     The validation part, which the search sees, is held out of the training part; the test part is the data set's own.
@@ -92,7 +93,7 @@ class Classification:
         input_shape: ``(C, H, W)`` of one example.
         network: the options that a supernet needs to know of the data.
         train, validation, test: the examples.
-        chance: accuracy of guessing, percent.
+        chance: accuracy of guessing, percent; learnt: half as much again.
 
     Raises:
         FileNotFoundError, ValueError: as `load_images`; or `data.validation` leaves nothing to train on.
@@ -118,6 +119,8 @@ class Classification:
         self.test = Split(images.test_x, images.test_y, np.arange(len(images.test_y)), images.side, settings, seed)
         self.chance = 100 / len(images.classes)
         self.settings, self.seed = settings, seed
+        self.learnt = 1.5 * self.chance
+        self.about = {"classes": list(images.classes)}
 
     def order(self, epoch: int) -> np.ndarray:
         """The order in which an epoch goes through `train`: a permutation, int64."""

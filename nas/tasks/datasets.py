@@ -7,7 +7,8 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +91,8 @@ def _cache() -> Path:
     return Path.home() / ".cache" / "raynas"
 
 
-def _missing(what: str, looked: list[Path], layout: str, ways: list[str]) -> DataMissing:
+def missing(what: str, looked: list[Path], layout: str, ways: list[str]) -> DataMissing:
+    """The error that tells of a data set that is not there."""
     lines = [f"  {path}{'' if path.exists() else ' (no such folder)'}" for path in looked]
     message = [f"{what} was not found. Looked in", *lines, f"for {layout}.", "To get it:", *(f"  - {way}" for way in ways)]
     return DataMissing("\n".join(message))
@@ -151,7 +153,7 @@ def _fashion_root() -> Path:
             for name in FASHION_FILES:
                 _unpack(folder / f"{name}.gz", _cache() / raw / name)
             return _cache()
-    raise _missing(
+    raise missing(
         "Fashion-MNIST",
         [*roots(), DEBIAN],
         f"FashionMNIST/raw/{FASHION_FILES[0]} and its three fellows, or the four as .gz there, in fashion-mnist/ or in the folder itself",
@@ -182,7 +184,7 @@ def _unpack(packed: Path, target: Path) -> None:
 def _cifar10_root() -> Path:
     root = next((r for r in roots() if (r / "cifar-10-batches-py").is_dir()), None)
     if root is None:
-        raise _missing(
+        raise missing(
             "CIFAR-10", roots(), "the folder cifar-10-batches-py with data_batch_1 .. 5 and test_batch", _by_torchvision("CIFAR10")
         )
     return root
@@ -241,7 +243,7 @@ def _folder_base(path: str) -> tuple[Path, str]:
         test = next((name for name in ("test", "val") if (base / name).is_dir()), None)
         if test and (base / "train").is_dir():
             return base, test
-    raise _missing(
+    raise missing(
         f"The image folder {path!r} (data.path)",
         looked,
         "train/<class>/<image> and test/<class>/<image> (or val/<class>/<image>)",
@@ -278,13 +280,24 @@ def _decode(files: list[Path], side: int) -> Tensor:
     """
     out = np.empty((len(files), 3, side, side), np.uint8)
     for row, file in zip(out, files, strict=True):
-        try:
-            with warnings.catch_warnings(), Image.open(file) as image:
-                warnings.simplefilter("ignore", UserWarning)  # palettes with transparency: Pillow would rather give RGBA
-                row[:] = _square(image.convert("RGB"), side).transpose(2, 0, 1)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"cannot read the image {file}: {error}; mend or remove it") from error
+        with readable(file) as image:
+            row[:] = _square(image.convert("RGB"), side).transpose(2, 0, 1)
     return torch.from_numpy(out)
+
+
+@contextmanager
+def readable(file: Path) -> Iterator[Image.Image]:
+    """An open image.
+
+    Raises:
+        ValueError: the file is not a readable image, found now or when its pixels are asked for; it is named.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(file) as image:
+            warnings.simplefilter("ignore", UserWarning)  # palettes with transparency: Pillow would rather give RGBA
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read the image {file}: {error}; mend or remove it") from error
 
 
 def _square(image: Image.Image, side: int) -> np.ndarray:

@@ -1,0 +1,267 @@
+"""Pairs of low and high resolution: photographs from disk into memory, crops to learn from, whole images to be tested on.
+
+The low-resolution image is made from the other by Pillow's bicubic filter, which is antialiased (a = -0.5) and gives the figures that
+MATLAB's imresize gives within 0.02 dB. torch's differs by a grey level here and there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from nas.settings import SuperResolutionSettings
+from nas.tasks.datasets import MOST_BYTES, missing, readable, roots
+from nas.tasks.draws import permutation, uniform
+
+# What scikit-image carries inside its wheel and can be called a photograph; of the stereo pair one image alone, so that no scene is in
+# two parts of the data.
+TRAIN_PHOTOS = (
+    "brick.png",
+    "camera.png",
+    "coins.png",
+    "grass.png",
+    "gravel.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "motorcycle_left.png",
+    "page.png",
+    "rocket.jpg",
+)
+TEST_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
+SMALLEST = 32  # sides of a test image, pixels: what metrics need when a border is cut off
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One image: its name, uint8 ``(H, W, 3)``, and whether its file has one channel alone."""
+
+    name: str
+    pixels: np.ndarray
+    grey: bool = False
+
+
+def bicubic(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """uint8 ``(H, W, 3)`` -> ``(height, width, 3)``, either way."""
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def divisible(pixels: np.ndarray, scale: int) -> np.ndarray:
+    """The image without the last rows and columns that the scale does not divide."""
+    height, width = (size // scale * scale for size in pixels.shape[:2])
+    return pixels[:height, :width]
+
+
+def degrade(pixels: np.ndarray, scale: int) -> np.ndarray:
+    """The low-resolution image of a high-resolution one whose sides the scale divides."""
+    return bicubic(pixels, pixels.shape[0] // scale, pixels.shape[1] // scale)
+
+
+def tensor(pixels: list[np.ndarray]) -> Tensor:
+    """Images of one size: uint8 ``(H, W, 3)`` each -> float32 ``(n, 3, H, W)`` in [0, 1]."""
+    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous().float() / 255
+
+
+def enlarge(x: Tensor, scale: int) -> Tensor:
+    """What bicubic interpolation makes of low-resolution images: ``(n, 3, h, w)`` in [0, 1] -> ``(n, 3, h * scale, w * scale)``."""
+    images = (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    height, width = (size * scale for size in x.shape[-2:])
+    return tensor([bicubic(image, height, width) for image in images]).to(x.device)
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Squares cut out of images: an example is a cell of an image, and no two cells share a pixel.
+
+    Attributes:
+        photos: whole images.
+        cells: int64 ``(N, 5)``: image, top, left, bottom, right.
+        side: of a low-resolution crop, pixels.
+        settings: how examples are augmented.
+        seed: of the augmentation.
+    """
+
+    photos: list[Photo]
+    cells: np.ndarray
+    side: int
+    settings: SuperResolutionSettings
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def batch(self, indices: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
+        """Low and high resolution in [0, 1]: float32 ``(n, 3, side, side)`` and ``(n, 3, side * scale, side * scale)``.
+
+        With an epoch each crop lies somewhere in its cell, mirrored or turned; how depends on (seed, epoch, its index) alone. Without one
+        it is the middle of the cell.
+        """
+        scale, indices = self.settings.scale, np.asarray(indices)
+        image, top, left, bottom, right = self.cells[indices].T
+        size = self.side * scale
+
+        def draw(purpose: str, wanted: bool = True) -> np.ndarray:
+            return np.zeros(len(indices)) if epoch is None or not wanted else uniform(self.seed, purpose, epoch, indices)
+
+        room = bottom - top - size + 1, right - left - size + 1
+        if epoch is None:
+            tops, lefts = top + (room[0] - 1) // 2, left + (room[1] - 1) // 2
+        else:
+            tops, lefts = top + (draw("top") * room[0]).astype(int), left + (draw("left") * room[1]).astype(int)
+        mirrored, turns = draw("flip", self.settings.flip) >= 0.5, (draw("turn", self.settings.rotate) * 4).astype(int)
+        high = []
+        for i, t, s, m, k in zip(image, tops, lefts, mirrored, turns, strict=True):
+            crop = self.photos[i].pixels[t : t + size, s : s + size]
+            high.append(np.ascontiguousarray(np.rot90(crop[:, ::-1] if m else crop, k)))
+        return tensor([degrade(crop, scale) for crop in high]), tensor(high)
+
+
+@dataclass(frozen=True)
+class Wholes:
+    """Whole images, cut to a multiple of the scale; they differ in size, so a batch is one image.
+
+    Attributes:
+        at_once: most examples in a batch.
+    """
+
+    photos: list[Photo]
+    scale: int
+    at_once: int = 1
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def batch(self, indices: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
+        """As `Crops.batch`: ``(n, 3, h, w)`` and ``(n, 3, h * scale, w * scale)``, of images of one size; of grey ones ``(n, 1, ...)``."""
+        high = [divisible(self.photos[i].pixels, self.scale) for i in indices]
+        grey = all(self.photos[i].grey for i in indices)
+        return tensor([degrade(pixels, self.scale) for pixels in high]), tensor(high)[:, : 1 if grey else 3]
+
+
+def cells(photos: list[Photo], rows: np.ndarray, side: int) -> np.ndarray:
+    """Some images in cells of at least `side` pixels square that cover them: int64 ``(N, 5)``; an image smaller than that is one cell."""
+    found = [np.empty((0, 5), np.int64)]
+    for image in rows:
+        ends = []
+        for size in photos[image].pixels.shape[:2]:
+            edges = np.linspace(0, size, max(1, size // side) + 1).round().astype(np.int64)
+            ends.append(np.stack((edges[:-1], edges[1:]), 1))
+        grid = [(image, top, left, bottom, right) for top, bottom in ends[0] for left, right in ends[1]]
+        found.append(np.array(grid, np.int64))
+    return np.concatenate(found)
+
+
+def divide(photos: list[Photo], settings: SuperResolutionSettings, seed: int) -> tuple[Crops, Crops]:
+    """Training and validation crops, of different images: a tenth of them, two at least, is held out, or more where they hold too few crops.
+
+    A training crop comes from a cell twice as long; a validation crop is as large as such a cell, so that its border weighs little.
+
+    Raises:
+        ValueError: an image is too small to be cropped, or there are too few.
+    """
+    crop, cell = settings.patch * settings.scale, 2 * settings.patch * settings.scale
+    for photo in photos:
+        if min(photo.pixels.shape[:2]) < crop:
+            height, width = photo.pixels.shape[:2]
+            raise ValueError(
+                f"{photo.name} is {width} x {height} pixels; data.patch {settings.patch} at scale {settings.scale} needs {crop}: lower data.patch or remove it"
+            )
+    order = permutation(len(photos), seed, "validation")
+    order = np.array(sorted(order, key=lambda row: min(photos[row].pixels.shape[:2]) < cell), int)  # those that hold whole cells first
+    fit = np.empty((0, 5), np.int64)
+    for held in range(min(max(2, -(-len(photos) // 10)), len(photos) - 1), len(photos)):
+        found = cells(photos, np.sort(order[:held]), cell)
+        fit = found[(found[:, 3:] - found[:, 1:3] >= cell).all(1)]
+        if len(fit) >= settings.validation:
+            spread = fit[np.linspace(0, len(fit) - 1, settings.validation).round().astype(int)]
+            train = Crops(photos, cells(photos, np.sort(order[held:]), cell), settings.patch, settings, seed)
+            return train, Crops(photos, spread, 2 * settings.patch, settings, seed)
+    raise ValueError(
+        f"data.validation {settings.validation}: all but one of the {len(photos)} training images hold {len(fit)} crops of {cell} x {cell} "
+        "pixels; hold fewer out, lower data.patch or give more images"
+    )
+
+
+def load_photos(settings: SuperResolutionSettings) -> tuple[list[Photo], list[Photo]]:
+    """The images to train on and those to be tested on.
+
+    Raises:
+        DataMissing: they are not there (a `FileNotFoundError`).
+        ValueError: a file is not a readable image, a test image is too small, there are none, or more than memory may take.
+    """
+    base = locate(settings)
+    if base is None:
+        parts = [[_wheel() / name for name in names] for names in (TRAIN_PHOTOS, TEST_PHOTOS)]
+    else:
+        parts = [_files(base / settings.train), _files(base / settings.test)]
+    _guard_memory([file for part in parts for file in part])
+    learnt, judged = ([_photo(file) for file in part] for part in parts)
+    for photo in judged:
+        if min(photo.pixels.shape[:2]) < SMALLEST:
+            raise ValueError(f"the test image {photo.name} is smaller than {SMALLEST} pixels; remove it")
+    return learnt, judged
+
+
+def locate(settings: SuperResolutionSettings) -> Path | None:
+    """The folder that the folders of images lie in; None for those that are built in. No image is read.
+
+    Raises:
+        DataMissing: it is not there.
+    """
+    if settings.name == "photos":
+        home = _wheel()
+        if not all((home / name).is_file() for name in (*TRAIN_PHOTOS, *TEST_PHOTOS)):
+            raise missing("scikit-image's photographs", [home], "the images that its wheel carries", ["pip install --force-reinstall scikit-image"])
+        return None
+    assert settings.path is not None  # the experiment file sees to it
+    looked = [Path(settings.path).expanduser(), *(root / settings.path for root in roots())]
+    looked = list(dict.fromkeys(path.absolute() for path in looked))
+    for base in looked:
+        if (base / settings.train).is_dir() and (base / settings.test).is_dir():
+            return base
+    raise missing(
+        f"The image folder {settings.path!r} (data.path)",
+        looked,
+        f"the folders {settings.train} (data.train) and {settings.test} (data.test), with high-resolution images in them",
+        [
+            "give data.path in full, or set RAYNAS_DATA to the folder that holds it, on every machine of the cluster",
+            "BSDS500 and DIV2K are usual to train on; Set5, Set14 and BSD100 to test on; low-resolution images are made from them",
+            "where there is nothing: data.name=photos needs no files",
+        ],
+    )
+
+
+def _wheel() -> Path:
+    """Where scikit-image keeps its images; it is not imported, and nothing is fetched."""
+    found = importlib.util.find_spec("skimage")
+    return Path(found.origin if found and found.origin else "skimage").parent / "data"
+
+
+def _files(folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith("."))
+    if not files:
+        raise ValueError(f"no images in {folder}; files are images when they end in {' '.join(IMG_EXTENSIONS)}")
+    return files
+
+
+def _guard_memory(files: list[Path]) -> None:
+    size = 0
+    for file in files:
+        with readable(file) as image:
+            size += image.width * image.height * 3
+    if size > MOST_BYTES:
+        raise ValueError(
+            f"{len(files)} images would take {size / 1024**3:.1f} GiB; every process keeps them in memory, at most {MOST_BYTES / 1024**3:.0f} GiB "
+            "is allowed: give fewer, or parts cut out of them"
+        )
+
+
+def _photo(file: Path) -> Photo:
+    with readable(file) as image:
+        return Photo(file.stem, np.array(image.convert("RGB")), image.mode in ("1", "L"))

@@ -1,0 +1,135 @@
+"""Single-image super-resolution: the low-resolution image is made from the other, and the network has to undo it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.settings import SuperResolutionSettings
+from nas.tasks import quality
+from nas.tasks.draws import permutation
+from nas.tasks.pairs import Crops, Wholes, divide, enlarge, load_photos
+from nas.tasks.pictures import Picture, compare
+from nas.tasks.task import Task
+from nas.tasks.tiles import in_tiles
+
+COST_SIDE = 32  # low-resolution pixels square that a cost is stated for, as in the literature on BitOPs
+CLEARLY = 0.3  # dB above bicubic from which a network has learnt something
+SHOWN = 3  # test images in the pictures of a child
+
+
+class SuperResolution(Task):
+    """Pairs of low and high resolution: data, L1 loss, PSNR and SSIM on luma.
+
+    A test image of one channel is shown to networks as RGB, but its target has one channel, and is compared in full range: published
+    figures are taken so (bridge in Set14).
+
+    Attributes:
+        input_shape: ``(C, h, w)`` that a cost is stated for.
+        train, validation: crops, of different images; test: whole images.
+        chance: PSNR of bicubic interpolation on `validation`, dB.
+        learnt: that and 0.3 dB.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_photos` and `divide`.
+    """
+
+    metric = "psnr"
+    metrics = {"psnr": "higher", "ssim": "higher"}
+    any_size = True
+
+    def __init__(self, settings: SuperResolutionSettings, seed: int) -> None:
+        learnt, judged = load_photos(settings)
+        self.settings, self.seed, self.scale = settings, seed, settings.scale
+        self.train, self.validation = divide(learnt, settings, seed)
+        self.test, self.titles = Wholes(judged, settings.scale), [photo.name for photo in judged]
+        self.input_shape = (3, COST_SIDE, COST_SIDE)
+        self.network: dict[str, Any] = {"scale": settings.scale, "channels": 3, "image": COST_SIDE, "mean": _mean(self.train)}
+        self.about = {"scale": settings.scale}
+        self.chance = self._bicubic(self.validation)
+        self.learnt = self.chance + CLEARLY
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The order in which an epoch goes through `train`: a permutation, int64."""
+        return permutation(len(self.train), self.seed, "order", epoch)
+
+    def loss(self, output: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Mean absolute difference of ``(n, 3, H, W)`` in [0, 1]. There are no labels, so there is nothing to smooth."""
+        with torch.autocast(output.device.type, enabled=False):
+            return F.l1_loss(output.float(), target)
+
+    def mix(self, x: Tensor, target: Tensor, grid: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The examples as they are: pictures are not mixed."""
+        return x, target
+
+    def signal(self, output: Tensor) -> Tensor:
+        """What a teacher tells: its image, float32, without gradient."""
+        return output.detach().float()
+
+    def distill(self, output: Tensor, signal: Tensor) -> Tensor:
+        """Mean absolute difference to the teacher's image."""
+        return self.loss(output, signal)
+
+    def predict(self, child: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The child's output for low-resolution images; in tiles where they are larger than ``data.tile``."""
+        if self.settings.tile is None:
+            return child(x)
+        return in_tiles(child, x, self.scale, self.settings.tile, self.settings.overlap)
+
+    def scores(self, output: Tensor, target: Tensor) -> dict[str, float]:
+        """Sums over a batch, which add up over batches: ``examples``, ``psnr`` (dB), ``ssim``."""
+        with torch.no_grad():
+            pair = self._lumas(output, target)
+            return {"examples": float(len(target)), "psnr": float(quality.psnr(*pair).sum()), "ssim": float(quality.ssim(*pair).sum())}
+
+    def summarise(self, sums: dict[str, float]) -> dict[str, float]:
+        """Means over images of PSNR in dB and of SSIM, of added `scores`."""
+        return {name: sums[name] / sums["examples"] for name in self.metrics}
+
+    def baselines(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """What a child must beat: bicubic interpolation."""
+        return {"bicubic": lambda x: enlarge(x, self.scale)}
+
+    @torch.inference_mode()
+    def pictures(self, child: nn.Module, device: torch.device) -> list[Picture]:
+        """Some test images, spread over the set: bicubic, the child's and the true one, enlarged where these differ most."""
+        found = []
+        for row in sorted(set(np.linspace(0, len(self.test) - 1, SHOWN).round().astype(int).tolist())):
+            x, truth = (t.to(device) for t in self.test.batch(np.array([row])))
+            output = self.predict(child, x)
+            given = {"bicubic": enlarge(x, self.scale), "child": output}
+            notes = {name: f"{self._psnr(image, truth):.2f} dB" for name, image in given.items()}
+            if (tiled := self.settings.tile) and max(x.shape[-2:]) > tiled:
+                notes["child"] += f"; in one piece {self._psnr(child(x), truth):.2f} dB"
+            found.append(compare(self.titles[row], {**given, "truth": truth.expand_as(output)}, {**notes, "truth": ""}))
+        return found
+
+    @torch.inference_mode()
+    def tile_loss(self, child: Callable[[Tensor], Tensor], x: Tensor, truth: Tensor) -> float:
+        """How much PSNR tiles cost on ``(n, 3, h, w)``, dB; 0 where the child sees no further than ``data.overlap``, or nothing is tiled."""
+        return self._psnr(child(x), truth) - self._psnr(self.predict(child, x), truth)
+
+    def _lumas(self, output: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+        border = self.scale if self.settings.border is None else self.settings.border
+        grey = truth.shape[1] == 1
+        a, b = (quality.luma(t, border, self.settings.round_luma, full=grey) for t in (output, truth.expand(-1, 3, -1, -1)))
+        return a, b
+
+    def _psnr(self, output: Tensor, truth: Tensor) -> float:
+        return float(quality.psnr(*self._lumas(output, truth)).mean())
+
+    def _bicubic(self, crops: Crops) -> float:
+        x, truth = crops.batch(np.arange(len(crops)))
+        return self._psnr(enlarge(x, self.scale), truth)
+
+
+def _mean(crops: Crops) -> tuple[float, ...]:
+    """Mean of each colour over the images that are trained on, in [0, 1]."""
+    photos = [crops.photos[row].pixels for row in np.unique(crops.cells[:, 0])]
+    total = np.sum([photo.sum((0, 1), dtype=np.int64) for photo in photos], axis=0)
+    return tuple(float(value) for value in total / (255 * sum(photo.shape[0] * photo.shape[1] for photo in photos)))

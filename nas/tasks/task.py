@@ -1,0 +1,90 @@
+"""The contract that every task keeps: what the platform asks of data, losses and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nas.tasks.pictures import Picture
+
+
+class Examples(Protocol):
+    """One of the three parts of the data. One whose examples cannot all be stacked has ``at_once``, the most in a batch."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
+        """Inputs and targets; with an epoch augmented, as a function of (seed, epoch, index) alone."""
+
+
+class Task:
+    """What "good" means. A task subclasses it once and gives what raises `NotImplementedError` here.
+
+    Attributes:
+        metrics: what `summarise` gives, and whether higher or lower is better.
+        metric: the one of them that counts where the experiment names none.
+        input_shape: ``(C, H, W)`` that costs are stated for.
+        any_size: networks take inputs of any height and width, not `input_shape` alone.
+        network: the options that a supernet needs to know of the data.
+        about: plain values that an exported child keeps of its data.
+        train, validation, test: the data. The search sees validation, exported children alone see test.
+        chance: the metric, on validation, of what has learnt nothing.
+        learnt: the metric from which a network has clearly learnt something; one that was there and is back at chance has collapsed.
+    """
+
+    metrics: Mapping[str, Literal["higher", "lower"]]
+    metric: str
+    input_shape: tuple[int, int, int]
+    any_size: bool = False
+    network: dict[str, Any]
+    about: dict[str, Any]
+    train: Examples
+    validation: Examples
+    test: Examples
+    chance: float
+    learnt: float
+
+    @property
+    def better(self) -> Literal["higher", "lower"]:
+        """Which way `metric` goes."""
+        return self.metrics[self.metric]
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The order in which an epoch goes through `train`: a permutation, int64."""
+        raise NotImplementedError
+
+    def loss(self, output: Any, target: Any, label_smoothing: float = 0.0) -> Tensor:
+        """The loss on targets, mean over the batch; fp32 whatever the precision."""
+        raise NotImplementedError
+
+    def signal(self, output: Any) -> Any:
+        """What a teacher tells, without gradient."""
+        raise NotImplementedError
+
+    def distill(self, output: Any, signal: Any) -> Tensor:
+        """The loss against a teacher's signal, mean over the batch."""
+        raise NotImplementedError
+
+    def predict(self, child: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """How a child is applied to inputs that it is judged on."""
+        return child(x)
+
+    def scores(self, output: Tensor, target: Tensor) -> dict[str, float]:
+        """Sums over a batch, which add up over batches."""
+        raise NotImplementedError
+
+    def summarise(self, sums: dict[str, float]) -> dict[str, float]:
+        """The figures, of added `scores`."""
+        raise NotImplementedError
+
+    def baselines(self) -> dict[str, Callable[[Tensor], Tensor]]:
+        """What a child must beat without having learnt anything, by name; scored on test beside exported children."""
+        return {}
+
+    def pictures(self, child: nn.Module, device: torch.device) -> list[Picture]:
+        """What an exported child does on some test examples, for people to look at."""
+        return []
