@@ -259,12 +259,11 @@ def load_experiment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> 
         near = difflib.get_close_matches(stem, presets())
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ExperimentError(f"no preset and no file {source!r}{hint}\n  presets: {', '.join(presets())}; or a path of your own")
-    changes: dict[str, Any] = {}
     for text in overrides:
-        _merge(changes, _read_override(text))
-    _resolve_paths(changes, Path.cwd())
-    if isinstance(tree, dict):
-        _merge(tree, changes)
+        change = _read_override(text)
+        _resolve_paths(change, Path.cwd())
+        if isinstance(tree, dict):
+            _merge(tree, change)
     return parse(tree, source + (f" with {' '.join(overrides)}" if overrides else ""))
 
 
@@ -295,10 +294,12 @@ def _read_override(text: str) -> dict[str, Any]:
 
 
 def _merge(tree: Any, changes: dict[str, Any]) -> None:
-    """Put `changes` into `tree`, section by section."""
+    """Put `changes` into `tree`, section by section; one that is given whole under another name replaces the old one."""
     for key, value in changes.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            _merge(tree[key], value)
+        old = tree.get(key)
+        another = isinstance(value, dict) and isinstance(old, dict) and len(value) > 1 and value.get("name", old.get("name")) != old.get("name")
+        if isinstance(value, dict) and isinstance(old, dict) and not another:
+            _merge(old, value)
         else:
             tree[key] = value
 

@@ -83,7 +83,7 @@ def test_odd_costs_are_refused(text: str) -> None:
 def test_an_unknown_key_is_told_with_near_misses_and_the_sections_keys() -> None:
     text = told("recipe.lrr=3")
     assert "recipe.lrr: unknown key" in text and "did you mean recipe.lr?" in text and "weight_decay" in text
-    assert "did you mean recipe.lr?" in told("lr=0.1")
+    assert "did you mean recipe.lr or finetune.recipe.lr?" in told("lr=0.1")
     assert "search.constraints.max_macs" in told("search.constraints.max_mac=3")
     assert "keys at the top: name, seed, space" in told("nothing_like_it=1")
 
@@ -166,6 +166,14 @@ def test_relative_paths_count_from_the_file_and_in_overrides_from_here(tmp_path:
     assert load_experiment(file, ["data.path=elsewhere"]).data.path == "elsewhere"
 
 
+def test_a_section_given_whole_under_another_name_replaces_the_old_one() -> None:
+    whole = load_experiment(DIGITS, ["recipe={name: multi_arch, epochs: 3, batch: 64}", "recipe.archs=4"])
+    assert (whole.recipe.name, whole.recipe.epochs, whole.recipe.archs) == ("multi_arch", 3, 4) and whole.recipe.lr == 1e-3
+    same = load_experiment(DIGITS, ["recipe={name: sandwich, epochs: 3}"])
+    assert same.recipe == load_experiment(DIGITS, ["recipe.epochs=3"]).recipe
+    assert "recipe.schedule: unknown key" in told("recipe.name=multi_arch")
+
+
 def test_every_field_has_a_kind_and_a_description() -> None:
     def check(section: type[Section]) -> None:
         for name, field in section.model_fields.items():
@@ -175,7 +183,9 @@ def test_every_field_has_a_kind_and_a_description() -> None:
 
     check(Experiment)
     assert {kind for _, _, kind in _leaves(load_experiment(DIGITS))} == set(Kind)
-    leaves = {key for name in presets() for key, _, _ in _leaves(load_experiment(name))}
+    others = ["recipe={name: single, epochs: 1, batch: 64}", "data={name: photos, scale: 2, patch: 24, validation: 8}"]
+    every = [*map(load_experiment, presets()), load_experiment(DIGITS, others)]
+    leaves = {key for experiment in every for key, _, _ in _leaves(experiment)}
     assert leaves == {k for k in _keys(Experiment) if not any(o.startswith(k + ".") for o in _keys(Experiment))} - {"space.options", "cluster.env"}
 
 

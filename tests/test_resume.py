@@ -22,6 +22,8 @@ from tests.test_run import PATIENCE, check_tracked, command, environment, flip_b
 SETTINGS = ["recipe.epochs=6", "recipe.warmup_epochs=1", "train.checkpoint_every=10", "search.candidates=40", "search.window=8"]
 WORDS: list[str | Path] = ["run", "bignas-digits", *sets([*SETTINGS, "export.children=3", "export.onnx=false"])]
 STEPS, CANDIDATES = 108, 40
+TRANSFORMER = ["recipe.epochs=4", "recipe.warmup_epochs=1", "train.checkpoint_every=10", "search.candidates=24", "search.window=8"]
+TUNED = ["finetune.recipe.epochs=3", "finetune.recipe.warmup_epochs=1", "export.children=2", "export.onnx=false"]
 ORPHANS = 30.0  # seconds in which the processes of a killed driver must be gone; some 4 on a quiet machine
 AGENTS = ("ray::RuntimeEnvAgent", "ray::DashboardAgent")  # Ray's own, idle; they look for their dead head for a minute before they end
 INTERRUPT = 60.0  # seconds in which an interrupted command must have ended
@@ -48,9 +50,9 @@ def outcome(run: Path) -> Outcome:
 class Command:
     """A `nas run` in the background, and every process that it has started."""
 
-    def __init__(self, home: Path, name: str = "said", **env: str) -> None:
-        self.home, self.run, self.log = home, home / "runs" / "bignas-digits", home / f"{name}.txt"
-        self.process = start(*WORDS, cwd=home, log=self.log, **env)
+    def __init__(self, home: Path, name: str, words: list[str | Path]) -> None:
+        self.home, self.run, self.log = home, home / "runs" / words[1], home / f"{name}.txt"
+        self.process = start(*words, cwd=home, log=self.log)
         self.driver = psutil.Process(self.process.pid)
         self.family: set[psutil.Process] = {self.driver}
 
@@ -131,8 +133,8 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Command]]:
     """Starts the command in this test's directory; whatever is left of it is ended with the test."""
     begun: list[Command] = []
 
-    def make(**env: str) -> Command:
-        begun.append(Command(tmp_path, f"said-{len(begun)}", **env))
+    def make(words: list[str | Path] = WORDS) -> Command:
+        begun.append(Command(tmp_path, f"said-{len(begun)}", words))
         return begun[-1]
 
     yield make
@@ -232,6 +234,30 @@ def test_a_worker_and_a_trial_die_and_a_second_command_is_refused(undisturbed: P
     check_tracked(first.run, CANDIDATES)
     attempts = (first.run / "history.jsonl").read_text().splitlines()
     assert len(attempts) == 1, "the refused command is none"
+
+
+def test_a_transformer_is_killed_in_training_in_search_and_in_finetune(tmp_path: Path, begin: Callable[..., Command]) -> None:
+    """AdamW's moments, several sub-networks a step, the averaged weights of a child that is trained on."""
+    words: list[str | Path] = ["run", "vit-resnas-digits", *sets([*TRANSFORMER, *TUNED])]
+    home = tmp_path / "undisturbed"
+    home.mkdir()
+    ended = command(*words, cwd=home, patience=PATIENCE)
+    assert ended.code == 0 and "-finetuned" in ended.text, ended.text
+    wanted = outcome(home / "runs" / "vit-resnas-digits")
+    assert sum(name.endswith("-finetuned") for name in wanted.children) == 1 and len(wanted.children) >= 2
+
+    first = begin(words)
+    first.until_step(20)
+    first.kill()
+    second = begin(words)
+    second.until_records(6)
+    second.kill()
+    third = begin(words)
+    third.until("a checkpoint of the finetune", lambda: any(third.run.glob("finetune/*/supernet/step-*")))
+    third.kill()
+    begin(words).finish()
+    assert outcome(third.run) == wanted
+    check_tracked(third.run, 24)
 
 
 def test_a_killed_start_is_no_foreign_directory(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from nas.search import (
     searcher,
 )
 from nas.search.evolution import select
+from nas.search.fittest import INITIAL, fittest
 from nas.space import Arch, Choice, Space
 from tests.synthetic import OBJECTIVE, REFERENCE, SCALE, SPACE, accuracy, cost, evaluate, exact_cost, objectives
 
@@ -320,6 +321,31 @@ def test_evolution_begins_with_both_ends() -> None:
     limited = searcher("evolution", SPACE, cost, OBJECTIVE, Budget({"work": (None, most / 2)}))
     first, second = _archs(limited, 2)
     assert first == SPACE.smallest() and second != SPACE.largest()
+
+
+def test_the_fittest_have_children() -> None:
+    """Of those within the budget; 15 % of them, at least two, at most 75."""
+    metric = np.array([3.0, math.nan, 1.0, 0.0, 2.0])
+    assert fittest(metric, np.array([0, 0, 0, 0.1, 0])).tolist() == [2, 4], "failed ones and those outside the budget have none"
+    assert len(fittest(np.arange(100.0), np.zeros(100))) == 15 and len(fittest(np.arange(2000.0), np.zeros(2000))) == 75
+
+    archs = _archs(fresh("fittest", window=1), INITIAL + 40)
+    scores = [accuracy(arch) for arch in archs]
+    for k in range(INITIAL, INITIAL + 40):
+        parents = [archs[i] for i in np.argsort(scores[:k])[::-1][: round(0.15 * k)]]
+        near = max(sum(archs[k].get(name) == value for name, value in parent.items()) / len(parent) for parent in parents)
+        assert near > 0.35, "a third of a mutant's choices are drawn anew, half of a crossover's come from one parent"
+
+
+def test_the_fittest_find_the_best_within_a_window() -> None:
+    """One objective under a window of cost: better than as many random networks, whatever the seed."""
+    most = cost(SPACE.largest())["work"]
+    window, best = Budget({"work": (0.45 * most, 0.5 * most)}), {}
+    for name in ("fittest", "random"):
+        runs = [_archs(searcher(name, SPACE, cost, OBJECTIVE, window, seed=seed), 300) for seed in range(5)]
+        assert all(window.violation(cost(arch)) == 0 for archs in runs for arch in archs)
+        best[name] = [max(map(accuracy, archs)) for archs in runs]
+    assert min(best["fittest"]) > max(best["random"])
 
 
 @pytest.mark.parametrize("name", NAMES)
