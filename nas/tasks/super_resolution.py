@@ -63,10 +63,6 @@ class SuperResolution(Task):
         with torch.autocast(output.device.type, enabled=False):
             return F.l1_loss(output.float(), target)
 
-    def mix(self, x: Tensor, target: Tensor, grid: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The examples as they are: pictures are not mixed."""
-        return x, target
-
     def signal(self, output: Tensor) -> Tensor:
         """What a teacher tells: its image, float32, without gradient."""
         return output.detach().float()

@@ -57,6 +57,14 @@ class Task:
         """The order in which an epoch goes through `train`: a permutation, int64."""
         raise NotImplementedError
 
+    def mix(self, x: Tensor, target: Any, grid: int, generator: torch.Generator) -> tuple[Tensor, Any]:
+        """A training batch as a recipe takes it: as it is, or examples mixed with one another.
+
+        Args:
+            grid: side of the grid that the network's auxiliary head predicts for; 0 where it has none.
+        """
+        return x, target
+
     def loss(self, output: Any, target: Any, label_smoothing: float = 0.0) -> Tensor:
         """The loss on targets, mean over the batch; fp32 whatever the precision."""
         raise NotImplementedError
