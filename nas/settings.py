@@ -93,6 +93,8 @@ class DataSettings(Section):
     validation: PositiveInt = Field(description="examples held out of the training part for the search, drawn alike from every class")
     shift: NonNegativeInt = Field(default=0, description="random crop after padding each side by so many pixels")
     flip: bool = Field(default=False, description="mirror left and right with probability 1/2")
+    resized_crop: bool = Field(default=False, description="random crops of 8 to 100 % of the area, resized, instead of shift")
+    erase: Share = Field(default=0.0, description="probability that a rectangle of a training image becomes random pixels")
     rand_augment: bool = Field(default=False, description="RandAugment (arXiv:1909.13719) on every training image; slow")
     mix: bool = Field(default=False, description="CutMix of half of each training batch, Mixup of the other, labels mixed alike")
 
@@ -101,6 +103,8 @@ class DataSettings(Section):
         given = {key: getattr(self, key) is not None for key in ("path", "size")}
         if self.name == "folder" and not all(given.values()):
             raise ValueError("name: folder needs path (where the images are) and size (pixels)")
+        if self.resized_crop and self.shift:
+            raise ValueError("resized_crop and shift are two ways to crop: set one of them")
         if self.name != "folder" and any(given.values()):
             raise ValueError(f"path and size are for name: folder alone; {self.name} has its own: leave them out")
         return self

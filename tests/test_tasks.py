@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 import nas.tasks.datasets as datasets
+import nas.tasks.files as files
 from nas.experiment import load_experiment
 from nas.settings import DataSettings
 from nas.tasks import load_task
-from nas.tasks.classification import Classification, Split
+from nas.tasks.classification import Classification, Split, erased, resized_crop
 from nas.tasks.datasets import DataMissing, load_images
 from nas.tasks.draws import _mix, bits, permutation, stratified, uniform
 
@@ -328,10 +329,69 @@ def test_a_folder_of_images(nowhere: Path, kind: str, test: str) -> None:
     assert torch.equal(task.test.y, torch.tensor([0, 0, 1]))
 
 
+def test_many_images_stay_on_disk(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a batch holds does not depend on where its images lie."""
+    for part, count in (("train", 9), ("test", 3)):
+        pictures(nowhere / "mine" / part, {"ant": count, "bee": count})
+    settings = folder_settings("mine", shift=1, flip=True)
+    here = Classification(settings, 0)
+    monkeypatch.setattr(files, "MOST_BYTES", 3 * 16 * 16)
+    there = Classification(settings, 0)
+    assert isinstance(there.train.x, files.Files) and isinstance(here.train.x, torch.Tensor)
+    assert here.network == there.network
+    for epoch in (None, 3):
+        pairs = zip(here.train.batch(np.array([5, 0, 7]), epoch), there.train.batch(np.array([5, 0, 7]), epoch), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs)
+    (nowhere / "mine" / "test" / "ant" / "1.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"cannot read the image .*ant/1\.jpg"):
+        there.test.batch(np.arange(6))
+
+
+def test_crops_of_any_area_and_ratio() -> None:
+    """A crop of a ramp keeps its slope over what it cuts out: areas from 8 to 100 %, ratios from 3/4 to 4/3, all within the image."""
+    ramp = torch.arange(0, 256, 2, dtype=torch.uint8)
+    x = torch.stack((ramp.expand(128, 128), ramp[:, None].expand(128, 128)))[None].repeat(300, 1, 1, 1)  # columns, rows
+    draws = [torch.from_numpy(uniform(0, purpose, np.arange(300))) for purpose in ("area", "ratio", "top", "left")]
+    crops = resized_crop(x, 64, *draws).float()
+    assert crops.shape == (300, 2, 64, 64)
+    wide = (crops[:, 0, 32, 56] - crops[:, 0, 32, 8]) / 2 * 64 / 48
+    tall = (crops[:, 1, 56, 32] - crops[:, 1, 8, 32]) / 2 * 64 / 48
+    area, ratio = wide * tall / 128**2, wide / tall
+    assert 0.06 < area.min() < 0.13 and 0.9 < area.max() < 1.03 and abs(area.mean() - 0.54) < 0.04
+    assert 0.7 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.4 and abs(ratio.log().mean()) < 0.03
+    assert crops[:, 0].flatten(1).min(1).values.std() > 10, "they lie at different places"
+    whole = resized_crop(x[:1], 128, torch.ones(1), torch.full((1,), 0.5), torch.zeros(1), torch.zeros(1))
+    assert torch.equal(whole, x[:1])
+
+
+def test_a_rectangle_is_erased() -> None:
+    x = torch.full((200, 1, 32, 32), 100, dtype=torch.uint8)
+    before, out = x.clone(), erased(x, np.arange(200))
+    assert torch.equal(x, before) and torch.equal(out, erased(x, np.arange(200)))
+    changed = (out != 100)[:, 0]
+    share = changed.float().mean((1, 2))
+    assert 0.01 < share.min() < 0.05 and 0.25 < share.max() < 0.36
+    for image, here in zip(out[:20, 0], changed[:20], strict=True):
+        rows, columns = here.any(1).nonzero().flatten(), here.any(0).nonzero().flatten()
+        box = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert (box != 100).float().mean() > 0.9 and len(box.unique()) > len(box.flatten()) / 12, "random pixels within, nothing outside"
+
+
+def test_erasing_and_cropping_go_by_the_settings() -> None:
+    settings = DataSettings(name="digits", validation=300, resized_crop=True, erase=0.5, flip=True)
+    task = Classification(settings, 0)
+    rows = np.arange(64)
+    once, again, later = (task.train.batch(rows, epoch)[0] for epoch in (0, 0, 1))
+    assert torch.equal(once, again) and not torch.equal(once, later)
+    assert torch.equal(once[5:9], task.train.batch(rows[5:9], 0)[0]), "whatever the batch"
+    with pytest.raises(ValueError, match="two ways to crop"):
+        DataSettings(name="digits", validation=300, resized_crop=True, shift=1)
+
+
 def test_an_image_is_resized_by_its_short_side_and_cut_at_the_centre(tmp_path: Path) -> None:
     ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (32, 1))  # 64 wide, 32 high, brighter to the right
-    assert datasets._square(Image.fromarray(ramp).convert("RGB"), 16).shape == (16, 16, 3)
-    square = datasets._square(Image.fromarray(ramp).convert("RGB"), 32)
+    assert files.square(Image.fromarray(ramp).convert("RGB"), 16).shape == (16, 16, 3)
+    square = files.square(Image.fromarray(ramp).convert("RGB"), 32)
     assert np.array_equal(square[..., 0], ramp[:, 16:48])
 
 
@@ -354,8 +414,6 @@ def test_broken_folders_are_told(nowhere: Path) -> None:
         with pytest.raises(ValueError, match=r"cannot read the image .*bee/0\.jpg"):
             load_images(folder_settings(base))
     (base / "train" / "bee" / "0.jpg").write_bytes(whole)
-    with pytest.raises(ValueError, match="GiB"):
-        load_images(folder_settings(base, size=8000))
     with pytest.raises(ValueError, match="hold fewer out"):
         Classification(folder_settings(base, validation=12), 0)
     for file in (base / "train" / "bee").iterdir():

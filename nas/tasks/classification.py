@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ from nas.supernet import Output, main_head
 from nas.tasks import mixing
 from nas.tasks.datasets import load_images
 from nas.tasks.draws import bits, permutation, stratified, uniform
+from nas.tasks.files import Files
 from nas.tasks.task import Task
 
 
@@ -24,7 +27,7 @@ class Split:
     """Some examples of a data set.
 
     Attributes:
-        x: uint8 ``(N, C, H, W)``, of the whole set.
+        x: uint8 ``(N, C, H, W)``, of the whole set; perhaps still on disk.
         y: int64 ``(N,)``.
         rows: int64, which of them are this split.
         side: what `batch` gives, pixels square.
@@ -32,7 +35,7 @@ class Split:
         seed: of the augmentation.
     """
 
-    x: Tensor
+    x: Tensor | Files
     y: Tensor
     rows: np.ndarray
     side: int
@@ -51,25 +54,75 @@ class Split:
         rows = torch.from_numpy(self.rows[indices])
         if epoch is None:
             top, left = ((size - self.side) // 2 for size in self.x.shape[-2:])
-            x = self.x[rows, :, top : top + self.side, left : left + self.side]
+            x = self.x[rows][:, :, top : top + self.side, left : left + self.side]
         else:
             x = self._augment(self.x[rows], np.asarray(indices), epoch)
         return x.float() / 255, self.y[rows]
 
     def _augment(self, x: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
-        """uint8 ``(n, C, H, W)`` -> ``(n, C, side, side)``: padded with black, cropped, mirrored."""
+        """uint8 ``(n, C, H, W)`` -> ``(n, C, side, side)``: cropped, mirrored, by RandAugment, a part erased, as the settings say."""
 
         def draw(purpose: str) -> Tensor:
             return torch.from_numpy(uniform(self.seed, purpose, epoch, indices))
 
+        if self.settings.resized_crop:
+            x = resized_crop(x, self.side, *(draw(purpose) for purpose in ("area", "ratio", "top", "left")))
+            x = torch.where((draw("flip") < 0.5)[:, None, None, None], x.flip(-1), x) if self.settings.flip else x
+        else:
+            x = self._shifted(x, draw)
+        if self.settings.rand_augment:
+            x = rand_augment(x, bits(self.seed, "rand_augment", epoch, indices))
+        if self.settings.erase:
+            chosen = (draw("erase") < self.settings.erase).nonzero().flatten()
+            x[chosen] = erased(x[chosen], bits(self.seed, "erased", epoch, indices[chosen.numpy()]))
+        return x
+
+    def _shifted(self, x: Tensor, draw: Callable[[str], Tensor]) -> Tensor:
+        """Padded with black, cropped at a random place, mirrored."""
         pad, along = self.settings.shift, torch.arange(self.side)
         tops, lefts = ((draw(purpose) * (size + 2 * pad - self.side + 1)).long() for purpose, size in zip(("top", "left"), x.shape[-2:], strict=True))
         rows, columns = tops[:, None] + along, lefts[:, None] + along
         if self.settings.flip:
             columns = torch.where(draw("flip")[:, None] < 0.5, columns.flip(1), columns)
         which, channel = torch.arange(len(x))[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None]
-        x = F.pad(x, (pad, pad, pad, pad))[which, channel, rows[:, None, :, None], columns[:, None, None, :]]
-        return rand_augment(x, bits(self.seed, "rand_augment", epoch, indices)) if self.settings.rand_augment else x
+        return F.pad(x, (pad, pad, pad, pad))[which, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def resized_crop(x: Tensor, side: int, area: Tensor, ratio: Tensor, top: Tensor, left: Tensor) -> Tensor:
+    """Crops of 8 to 100 % of the area and a side ratio of 3/4 to 4/3, resized by bicubic interpolation (Szegedy et al. 2015, section 6).
+
+    Args:
+        x: uint8 ``(n, C, H, W)``.
+        side: of the result, pixels square.
+        area, ratio, top, left: uniform draws in [0, 1), ``(n,)``, one crop an image; one that would not fit is made to.
+    """
+    height, width = x.shape[-2:]
+    share, stretch = 0.08 + 0.92 * area, torch.exp((2 * ratio - 1) * math.log(4 / 3))
+    tall = (share * height * width / stretch).sqrt().round().clamp(1, height).long()
+    wide = (share * height * width * stretch).sqrt().round().clamp(1, width).long()
+    rows, columns = (top * (height - tall + 1)).long(), (left * (width - wide + 1)).long()
+    places = torch.stack((rows, columns, tall, wide), 1).tolist()
+    resize = v2.functional.resized_crop
+    bicubic = v2.InterpolationMode.BICUBIC
+    return torch.stack([resize(image, *place, size=[side, side], interpolation=bicubic, antialias=True) for image, place in zip(x, places, strict=True)])
+
+
+def erased(x: Tensor, seeds: np.ndarray) -> Tensor:
+    """Random erasing (arXiv:1708.04896): a rectangle of 2 to 33 % of each uint8 ``(n, C, H, W)`` becomes random pixels, a seed an image."""
+    x = x.clone()
+    height, width = x.shape[-2:]
+    for image, seed in zip(x, seeds, strict=True):
+        rng = np.random.default_rng(seed)
+        share, stretch = rng.uniform(0.02, 1 / 3), math.exp(rng.uniform(-1, 1) * math.log(1 / 0.3))
+        tall, wide = (min(size, max(1, round(length))) for size, length in zip((height, width), _sides(share * height * width, stretch), strict=True))
+        top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
+        image[:, top : top + tall, left : left + wide] = torch.from_numpy(rng.integers(0, 256, (len(image), tall, wide), dtype=np.uint8))
+    return x
+
+
+def _sides(area: float, stretch: float) -> tuple[float, float]:
+    """Height and width of a rectangle whose width is `stretch` times its height."""
+    return math.sqrt(area / stretch), math.sqrt(area * stretch)
 
 
 def rand_augment(x: Tensor, seeds: np.ndarray) -> Tensor:

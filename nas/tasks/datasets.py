@@ -6,15 +6,12 @@ import gzip
 import os
 import shutil
 import uuid
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision import datasets as torchvision_datasets
@@ -22,10 +19,11 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from nas.settings import DataSettings
 from nas.tasks.draws import stratified
+from nas.tasks.files import Files, read_files
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the four .gz
 FASHION_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
-MOST_BYTES = 2 * 1024**3
+SAMPLE = 5000  # images on disk that statistics are taken of
 
 
 class DataMissing(FileNotFoundError):
@@ -37,16 +35,16 @@ class Images:
     """A data set for classification.
 
     Attributes:
-        train_x, test_x: uint8, ``(N, C, H, W)``.
+        train_x, test_x: uint8, ``(N, C, H, W)``; images on disk where they are too many for memory.
         train_y, test_y: int64, ``(N,)``.
         classes: a name for each label.
         mean, std: of the training part's pixels / 255, one number a channel.
         side: what a network sees, pixels square; at most H and W, the rest is for cropping.
     """
 
-    train_x: Tensor
+    train_x: Tensor | Files
     train_y: Tensor
-    test_x: Tensor
+    test_x: Tensor | Files
     test_y: Tensor
     classes: tuple[str, ...]
     mean: tuple[float, ...]
@@ -105,8 +103,9 @@ def _by_torchvision(name: str) -> list[str]:
     ]
 
 
-def _images(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: list[str], side: int) -> Images:
-    mean, std = _statistics(train[0])
+def _images(train: tuple[Tensor | Files, Tensor], test: tuple[Tensor | Files, Tensor], classes: list[str], side: int) -> Images:
+    x = train[0]
+    mean, std = _statistics(x[torch.arange(0, len(x), -(-len(x) // SAMPLE))] if isinstance(x, Files) else x)
     return Images(train[0], train[1].long(), test[0], test[1].long(), tuple(classes), mean, std, side)
 
 
@@ -212,8 +211,7 @@ def _folder(settings: DataSettings) -> Images:
     base, test_name = _folder_base(settings.path)
     classes, files = _folder_files(base / "train", base / test_name)
     side = round(settings.size * 8 / 7)
-    _guard_memory(sum(map(len, files)), side)
-    train, test = [(_decode([Path(f) for f, _ in part], side), torch.tensor([y for _, y in part])) for part in files]
+    train, test = [(read_files([Path(f) for f, _ in part], side), torch.tensor([y for _, y in part])) for part in files]
     return _images(train, test, classes, settings.size)
 
 
@@ -261,48 +259,3 @@ def _classes(folder: Path) -> list[str]:
     if not names:
         raise ValueError(f"{folder} holds no folders; put the images of each class into a folder of its own there")
     return names
-
-
-def _guard_memory(count: int, side: int) -> None:
-    size = count * 3 * side * side
-    if size > MOST_BYTES:
-        raise ValueError(
-            f"{count} images of {side} x {side} would take {size / 1024**3:.1f} GiB; every process keeps them in memory, "
-            f"at most {MOST_BYTES / 1024**3:.0f} GiB ({MOST_BYTES // (3 * side * side)} images) is allowed: lower data.size or give fewer"
-        )
-
-
-def _decode(files: list[Path], side: int) -> Tensor:
-    """uint8 ``(N, 3, side, side)``.
-
-    Raises:
-        ValueError: a file is not a readable image; it is named.
-    """
-    out = np.empty((len(files), 3, side, side), np.uint8)
-    for row, file in zip(out, files, strict=True):
-        with readable(file) as image:
-            row[:] = _square(image.convert("RGB"), side).transpose(2, 0, 1)
-    return torch.from_numpy(out)
-
-
-@contextmanager
-def readable(file: Path) -> Iterator[Image.Image]:
-    """An open image.
-
-    Raises:
-        ValueError: the file is not a readable image, found now or when its pixels are asked for; it is named.
-    """
-    try:
-        with warnings.catch_warnings(), Image.open(file) as image:
-            warnings.simplefilter("ignore", UserWarning)  # palettes with transparency: Pillow would rather give RGBA
-            yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the image {file}: {error}; mend or remove it") from error
-
-
-def _square(image: Image.Image, side: int) -> np.ndarray:
-    """uint8 ``(side, side, 3)``: short side resized to `side`, centre cut out."""
-    scale = side / min(image.size)
-    width, height = (max(side, round(n * scale)) for n in image.size)
-    left, top = (width - side) // 2, (height - side) // 2
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + side, top + side)))

@@ -17,8 +17,9 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from nas.settings import SuperResolutionSettings
-from nas.tasks.datasets import MOST_BYTES, missing, readable, roots
+from nas.tasks.datasets import missing, roots
 from nas.tasks.draws import permutation, uniform
+from nas.tasks.files import MOST_BYTES, readable
 
 # What scikit-image carries inside its wheel and can be called a photograph; of the stereo pair one image alone, so that no scene is in
 # two parts of the data.
