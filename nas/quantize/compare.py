@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nas.settings import count
 from nas.quantize.adaquant import ITERATIONS, calibrate
 from nas.quantize.allocate import FLOAT_BITS, Budget, Costs, allocated, check_budget, difference, outputs
 from nas.quantize.layers import MOST_BITS
 from nas.quantize.tune import tune
+from nas.settings import count
 
 HELD = 4  # batches of the calibration examples that no weight is fitted on: they judge
 SENSITIVITY_BATCHES = 4
