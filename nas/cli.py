@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from nas import cli_cluster
 from nas.experiment import Experiment, load_experiment
@@ -150,6 +150,33 @@ def finetune(
 
 
 @app.command()
+def quantize(
+    run: Annotated[Path, RUN],
+    child: Annotated[str, typer.Argument(metavar="CHILD", help="An exported child, by id.")],
+    bits: Annotated[str | None, typer.Option(help="Bits of weights and activations, 2 to 8; several for a budget to choose from. [default: 8, or 4,8]")] = None,
+    max_bitops: Annotated[str | None, typer.Option(metavar="N", help="The most MACs x weight bits x activation bits, for example 20M.")] = None,
+    max_bytes: Annotated[str | None, typer.Option(metavar="N", help="The most bytes of weights, for example 40k.")] = None,
+    set_: Set = NOTHING,
+) -> None:
+    """Quantize an exported child: AdaQuant on training images, bits allocated by an integer program where there is a budget.
+
+    Example: nas quantize runs/bignas-digits 66806ce6c662 --bits 4
+    """
+    from nas.quantize.compare import read_wish
+    from nas.run import is_run
+
+    wish = read_wish(bits, max_bitops, max_bytes)
+    if not is_run(run):
+        raise ValueError(f"{run} holds no run; give the directory of one, for example runs/bignas-digits")
+    with open_pipeline(str(run), None, set_) as pipeline:
+        figures = pipeline.quantize(child, wish)
+        path = pipeline.run / "children" / figures["id"]
+        report_line(pipeline)
+    print_quantized(figures)
+    console.print(f"next: python -c 'import nas; net = nas.load_child(\"{os.path.relpath(path)}\")', or its model.onnx in ONNX Runtime", highlight=False)
+
+
+@app.command()
 def report(run: Annotated[Path, RUN]) -> None:
     """Write RUN/report.html again and print the front.
 
@@ -245,6 +272,21 @@ def finish(pipeline: Pipeline, ids: list[str]) -> None:
     path = pipeline.report()
     print_table([row for row in front_table(pipeline.run) if row["id"] in ids])
     console.print(f"report:   {path}\nchildren: {pipeline.run / 'children'}\ncompare:  nas ui {os.path.relpath(pipeline.run)}", highlight=False)
+
+
+def print_quantized(figures: dict[str, Any]) -> None:
+    """What each way of quantizing costs and gives."""
+    from nas.plots import human
+
+    metrics = list(figures["validation"])
+    table = Table(Column(no_wrap=True), "BitOPs", "bytes", *(f"{part} {metric}" for metric in metrics[:1] for part in ("validation", "test")), box=None)
+    for row in figures["rows"]:
+        values = [f"{row[part][metric]:.2f}" for metric in metrics[:1] for part in ("validation", "test")]
+        table.add_row(row["method"], human(row["bitops"]), f"{row['bytes']:,}", *values)
+    if "onnx" in figures:
+        layers = f"ONNX Runtime ({figures['parity']['integer_layers']:.0f} integer layers)"
+        table.add_row(layers, human(figures["bitops"]), f"{figures['bytes']:,}", f"{figures['onnx'][metrics[0]]:.2f}", "")
+    console.print(table)
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

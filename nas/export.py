@@ -14,12 +14,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nas import checkpoint
 from nas.evaluate import Batches, Evaluator, score
+from nas.quantize.layers import load_quantized
 from nas.space import Arch
 from nas.supernet import Supernet, main_head
 from nas.tasks.pictures import save_pictures
@@ -118,6 +120,15 @@ def write_onnx(child: nn.Module, x: Tensor, path: Path, any_size: bool = False) 
             verbose=False,
         )
     quiet.setLevel(level)
+    _anonymise(path)
+
+
+def _anonymise(path: Path) -> None:
+    """Take out of an ONNX file what the exporter noted of this machine's source files; it is most of a small one."""
+    model = onnx.load(path)
+    for note in (*model.graph.node, *model.graph.value_info, *model.graph.initializer, *model.graph.input, *model.graph.output, model.graph, model):
+        note.ClearField("metadata_props")
+    onnx.save(model, path)
 
 
 @torch.no_grad()
@@ -163,8 +174,10 @@ def load_child(path: str | Path, modules: tuple[str, ...] = ("searchspaces",)) -
     module, _, name = about["child"].partition(":")
     if module.split(".")[0] not in modules:
         raise ValueError(f"the child's class is {about['child']}, outside {', '.join(modules)}; if you trust it: load_child(path, modules=({module!r},))")
-    child = getattr(importlib.import_module(module), name)(**about["network"])
-    child.load_state_dict(load_file(directory / "model.safetensors"))
+    child, tensors = getattr(importlib.import_module(module), name)(**about["network"]), load_file(directory / "model.safetensors")
+    if "quantization" in about:
+        return load_quantized(child, about["quantization"], tensors)
+    child.load_state_dict(tensors)
     return child.eval()
 
 

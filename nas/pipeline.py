@@ -18,6 +18,8 @@ from nas.evaluate import Batches, Evaluator
 from nas.experiment import Experiment
 from nas.export import export_child, exported
 from nas.loop import build, checkpoints, judged_weights, total_steps
+from nas.quantize.child import done_before, quantize_child
+from nas.quantize.compare import Wish
 from nas.recipes import load_recipe
 from nas.report import write_report
 from nas.run import open_run
@@ -236,6 +238,33 @@ class Pipeline:
         """The one child of a space of one, as a directory `target`, with further facts of where it comes from."""
         self._load()
         self._export([self.net.space.largest()], target, about)
+
+    def quantize(self, name: str, wish: Wish) -> dict[str, Any]:
+        """One exported child, by the name of its directory, with weights and activations of few bits. Returns its figures.
+
+        Raises:
+            ValueError: there is no such child, or it cannot be what is asked for.
+        """
+        folder = self.run / "children"
+        source = folder / name
+        if not (source / "arch.json").is_file():
+            known = sorted(path.parent.name for path in folder.glob("*/arch.json"))
+            there = f"there are {', '.join(known)}" if known else f"export some first: nas export {self.run}"
+            raise ValueError(f"no exported child {name!r} in {folder}; {there}")
+        if figures := done_before(source, wish):
+            self.watch.say(f"quantize: done before ({figures['id']})")
+            return figures
+        self._begin("quantize", "reading the child and the calibration images")
+
+        def tell(done: float, total: float, note: str) -> None:
+            self.watch.advance(done, total, note, "layers", None)
+            self.stopper.check()
+
+        settings, modules = self.experiment, ("searchspaces", self.experiment.space.name.partition(":")[0].split(".")[0])
+        device, size = driver(settings.train.use_gpu), settings.search.score_batch
+        figures = quantize_child(source, wish, self.task, device, self.fence, modules, size, settings.export.onnx, tell)
+        self.watch.end(str(folder / figures["id"]))
+        return figures
 
     def report(self) -> Path:
         """RUN/report.html."""

@@ -48,7 +48,7 @@ def safe_name(name: str) -> str:
     return name
 
 
-def _count(value: object) -> object:
+def count(value: object) -> object:
     """``"1.5M"`` and ``3e5`` as whole numbers; anything else is left to pydantic."""
     if isinstance(value, str):
         found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]?)", value.strip())
@@ -65,7 +65,7 @@ def _as_tuple(value: object) -> object:
 
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, BeforeValidator(_count), Field(gt=0)]
+Count = Annotated[int, BeforeValidator(count), Field(gt=0)]
 
 
 class SpaceSettings(Section):

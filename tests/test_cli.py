@@ -10,7 +10,7 @@ import pytest
 from tests.test_run import Ended, command, sets
 
 SCREEN = 24  # lines of a terminal
-COMMANDS = ("run", "train", "search", "export", "report", "spaces", "doctor", "ui")
+COMMANDS = ("run", "train", "search", "export", "quantize", "report", "spaces", "doctor", "ui")
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -42,6 +42,13 @@ def test_no_command_and_a_wrong_command(tmp_path: Path) -> None:
     assert "Commands:" in refused(tmp_path, code=2)
     assert "No such command 'rum'" in refused(tmp_path, "rum", code=2)
     assert "EXPERIMENT" in refused(tmp_path, "run", code=2)
+
+
+def test_quantize_refuses_what_cannot_be(tmp_path: Path) -> None:
+    said = refused(tmp_path, "quantize", "runs/x", "abc", "--bits", "4,8")
+    assert "--max-bitops or --max-bytes" in said
+    said = refused(tmp_path, "quantize", "runs/x", "abc", "--max-bitops", "20X")
+    assert "'20X'" in said and "1.5M" in said
 
 
 # --- mistakes in the experiment

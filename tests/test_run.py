@@ -438,6 +438,24 @@ def test_more_epochs_with_another_stage_and_one_worker(copy: Path) -> None:
     assert {"recipe.epochs": [4.0, 5.0], "train.zero_stage": [1, 2], "train.workers": [2, 1]}.items() <= last["changed"].items()
 
 
+def test_quantize_a_child(copy: Path) -> None:
+    """By the command, twice; and the report shows it."""
+    name = sorted(path.name for path in (copy / "children").iterdir())[0]
+    ended = command("quantize", copy, name, "--bits", "4", cwd=copy.parent)
+    assert ended.code == 0, ended.text
+    home = copy / "children" / f"{name}-w4a4"
+    figures = json.loads((home / "metrics.json").read_text())
+    manifest = checkpoint.verify(home)
+    assert {"model.safetensors", "model.py", "quantized.py", "arch.json", "metrics.json", "model.onnx", "README.md"} == set(manifest["files"])
+    assert all(row["method"] in ended.text for row in figures["rows"]) and f"{name}-w4a4" in ended.text.split("next:")[1]
+    assert f"{name}-w4a4" in (copy / "report.html").read_text()
+    assert "done before" in command("quantize", copy, name, "--bits", "4", cwd=copy.parent).text
+    ended = command("quantize", copy, name, "--max-bytes", "100", cwd=copy.parent)
+    assert ended.code == 1 and "are missing" in ended.text
+    ended = command("quantize", copy, "4711", cwd=copy.parent)
+    assert ended.code == 1 and "'4711'" in ended.text and name in ended.text
+
+
 def test_export_of_one_candidate(copy: Path) -> None:
     exported = {path.name for path in (copy / "children").iterdir()}
     record = next(record for record in records(copy).values() if record["id"] not in exported)

@@ -1,0 +1,3 @@
+"""Post-training quantization of exported children: `nas quantize`."""
+
+from __future__ import annotations
