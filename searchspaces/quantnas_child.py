@@ -6,8 +6,7 @@ A layout is built the same way for a child, whose slots hold one operation of on
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +21,7 @@ Layer = tuple[int, int, tuple[int, int], int]  # c_in, c_out, kernel, groups
 FIXED_BITS = 8  # of convolutions that are not searched
 
 
-@dataclass(frozen=True)
-class Operation:
+class Operation(NamedTuple):
     """What a slot may hold: one convolution, a pair of them, or a column and a row (factorised)."""
 
     kernel: int
@@ -59,8 +57,7 @@ OPERATIONS = {  # an architecture names an operation by its place here: only eve
 }
 
 
-@dataclass(frozen=True)
-class SlotShape:
+class SlotShape(NamedTuple):
     """Where a slot stands.
 
     Attributes:

@@ -7,7 +7,7 @@ logarithms: under Adam a step itself is destroyed within a few updates. Noise fo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -193,13 +193,17 @@ def _mean(parts: Sequence[tuple[Tensor, Any]]) -> Tensor:
 
 
 @torch.no_grad()
-def fit(net: nn.Module, x: Tensor) -> None:
-    """Fit the quantizers of a child that are not yet, each to what reaches it when those before it are fitted. x: examples."""
+def fit(net: nn.Module, batches: Iterable[tuple[Tensor, Any]]) -> None:
+    """Fit the quantizers of a child that are not yet, each to what reaches it when those before it are fitted.
+
+    Args:
+        batches: of ``(x, anything)``; the first one is used, and none where all quantizers are fitted.
+    """
     layers = [module for module in net.modules() if isinstance(module, QuantConv2d) and not module.fitted]
     hooks = [layer.register_forward_pre_hook(lambda module, args: module.fit(args[0])) for layer in layers]
     try:
         if layers:
-            net(x)
+            net(next(iter(batches))[0])
     finally:
         for hook in hooks:
             hook.remove()
