@@ -7,7 +7,7 @@ the network adds to the bicubically enlarged image; what that asks of the stem a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from nas.space import Arch, Number
 from nas.supernet import Cost, Pass, Soft, Supernet, inherit
 from searchspaces import quantnas_child
 from searchspaces.quantnas_child import Slot, build, enlarge, pixel_mean
-from searchspaces.quantnas_space import NAMES, QuantNASSpace, Table, first_bits, slot_cost, unsearched_cost
+from searchspaces.quantnas_space import NAMES, QuantNASSpace, Table, slot_cost, unsearched_cost
 
 SMALLEST_ATTENTION = 15  # pixels a side, of which spatial attention leaves one
 
@@ -47,6 +47,7 @@ class QuantNAS(Supernet):
         table: what it may be made of.
         scale, bits, adq, input_bits: the table's own by default; see `Table`.
         noise: how noise is mixed in: ``"clean"``, or ``"published"``, the authors' way (`nas.elastic.quantizer.noisy_as_published`).
+        channels: of the images; 3.
         mean: of the pixels, one number a channel.
         image: side in pixels of the input that costs are for.
         settled: choices that are not searched, as in `QuantNASSpace`: all operations for a search of bits alone, or the reverse.
@@ -69,6 +70,7 @@ class QuantNAS(Supernet):
         adq: bool | None = None,
         input_bits: str | None = None,
         noise: Literal["clean", "published"] = "clean",
+        channels: int = 3,
         mean: Sequence[float] | None = None,
         image: int = 32,
         settled: Mapping[str, Number | str] | None = None,
@@ -76,15 +78,17 @@ class QuantNAS(Supernet):
         super().__init__()
         if noise not in ("clean", "published"):
             raise ValueError(f'noise is {noise!r}; allowed: "clean", "published"')
+        if channels != 3:
+            raise ValueError(f"channels is {channels}; these networks enlarge pictures of 3 channels")
         if table.layout == "rfdn" and image < SMALLEST_ATTENTION:
             raise ValueError(f"image is {image} pixels a side; spatial attention needs {SMALLEST_ATTENTION}")
-        given = {"scale": scale, "bits": bits and tuple(bits), "adq": adq, "input_bits": input_bits}
+        given: dict[str, Any] = {"scale": scale, "bits": bits and tuple(bits), "adq": adq, "input_bits": input_bits}
         self.table = replace(table, **{name: value for name, value in given.items() if value is not None})
         self.space, self.noise = QuantNASSpace(self.table, settled), noise
         self.slots = self.space.slots
         self.input_shape = (3, image, image)
         self.mixes_examples = self.table.adq
-        self.mean_given = list(mean or (0.5, 0.5, 0.5))
+        self.mean_given = [0.5] * 3 if mean is None else [float(value) for value in mean]
         self.register_buffer("mean", pixel_mean(self.mean_given))
         self._build()
         self._shapes = {shape.name: shape for shape in self.table.shapes}
@@ -95,7 +99,7 @@ class QuantNAS(Supernet):
         choices = {name: (self._operations(op), self.space.choices[bits].values) for name, (op, bits) in self.slots.items()}
         t = self.table
         self.body = build(t.layout, t.channels, t.cells, t.scale, choices, t.image_bits, ElasticBatchNorm2d if t.adq else None)  # type: ignore[arg-type]
-        for conv in self.body.upsample.modules():  # what is added to the enlarged image starts small
+        for conv in self.body.get_submodule("upsample").modules():  # what is added to the enlarged image starts small
             if isinstance(conv, QuantConv2d):
                 conv.weight.data.mul_(0.1)
                 for step in conv.weight_step.values():

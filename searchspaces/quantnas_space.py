@@ -127,7 +127,7 @@ def conv_cost(c_in: int, c_out: int, taps: int, pixels: int, bits: int, input_bi
     inputs = bits if input_bits is None else input_bits or FIXED_BITS
     weights, macs = c_in * c_out * taps, c_in * c_out * taps * pixels
     steps = (c_out if bits < FULL else 0) + (1 if input_bits or (input_bits is None and bits < FULL) else 0)
-    return Cost(macs, weights + steps, macs * bits * inputs, weights * bits // 8 + steps * 4)
+    return Cost(macs, weights + steps, macs * bits * inputs, -(-weights * bits // 8) + steps * 4)
 
 
 def slot_cost(table: Table, shape: SlotShape, operation: str, bits: int, side: int) -> Cost:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 FULL = 32  # bits with which a tensor is left as it is
 SAMPLES = 1 << 14  # most values that a step is fitted on
-# Steps with the least squared error on a unit Gaussian: of its positive half (HWGQ, Cai et al. 2017) and of the whole (Max 1960).
+# Where steps of inputs start, for a unit Gaussian: its positive half (HWGQ, Cai et al. 2017) and the whole (Max 1960).
 POSITIVE_STEPS = {2: 0.635637, 4: 0.213056, 8: 0.0203006, 16: 9.7148e-5}
 SIGNED_STEPS = {2: 0.9957, 4: 0.3352, 8: 0.0308, 16: 1.94e-4}
 
@@ -92,6 +92,8 @@ def noisy_as_published(x: Tensor, shares: Shares, candidates: int, generator: to
 class QuantConv2d(nn.Module):
     """A bias-free convolution whose weights and input are quantized, with a learned step for every bit-width that it may have.
 
+    Steps start at the one of least squared error for fresh weights and for inputs of unit deviation; `fit` finds it for any others.
+
     Args:
         c_in, c_out, kernel, groups, stride: of the convolution.
         bits: the bit-widths it may have; 32 leaves it as it is.
@@ -121,10 +123,10 @@ class QuantConv2d(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         edge = (c_in // groups * kernel[0] * kernel[1]) ** -0.5  # the weights are uniform within it: the best step spans them
         widths = [b for b in bits if b < FULL]
-        self.weight_step = nn.ParameterDict({str(b): torch.full((c_out,), math.log(edge / (2 ** (b - 1) - 0.5))) for b in widths})
+        self.weight_step = nn.ParameterDict({str(b): _start(edge / (2 ** (b - 1) - 0.5), c_out) for b in widths})
         starts = POSITIVE_STEPS if relu else SIGNED_STEPS
         widths = widths if input_bits is None else [b for b in (input_bits,) if b]
-        self.input_step = nn.ParameterDict({str(b): torch.full((1,), math.log(starts[b])) for b in widths})
+        self.input_step = nn.ParameterDict({str(b): _start(starts[b], 1) for b in widths})
         self.register_buffer("fitted", torch.zeros(()))  # 1 once the steps belong to the weights: fitted, or inherited and trained
 
     def forward(
@@ -139,7 +141,8 @@ class QuantConv2d(nn.Module):
             published: noise mixed the authors' way.
         """
         shares = [(self.bits[0], 1.0)] if shares is None else shares
-        weight, x = self.weight, F.relu(x) if self.relu else x
+        weight: Tensor = self.weight
+        x = F.relu(x) if self.relu else x
         inputs = shares if self.input_bits is None else [(self.input_bits, 1.0)] if self.input_bits else []
         if quant == "real":
             weight, x = self._quantized_weight(shares), self._quantized_input(x, inputs) if inputs else x
@@ -182,6 +185,10 @@ class QuantConv2d(nn.Module):
         for bits, step in self.input_step.items():
             step.copy_(fit_log_step(values, int(bits), not self.relu))
         self.fitted.fill_(1)
+
+
+def _start(step: float, rows: int) -> nn.Parameter:
+    return nn.Parameter(torch.full((rows,), math.log(step)))
 
 
 def _mean(parts: Sequence[tuple[Tensor, Any]]) -> Tensor:

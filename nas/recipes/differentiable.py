@@ -28,7 +28,7 @@ class Differentiable(Recipe):
     With gradient accumulation the logits take a step for each micro-batch.
 
     Args:
-        task: gives the loss.
+        task: mixes examples and gives the loss.
         options: the recipe section of an experiment.
     """
 
@@ -42,12 +42,12 @@ class Differentiable(Recipe):
         self.adam: torch.optim.Adam | None = None
 
     def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:
-        x, target = batches["weights"]
+        x, target = self.task.mix(*batches["weights"], step.module.aux_grid, step.generator)
         if self.alpha is None:
             self._begin(torch.zeros(sum(math.prod(shape) for shape in shapes(step.module).values())))
         assert self.alpha is not None
         if self.alpha.device != x.device:
-            self._begin(**{name: value.to(x.device) if isinstance(value, Tensor) else value for name, value in self.state().items()})
+            self.load({name: value.to(x.device) if isinstance(value, Tensor) else value for name, value in self.state().items()})
         if step.progress >= self.options.alpha_warmup:
             self._learn(batches["alpha"], step)
         soft = mixture(step.module, self.alpha.detach())
@@ -59,7 +59,7 @@ class Differentiable(Recipe):
     def _learn(self, batch: tuple[Tensor, Tensor], step: Step) -> None:
         """A step of the logits, through the bare network, so that the engine sees nothing of it."""
         assert self.alpha is not None and self.adam is not None
-        x, target = batch
+        x, target = self.task.mix(*batch, step.module.aux_grid, step.generator)
         loss = self.task.loss(step.module(x, mixture(step.module, self.alpha), self._how(step)), target)
         (gradient,) = torch.autograd.grad(loss + self.penalty(step.module, step.progress), self.alpha)
         self.alpha.grad = step.mean(gradient)

@@ -20,7 +20,7 @@ class SinglePath(Recipe):
     """One random sub-network a step, the same on all ranks.
 
     Args:
-        task: gives the loss.
+        task: mixes examples and gives the loss.
         options: the recipe section of an experiment.
     """
 
@@ -32,7 +32,7 @@ class SinglePath(Recipe):
 
     def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:
         arch = step.module.space.sample(step.rng)
-        x, target = batches["train"]
+        x, target = self.task.mix(*batches["train"], step.module.aux_grid, step.generator)
         yield self.task.loss(net(x, arch, Pass(quant=self.options.quant, generator=step.generator)), target)
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
