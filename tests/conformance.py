@@ -266,13 +266,7 @@ def check_sources(net: Supernet, x: Tensor) -> None:
     """`sources` bundled into one file import nothing of raynas and give the child's class: what export relies on."""
     source = bundle(net.sources)
     for node in ast.walk(ast.parse(source)):
-        names = (
-            [a.name for a in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         assert not {name.split(".")[0] for name in names} & {"nas", "searchspaces", "tests"}, f"the child imports {names}"
     room: dict[str, type[nn.Module]] = {"__name__": "model"}  # type: ignore[dict-item]
     exec(compile(source, "model.py", "exec"), room)

@@ -90,7 +90,8 @@ def test_the_rfdn_space_has_the_published_size_and_costs() -> None:
     assert net.cost(net.space.smallest()).bitops / G - fixed == pytest.approx(0.40, abs=0.005)
     assert net.cost(net.space.largest()).bitops / G - fixed == pytest.approx(196, abs=0.5)
     for bits, gbitops in ((8, 21.4), (4, 5.3)):
-        rfdn = supernet("rfdn", input_bits="slot", settled={"*body*.op": "conv3", "*skip*.op": "conv1", "upsample.op": "conv3", "tail.op": "conv3", "*.bits": bits})
+        operations = {"*body*.op": "conv3", "*skip*.op": "conv1", "upsample.op": "conv3", "tail.op": "conv3"}
+        rfdn = supernet("rfdn", input_bits="slot", settled={**operations, "*.bits": bits})
         cost = rfdn.cost(rfdn.space.smallest())
         assert cost.bitops / G - fixed == pytest.approx(gbitops, abs=0.06)
         assert (cost.macs - rfdn.part_cost(None).macs) / 1e6 == pytest.approx(334, abs=0.5)
@@ -152,7 +153,10 @@ def test_mistakes_are_told(size: str, options: dict[str, Any], told: str) -> Non
 # --- children
 
 
-@pytest.mark.parametrize(("size", "options"), [("basic-c12", {}), ("basic-c12", {"adq": False, "input_bits": "slot"}), ("rfdn-c12", {}), ("rfdn-c12", {"adq": False})])
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [("basic-c12", {}), ("basic-c12", {"adq": False, "input_bits": "slot"}), ("rfdn-c12", {}), ("rfdn-c12", {"adq": False})],
+)
 def test_a_child_is_the_supernet_for_every_operation_and_bit_width(size: str, options: dict[str, Any]) -> None:
     """Each slot goes through all that it may hold, the others beside it through theirs; quantizers off and on, ADQ on and off."""
     net, x = ready(supernet(size, bits=[2, 4, 8, 16, 32], **options)), pixels()
@@ -255,7 +259,9 @@ def test_recalibration_is_of_the_quantized_network() -> None:
 def test_what_is_settled_leaves_the_other_half_to_search() -> None:
     """Operations only; bits only, for a given network."""
     operations = supernet("basic-c12", settled={"*.bits": 8})
-    assert operations.space.cardinality == 76_800 and operations.cost(operations.space.largest()).bitops == 64 * operations.cost(operations.space.largest()).macs
+    assert operations.space.cardinality == 76_800
+    cost = operations.cost(operations.space.largest())
+    assert cost.bitops == 64 * cost.macs
     whole = supernet("basic-c12")
     given = whole.space.sample(np.random.default_rng(3))
     bits = supernet("basic-c12", settled={name: value for name, value in given.items() if name.endswith(".op")})
