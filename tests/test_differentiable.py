@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import Tensor
 
-from nas.experiment import Differentiable as Settings
-from nas.experiment import SinglePath as SinglePathSettings
 from nas.recipes import load_recipe
 from nas.recipes.differentiable import Differentiable, architecture, entropy, entropy_weight, mixture
 from nas.recipes.recipe import Step
+from nas.settings import Differentiable as Settings
+from nas.settings import SinglePath as SinglePathSettings
 from nas.supernet import Pass, Soft, Supernet, load_supernet
 from tests.conformance import ready
 
@@ -41,7 +41,7 @@ def batches(seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def step_of(net: Supernet, index: int = 0, total: int = 100, mean: Any = lambda value: value) -> Step:
-    return Step(index, total, index / total, np.random.default_rng(index), torch.Generator().manual_seed(index), mean, net)
+    return Step(index, total, index / total, 0, np.random.default_rng(index), torch.Generator().manual_seed(index), mean, net)
 
 
 def recipe_of(**options: Any) -> Differentiable:

@@ -195,14 +195,14 @@ def open_search(experiment: Experiment, net: Supernet, task: Any) -> Search:
         ValueError: the space cannot meet the constraints; says by how much.
     """
     settings = experiment.search
-    objective, budget = objective_of(experiment, task), budget_of(experiment)
+    objective, budget = objective_of(experiment, task, net), budget_of(experiment)
     return searcher(
         settings.algorithm, net.space, lambda arch: vars(net.cost(arch)), objective, budget, seed=experiment.seed, window=settings.window
     )
 
 
-def objective_of(experiment: Experiment, task: Any) -> Objective:
-    """What the search wants: the experiment's metric or the task's own, against MACs.
+def objective_of(experiment: Experiment, task: Any, net: Supernet) -> Objective:
+    """What the search wants: the experiment's metric or the task's own, against MACs, or BitOPs where bits are chosen too.
 
     Raises:
         ValueError: the task does not give that metric.
@@ -210,13 +210,13 @@ def objective_of(experiment: Experiment, task: Any) -> Objective:
     metric = experiment.search.metric or task.metric
     if metric not in task.metrics:
         raise ValueError(f"search.metric {metric!r} is not a metric of data.name {experiment.data.name!r}; it has: {', '.join(task.metrics)}")
-    return Objective(metric, "macs", task.metrics[metric])
+    return Objective(metric, "bitops" if net.quantizes else "macs", task.metrics[metric])
 
 
 def budget_of(experiment: Experiment) -> Budget:
     """The constraints of an experiment, by cost."""
     limits = experiment.search.constraints
-    windows = {"macs": (limits.min_macs, limits.max_macs), "params": (None, limits.max_params)}
+    windows = {"macs": (limits.min_macs, limits.max_macs), "params": (None, limits.max_params), "bitops": (None, limits.max_bitops)}
     return Budget({name: window for name, window in windows.items() if window != (None, None)})
 
 
