@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.elastic.quantizer import fit
 from nas.space import Arch, Space
-from nas.supernet import Supernet
+from nas.supernet import Supernet, inherit
 
 CACHE_BYTES = 1 << 30
 
@@ -61,6 +61,14 @@ def recalibrate(child: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> N
         for x, _ in batches:
             child(x)
     child.eval()
+
+
+@torch.no_grad()
+def fit_steps(net: Supernet, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """The quantizers of a space of one, fitted as `recalibrate` fits a child's: what training with real quantizers starts from."""
+    child = net.extract(net.space.largest()).train()
+    fit(child, batches)
+    inherit(net, child)
 
 
 @torch.inference_mode()

@@ -140,9 +140,10 @@ class QuantNAS(Supernet):
         slots = {name: [NAMES[int(arch[op])], int(arch[bits])] for name, (op, bits) in self.slots.items()}
         return {**sizes, "mean": self.mean_given, "slots": slots}
 
-    def fix(self, arch: Arch) -> QuantNAS:
+    def fix(self, arch: Arch, fresh: bool = False) -> QuantNAS:
         fixed = QuantNAS(self.table, noise=self.noise, mean=self.mean_given, image=self.input_shape[-1], settled=arch)  # type: ignore[arg-type]
-        inherit(fixed, self)
+        if not fresh:
+            inherit(fixed, self)
         return fixed
 
     def parts(self, arch: Arch) -> Iterator[Any]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nas.elastic.quantizer import QuantConv2d
-from nas.evaluate import recalibrate
+from nas.evaluate import fit_steps, recalibrate
 from nas.space import Arch
 from nas.supernet import Pass, Soft, inherit, load_supernet
 from searchspaces.quantnas import QuantNAS
@@ -240,6 +240,9 @@ def test_calibration_fits_the_steps_and_what_was_fitted_and_trained_is_inherited
     kept = again.state_dict()
     for name in trained:
         assert torch.equal(kept[name], trained[name]), name
+    fresh_one = net.fix(arch, fresh=True)
+    fit_steps(fresh_one, batches)
+    assert all(flag == 1 for name, flag in fresh_one.state_dict().items() if name.endswith("fitted"))
     assert {name for name in kept if name.endswith("fitted")} and all(kept[name] == 1 for name in kept if name.endswith("fitted"))
 
 
