@@ -305,6 +305,9 @@ class SearchSettings(Section):
     algorithm: Annotated[Literal["evolution", "fittest", "random"], Kind.IDENTITY] = Field(default="evolution", description="who proposes")
     candidates: Annotated[PositiveInt, Kind.EXTEND] = Field(description="children to judge in all")
     window: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=32, description="candidate k is proposed from the records of 0 .. k - window")
+    propose_from: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Kind.IDENTITY] = Field(
+        default=(), description="finished runs of the recipe differentiable; what they found are the first candidates"
+    )
     constraints: Annotated[Constraints, Kind.EXTEND] = Field(default=Constraints(), description="the budget")
     metric: Annotated[Literal["accuracy", "cross_entropy", "psnr", "ssim"] | None, Kind.IDENTITY] = Field(
         default=None, description="what is good; null: accuracy of classes, psnr of images; cross_entropy tells close children apart on few images"

@@ -24,6 +24,7 @@ from nas.evaluate import Evaluator
 from nas.experiment import Experiment, parse
 from nas.loop import build, judged_weights
 from nas.search import Budget, Candidate, Exhausted, Journal, Objective, Record, Search, check_budget, resume, searcher
+from nas.search.proposed import proposed
 from nas.session import check_room, gpus, has_gpus, session
 from nas.space import Arch
 from nas.stopping import aside
@@ -196,9 +197,11 @@ def open_search(experiment: Experiment, net: Supernet, task: Any) -> Search:
     """
     settings = experiment.search
     objective, budget = objective_of(experiment, task, net), budget_of(experiment)
-    return searcher(
+    search = searcher(
         settings.algorithm, net.space, lambda arch: vars(net.cost(arch)), objective, budget, seed=experiment.seed, window=settings.window
     )
+    search.begin_with([proposed(Path(run), net, task) for run in settings.propose_from])
+    return search
 
 
 def objective_of(experiment: Experiment, task: Any, net: Supernet) -> Objective:
