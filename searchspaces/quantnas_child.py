@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.elastic.quantizer import QuantConv2d
+from nas.elastic.quantizer import QuantConv2d, strength
 
 Norm = Callable[[int], nn.Module]
 Run = Callable[[nn.Module, Tensor], Tensor]  # runs a slot or a fixed convolution: here a supernet says how
@@ -135,18 +135,60 @@ class Slot(nn.Module):
         if not isinstance(pick, Tensor):
             name, bits = pick or (self.operations[0], self.bits[0])
             return self._chain(name, x, [(bits, 1.0)], how)
-        weights = pick.detach().sum(1).tolist()
-        parts = [
-            row.sum() * self._chain(name, x, list(zip(self.bits, row, strict=True)), how)
-            for name, row, weight in zip(self.operations, pick, weights, strict=True)
-            if weight
-        ]
+        shares = {}
+        for name, row, values in zip(self.operations, pick, pick.detach().tolist(), strict=True):
+            if any(values):
+                shares[name] = [(bits, share) for bits, share, value in zip(self.bits, row, values, strict=True) if value]
+        if how["quant"] == "real" or how["published"]:
+            parts = [_mass(some) * self._chain(name, x, some, how) for name, some in shares.items()]
+        else:
+            parts = self._merged(x, shares, how)
         return sum(parts[1:], parts[0])
+
+    def _merged(self, x: Tensor, shares: Mapping[str, list[tuple[int, Any]]], how: Mapping[str, Any]) -> list[Tensor]:
+        """The parts of a mixture, of which all single convolutions are one, and all operations see one draw of noise.
+
+        Their outputs are linear in the input and in its noise, which each takes in its own strength: so one convolution of both, with
+        the sums of their kernels, gives the sum of all.
+        """
+        chains = {name: list(self.get_submodule(name).children()) for name in shares}
+        first: QuantConv2d = next(iter(chains.values()))[0]  # type: ignore[assignment]
+        generator, noise, x = how["generator"], None, first.rectified(x)
+        if how["quant"] == "noise":
+            noise = first.input_noise(x, first.input_shares([one for some in shares.values() for one in some]), generator)
+        parts, kernels, side = [], [], max(OPERATIONS[name].kernel for name in shares)
+        for name, (conv, *rest) in chains.items():
+            assert isinstance(conv, QuantConv2d)
+            weight = conv.noisy_weight(shares[name], generator) if how["quant"] == "noise" else conv.weight
+            amount = 0.0 if noise is None else strength(conv.input_shares(shares[name]))
+            if rest:
+                seen = x if noise is None else x + noise * amount
+                parts.append(_mass(shares[name]) * rest[0](F.conv2d(seen, weight, None, 1, conv.padding), shares[name], **how))
+            else:
+                kernel = _mass(shares[name]) * _whole(weight, conv.groups, side)
+                kernels.append(kernel if noise is None else torch.cat((kernel, kernel * amount), 1))
+        if kernels:
+            seen = x if noise is None else torch.cat((x, noise), 1)
+            parts.append(F.conv2d(seen, sum(kernels[1:], kernels[0]), padding=side // 2))
+        return parts
 
     def _chain(self, name: str, x: Tensor, shares: list[tuple[int, Any]], how: Mapping[str, Any]) -> Tensor:
         for conv in self.get_submodule(name).children():
             x = conv(x, shares, **how)
         return x
+
+
+def _mass(shares: Sequence[tuple[int, Any]]) -> Any:
+    return sum(share for _, share in shares)
+
+
+def _whole(weight: Tensor, groups: int, side: int) -> Tensor:
+    """The kernels of a grouped or smaller convolution as those of a whole one of `side`: zeros elsewhere."""
+    if groups > 1:
+        blocks = [F.pad(part, (0, 0, 0, 0, n * part.shape[1], (groups - 1 - n) * part.shape[1])) for n, part in enumerate(weight.chunk(groups))]
+        weight = torch.cat(blocks)
+    edge = (side - weight.shape[-1]) // 2
+    return F.pad(weight, (edge,) * 4) if edge else weight
 
 
 class Residual(nn.Module):

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.elastic import quantizer
 from nas.elastic.quantizer import QuantConv2d
 from nas.evaluate import fit_steps, recalibrate
 from nas.space import Arch
 from nas.supernet import Pass, Soft, inherit, load_supernet
 from searchspaces.quantnas import QuantNAS
-from searchspaces.quantnas_child import OPERATIONS, QuantNASChild, Residual
+from searchspaces.quantnas_child import OPERATIONS, QuantNASChild, Residual, Slot
 from searchspaces.quantnas_space import NAMES
 from tests.conformance import assert_equal, one_hot, ready
 
@@ -339,6 +340,34 @@ def test_a_mixture_is_the_mean_of_operations_and_expected_bitops_the_mean_of_cos
     rng = np.random.default_rng(0)
     drawn = [net.cost(net.space.sample(rng)).bitops for _ in range(4000)]
     assert net.expected_bitops(uniform).item() == pytest.approx(np.mean(drawn), abs=4 * np.std(drawn) / math.sqrt(4000))
+
+
+@pytest.mark.parametrize("size", ["basic-c12", "rfdn-c12"])
+@pytest.mark.parametrize("quant", ["off", "noise"])
+def test_merged_convolutions_are_the_sum_of_each(size: str, quant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot of all operations against one after the other, each with its own shares; the noise a fixed function of what it falls on."""
+
+    def drawn(x: Tensor, spread: Tensor, generator: None, only: Tensor | None = None) -> Tensor:
+        return 0.5 * x.mul(50).cos() * spread * (1 if only is None else only)
+
+    monkeypatch.setattr(quantizer, "noise_like", drawn)
+    net, random = ready(supernet(size, bits=[4, 8, 32])), torch.Generator().manual_seed(0)
+    channels = {shape.name: shape.c_in for shape in net.table.shapes}
+    how = {"quant": quant, "published": False, "generator": None}
+    for slot in [module for module in net.body.modules() if isinstance(module, Slot)]:
+        x = torch.randn(2, channels[slot.name], 9, 9, generator=random)
+        pick = torch.rand(len(slot.operations), 3, generator=random)
+        with torch.no_grad():
+            each = [row.sum() * slot._chain(name, x, list(zip(slot.bits, row, strict=True)), how) for name, row in zip(slot.operations, pick, strict=True)]
+            assert_equal(slot(x, pick, **how), sum(each[1:], each[0]), slot.name)
+
+
+def test_one_of_32_bits_in_a_mixture_draws_no_noise() -> None:
+    """As alone: a mixture that leaves a slot unquantized comes to the same draws for the others."""
+    net = ready(supernet("basic-c12", bits=[4, 32]))
+    arch = net.space.arch({**net.space.smallest(), "body1.bits": 32, "upsample.bits": 32})
+    outputs = [net(pixels(), which, Pass(quant="noise", generator=torch.Generator().manual_seed(0))) for which in (arch, one_hot(net, arch))]
+    assert_equal(outputs[1], outputs[0], "32 bits")
 
 
 # --- learning

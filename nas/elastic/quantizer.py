@@ -56,21 +56,29 @@ def fit_log_step(x: Tensor, bits: int, signed: bool) -> Tensor:
     return found.log().squeeze(1)
 
 
-def noisy(x: Tensor, spread: Tensor, shares: Shares, generator: torch.Generator | None, only: Tensor | None = None) -> Tensor:
+def rounds(shares: Shares) -> bool:
+    """Whether any of the bit-widths changes a tensor."""
+    return any(bits < FULL for bits, _ in shares)
+
+
+def strength(shares: Shares) -> Any:
+    """The mean step of the bit-widths, for a tensor that spans one."""
+    return sum(share / (2**bits - 1) for bits, share in shares if bits < FULL) / sum(share for _, share in shares)
+
+
+def noise_like(x: Tensor, spread: Tensor, generator: torch.Generator | None, only: Tensor | None = None) -> Tensor:
+    """Uniform noise of the width `spread`, which broadcasts to x; where `only` is false there is none."""
+    noise = torch.empty_like(x).uniform_(-0.5, 0.5, generator=generator).mul_(spread)
+    return noise if only is None else noise.mul_(only)
+
+
+def noisy(x: Tensor, spread: Tensor, shares: Shares, generator: torch.Generator | None) -> Tensor:
     """x with uniform noise as strong as rounding's, the mean over the bit-widths; one draw, gradient 1 to x and exact to the shares.
 
     Args:
         spread: what lies between the largest and the least value, of a shape that broadcasts to x; not differentiated.
-        only: where noise falls; everywhere by default.
     """
-    mass = sum(share for _, share in shares)
-    strength = sum(share / (2**bits - 1) for bits, share in shares if bits < FULL) / mass
-    if isinstance(strength, float) and not strength:
-        return x
-    noise = torch.empty_like(x).uniform_(-0.5, 0.5, generator=generator).mul_(spread)
-    if only is not None:
-        noise.mul_(only)
-    return x + noise * strength
+    return x + noise_like(x, spread, generator) * strength(shares) if rounds(shares) else x
 
 
 def noisy_as_published(x: Tensor, shares: Shares, candidates: int, generator: torch.Generator | None) -> Tensor:
@@ -141,19 +149,45 @@ class QuantConv2d(nn.Module):
             published: noise mixed the authors' way.
         """
         shares = [(self.bits[0], 1.0)] if shares is None else shares
-        weight: Tensor = self.weight
-        x = F.relu(x) if self.relu else x
-        inputs = shares if self.input_bits is None else [(self.input_bits, 1.0)] if self.input_bits else []
+        x, inputs = self.rectified(x), self.input_shares(shares)
         if quant == "real":
-            weight, x = self._quantized_weight(shares), self._quantized_input(x, inputs) if inputs else x
+            x, weight = self._quantized_input(x, inputs) if inputs else x, self._quantized_weight(shares)
         elif quant == "noise" and published:
-            weight = noisy_as_published(weight, shares, len(self.bits), generator)
             x = noisy_as_published(x, inputs, len(self.bits), generator) if inputs else x
+            weight = noisy_as_published(self.weight, shares, len(self.bits), generator)
         elif quant == "noise":
-            spread = (weight.amax((1, 2, 3), keepdim=True) - weight.amin((1, 2, 3), keepdim=True)).detach()
-            weight = noisy(weight, spread, shares, generator)
-            x = self._noisy_input(x, inputs, generator) if inputs else x
+            noise = self.input_noise(x, inputs, generator)
+            x = x if noise is None else x + noise * strength(inputs)
+            weight = self.noisy_weight(shares, generator)
+        else:
+            weight = self.weight
         return F.conv2d(x, weight, None, self.stride, self.padding, 1, self.groups)
+
+    def rectified(self, x: Tensor) -> Tensor:
+        """The input as it is quantized."""
+        return F.relu(x) if self.relu else x
+
+    def input_shares(self, shares: Shares) -> Shares:
+        """How much of each bit-width the input has; none where it lies on a grid."""
+        return shares if self.input_bits is None else [(self.input_bits, 1.0)] if self.input_bits else []
+
+    def input_noise(self, x: Tensor, shares: Shares, generator: torch.Generator | None) -> Tensor | None:
+        """Noise for a rectified input, before its `strength`; None for an input that is not rounded.
+
+        Every example has its own range. Zeros after ReLU stay exact, as they do on a grid.
+        """
+        if not rounds(shares):
+            return None
+        values = x.detach()
+        top = values.amax((1, 2, 3), keepdim=True)
+        if self.relu:
+            return noise_like(values, top, generator, only=values > 0)
+        return noise_like(values, top - values.amin((1, 2, 3), keepdim=True), generator)
+
+    def noisy_weight(self, shares: Shares, generator: torch.Generator | None) -> Tensor:
+        """Every output channel by its own range."""
+        values = self.weight.detach()
+        return noisy(self.weight, values.amax((1, 2, 3), keepdim=True) - values.amin((1, 2, 3), keepdim=True), shares, generator)
 
     def _quantized_weight(self, shares: Shares) -> Tensor:
         def on_grid(bits: int) -> Tensor:
@@ -167,20 +201,12 @@ class QuantConv2d(nn.Module):
 
         return _mean([(x if bits == FULL else on_grid(bits), share) for bits, share in shares])
 
-    def _noisy_input(self, x: Tensor, shares: Shares, generator: torch.Generator | None) -> Tensor:
-        """Every example by its own range. Zeros after ReLU stay exact, as they do on a grid."""
-        values = x.detach()
-        top = values.amax((1, 2, 3), keepdim=True)
-        if self.relu:
-            return noisy(x, top, shares, generator, only=values > 0)
-        return noisy(x, top - values.amin((1, 2, 3), keepdim=True), shares, generator)
-
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
         """Set every step to the one of least squared error for the weights, and for an input x such as `forward` gets."""
         for bits, step in self.weight_step.items():
             step.copy_(fit_log_step(self.weight.flatten(1), int(bits), True))
-        values = (F.relu(x) if self.relu else x).flatten()
+        values = self.rectified(x).flatten()
         values = values[:: max(1, values.numel() // SAMPLES) | 1].unsqueeze(0)  # an odd stride, so as not to meet one column alone
         for bits, step in self.input_step.items():
             step.copy_(fit_log_step(values, int(bits), not self.relu))
