@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nas.space import Arch
-from nas.supernet import Output, Pass, Supernet, main_head
+from nas.supernet import Output, Pass, Soft, Supernet, main_head
 
 
 def _extensions() -> Path:
@@ -77,7 +77,7 @@ class Engine:
         self.module: Supernet = self._engine.module
         self._names = {id(p): name for name, p in self.module.named_parameters()}
 
-    def __call__(self, x: Tensor, archs: Arch | list[Arch], how: Pass = Pass()) -> Tensor | Output:
+    def __call__(self, x: Tensor, archs: Arch | list[Arch] | Soft, how: Pass = Pass()) -> Tensor | Output:
         """The forward pass of the network.
 
         Raises:
@@ -86,13 +86,12 @@ class Engine:
         self._agree(archs)
         return self._engine(x, archs, how)
 
-    def _agree(self, archs: Arch | list[Arch]) -> None:
-        ids = [archs] if isinstance(archs, Arch) else sorted(archs, key=lambda arch: arch.id)  # each rank's own rotation of one list
-        digest = int.from_bytes(hashlib.sha256("".join(arch.id for arch in ids).encode()).digest()[:7], "big")
+    def _agree(self, archs: Arch | list[Arch] | Soft) -> None:
+        digest = int.from_bytes(hashlib.sha256(_name(archs).encode()).digest()[:7], "big")
         seen = torch.tensor([digest, -digest])
         dist.all_reduce(seen, dist.ReduceOp.MAX, group=self._talk)
         if seen[0] != -seen[1]:
-            raise RanksDiffer(f"rank {dist.get_rank()} drew {ids[0].id} and another rank drew something else; all must draw from (seed, step)")
+            raise RanksDiffer(f"rank {dist.get_rank()} drew {_name(archs)[:12]} and another rank drew something else; all must draw from (seed, step)")
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Around each forward pass and its loss."""
@@ -207,6 +206,13 @@ class Engine:
         """Let go of DeepSpeed's hooks and buffers, so that another engine can be made over a new network."""
         self._engine.destroy()
         dist.destroy_process_group(self._talk)
+
+
+def _name(archs: Arch | list[Arch] | Soft) -> str:
+    """The same text on all ranks if and only if they come with the same: a list in any rotation, a mixture to the last bit."""
+    if isinstance(archs, Soft):
+        return "".join(str(table.tolist()) for table in archs.probabilities.values())
+    return "".join(sorted(arch.id for arch in ([archs] if isinstance(archs, Arch) else archs)))
 
 
 PREBUILD = """

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nas.elastic.quantizer import fit
 from nas.space import Arch, Space
-from nas.supernet import Supernet
+from nas.supernet import Supernet, inherit
 
 CACHE_BYTES = 1 << 30
 
@@ -46,18 +47,28 @@ class Batches:
 def recalibrate(child: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Give the child's batch norms the plain mean of their statistics over the batches (BigNAS section 3.3), and set it to evaluate.
 
-    Without batch norms nothing is run.
+    Quantizers whose steps nobody has fitted or trained yet are fitted before, on the first batch. Without either nothing is run.
     """
     child.eval()
     norms = [module for module in child.modules() if isinstance(module, _BatchNorm)]
     for norm in norms:
+        norm.train()  # the norms of a fresh child know nothing but the batch
+    fit(child, batches)
+    for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average, not a moving one
-        norm.train()
     if norms:
         for x, _ in batches:
             child(x)
     child.eval()
+
+
+@torch.no_grad()
+def fit_steps(net: Supernet, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """The quantizers of a space of one, fitted as `recalibrate` fits a child's: what training with real quantizers starts from."""
+    child = net.extract(net.space.largest()).train()
+    fit(child, batches)
+    inherit(net, child)
 
 
 @torch.inference_mode()

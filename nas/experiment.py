@@ -242,7 +242,7 @@ def presets() -> list[str]:
 def load_experiment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """A preset or a user's file, changed by overrides such as ``"recipe.lr=0.1"``, whose values are YAML.
 
-    A relative ``data.path`` or ``tracking.uri`` counts from the file's folder (in an override from the current folder); a
+    A relative ``data.path``, ``tracking.uri`` or run in ``search.propose_from`` counts from the file's folder (in an override from the current folder); a
     ``data.path`` that is not there is left as it is, to be looked up under RAYNAS_DATA.
 
     Raises:
@@ -306,13 +306,15 @@ def _merge(tree: Any, changes: dict[str, Any]) -> None:
 
 def _resolve_paths(tree: Any, folder: Path) -> None:
     """Make the relative paths of an experiment's plain values absolute, counted from `folder`."""
-    data, tracking = (tree.get(key) if isinstance(tree, dict) else None for key in ("data", "tracking"))
+    data, tracking, search = (tree.get(key) if isinstance(tree, dict) else None for key in ("data", "tracking", "search"))
     if isinstance(data, dict) and isinstance(data.get("path"), str):
         path = folder / Path(data["path"]).expanduser()
         data["path"] = os.path.abspath(path) if path.exists() else data["path"]
     if isinstance(tracking, dict) and isinstance(tracking.get("uri"), str):
         uri = tracking["uri"]  # "databricks" and whatever has a scheme are MLflow's own forms
         tracking["uri"] = uri if ":" in uri or uri == "databricks" else os.path.abspath(folder / Path(uri).expanduser())
+    if isinstance(search, dict) and isinstance(search.get("propose_from"), list):
+        search["propose_from"] = [os.path.abspath(folder / Path(str(run)).expanduser()) for run in search["propose_from"]]
 
 
 def dump(experiment: Experiment) -> str:

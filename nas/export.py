@@ -135,11 +135,13 @@ def _anonymise(path: Path) -> None:
 def parity(net: Supernet, child: nn.Module, arch: Arch, x: Tensor, directory: Path) -> dict[str, float]:
     """Largest differences of outputs on real examples `x` ``(n, C, H, W)``, with the files as they were just written.
 
-    ``supernet``: against the supernet, both on batch statistics; ``reloaded``: the child rebuilt from its files;
-    ``onnx``: the ONNX file in ONNX Runtime.
+    ``supernet``: against the supernet, both on batch statistics, quantizers off (the steps are the child's own);
+    ``reloaded``: the child rebuilt from its files; ``onnx``: the ONNX file in ONNX Runtime.
     """
     home = next(net.parameters()).device
     on_batch = copy.deepcopy(child).to(home).train()
+    if net.quantizes:
+        on_batch.quantize(False)  # type: ignore[operator]
     found = {"examples": float(len(x)), "supernet": _apart(on_batch(x.to(home)).cpu(), main_head(net(x.to(home), arch)).cpu())}
     child.eval()
     reloaded = type(child)(**child.config)  # type: ignore[arg-type]

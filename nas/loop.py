@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nas import checkpoint
 from nas.engine import Engine
-from nas.evaluate import Evaluator, panel
+from nas.evaluate import Batches, Evaluator, fit_steps, panel
 from nas.experiment import Experiment
 from nas.export import load_child
 from nas.recipes import AVERAGE, Recipe, Step, load_recipe
@@ -187,6 +187,9 @@ class Attempt:
         net, found = build(self.experiment, self.task), self._newest()
         if found:
             net.load_state_dict(load_file(found / "weights.safetensors"))
+        elif net.quantizes and net.space.cardinality == 1 and getattr(recipe_settings, "quant", "off") == "real":
+            size = self.experiment.search.calibration_batch
+            fit_steps(net, Batches(self.task.train, size, size, torch.device("cpu"), epoch=0))
         optimizer = self.recipe.optimizer(net)
         self.engine = Engine(net, optimizer, settings.zero_stage, settings.precision, recipe_settings.clip_norm, self.micro, loop.device)
         self.state, self.stopping = State(0, self.total), False

@@ -80,7 +80,7 @@ class Pipeline:
         run = run.absolute()
         task = load_task(experiment)
         net = build(experiment, task)
-        objective_of(experiment, task)
+        objective_of(experiment, task, net)
         check_constraints(experiment, net)
         load_recipe(task, experiment.recipe).optimizer(net)  # refuses a network that it cannot train
         tracking = experiment.tracking

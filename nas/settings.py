@@ -65,6 +65,7 @@ def _as_tuple(value: object) -> object:
 
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Quant = Literal["off", "noise", "real"]
 Count = Annotated[int, BeforeValidator(count), Field(gt=0)]
 
 
@@ -161,8 +162,7 @@ class Sandwich(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Sandwich:
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be below epochs {self.epochs:g}")
+        _shorter(self.warmup_epochs, self.epochs)
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov: true needs a momentum above 0")
         return self
@@ -191,8 +191,7 @@ class MultiArch(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> MultiArch:
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be below epochs {self.epochs:g}")
+        _shorter(self.warmup_epochs, self.epochs)
         return self
 
 
@@ -210,19 +209,63 @@ class Single(Section):
     label_smoothing: Share = Field(default=0.1, description="share of the target spread over all classes")
     dropout: Share = Field(default=0.0, description="probability before the classifier")
     drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch")
-    quant: Literal["off", "noise", "real"] = Field(default="off", description="how families that quantize run")
+    quant: Quant = Field(default="off", description="how families that quantize run")
     average: Share = Field(default=0.0, description="share of training that the exported moving average of weights reaches back; 0: none")
     teacher: str | None = Field(default=None, description="directory of an exported child whose soft labels count half; null: labels alone")
     clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm; null for no clipping")
 
     @model_validator(mode="after")
     def _consistent(self) -> Single:
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} must be below epochs {self.epochs:g}")
+        _shorter(self.warmup_epochs, self.epochs)
         return self
 
 
-Recipe = Annotated[Sandwich | MultiArch | Single, Field(discriminator="name")]
+class SinglePath(Section):
+    """One random child a step (arXiv:1904.00420), under quantization noise where the family quantizes (arXiv:2208.14839)."""
+
+    name: Literal["single_path"] = Field(description="the recipe")
+    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the training part")
+    batch: PositiveInt = Field(description="examples a step over all workers")
+    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate of Adam")
+    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up; a cosine to 0 follows")
+    weight_decay: NonNegativeFloat = Field(default=0.0, description="on weights of convolutions and linear layers")
+    quant: Quant = Field(default="noise", description="in training: real quantizers, noise in their place, or off")
+    clip_norm: PositiveFloat | None = Field(default=1.0, description="largest gradient norm; null for no clipping")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SinglePath:
+        _shorter(self.warmup_epochs, self.epochs)
+        return self
+
+
+class Differentiable(Section):
+    """The search of QuantNAS (arXiv:2208.14839): a mixture whose logits learn on half of the data, the weights on the other."""
+
+    name: Literal["differentiable"] = Field(description="the recipe")
+    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the weights' half of the training part")
+    batch: PositiveInt = Field(description="examples a step over all workers, of either half")
+    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate of the weights' Adam")
+    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up; a cosine to 0 follows")
+    weight_decay: NonNegativeFloat = Field(default=3e-8, description="on weights of convolutions and linear layers")
+    quant: Quant = Field(default="noise", description="in training: real quantizers, noise in their place, or off")
+    clip_norm: PositiveFloat | None = Field(default=5.0, description="largest gradient norm of the weights; null for no clipping")
+    alpha_lr: PositiveFloat = Field(default=3e-4, description="of the logits' Adam; the paper's takes 80,000 steps: fewer need more")
+    alpha_warmup: Share = Field(default=0.45, description="share of the training before the logits learn")
+    entropy: NonNegativeFloat = Field(default=1e-3, description="weight of the logits' entropy at the end, in nats over all slots")
+    bitops: NonNegativeFloat = Field(default=0.0, description="weight of expected BitOPs, over those of the uniform mixture")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Differentiable:
+        _shorter(self.warmup_epochs, self.epochs)
+        return self
+
+
+def _shorter(warmup_epochs: float, epochs: float) -> None:
+    if warmup_epochs >= epochs:
+        raise ValueError(f"warmup_epochs {warmup_epochs:g} must be below epochs {epochs:g}")
+
+
+Recipe = Annotated[Sandwich | MultiArch | SinglePath | Differentiable | Single, Field(discriminator="name")]
 
 
 class TrainSettings(Section):
@@ -247,6 +290,7 @@ class Constraints(Section):
     max_macs: Count | None = Field(default=None, description='most multiply-accumulates, for example 1_500_000 or "1.5M"')
     min_macs: Count | None = Field(default=None, description='fewest multiply-accumulates, for example "300k"')
     max_params: Count | None = Field(default=None, description='most parameters, for example "100k"')
+    max_bitops: Count | None = Field(default=None, description='most BitOPs (multiply-accumulates x weight bits x activation bits), for example "2G"')
 
     @model_validator(mode="after")
     def _order(self) -> Constraints:
@@ -261,6 +305,9 @@ class SearchSettings(Section):
     algorithm: Annotated[Literal["evolution", "fittest", "random"], Kind.IDENTITY] = Field(default="evolution", description="who proposes")
     candidates: Annotated[PositiveInt, Kind.EXTEND] = Field(description="children to judge in all")
     window: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=32, description="candidate k is proposed from the records of 0 .. k - window")
+    propose_from: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Kind.IDENTITY] = Field(
+        default=(), description="finished runs of the recipe differentiable; what they found are the first candidates"
+    )
     constraints: Annotated[Constraints, Kind.EXTEND] = Field(default=Constraints(), description="the budget")
     metric: Annotated[Literal["accuracy", "cross_entropy", "psnr", "ssim"] | None, Kind.IDENTITY] = Field(
         default=None, description="what is good; null: accuracy of classes, psnr of images; cross_entropy tells close children apart on few images"

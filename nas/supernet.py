@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nas.space import Arch, Space
+from nas.space import Arch, Number, Space
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,27 @@ class Pass:
     drop_path: float = 0.0
     quant: str = "off"
     generator: torch.Generator | None = None
+
+
+@dataclass(frozen=True)
+class Soft:
+    """A mixture of architectures: what a differentiable search trains in place of one.
+
+    Attributes:
+        probabilities: for each of `Supernet.slots` a tensor that sums to one, an axis for each of the slot's choices, in the
+            order of their values. They may carry a gradient.
+    """
+
+    probabilities: Mapping[str, Tensor]
+
+    def arch(self, net: Supernet) -> Arch:
+        """The architecture of each slot's largest probability; the first of equal ones."""
+        picked: dict[str, Number] = {}
+        for name, choices in net.slots.items():
+            table = self.probabilities[name]
+            places = torch.unravel_index(table.flatten().argmax(), table.shape)
+            picked |= {choice: net.space.choices[choice].values[int(place)] for choice, place in zip(choices, places, strict=True)}
+        return net.space.arch(picked)
 
 
 class Output(NamedTuple):
@@ -79,6 +100,8 @@ class Supernet(nn.Module):
         aux_grid: side of the grid over the image that the auxiliary head predicts for; 0 where there is no such head.
         mixes_examples: examples of one sub-network influence each other by more than what all sub-networks share (batch norm in a
             part that is searched), so that a few examples of each in one pass are not enough to train it.
+        quantizes: passes with quant "noise" and "real" differ from "off"; a child has ``quantize(on)``, and begins switched on.
+        slots: what a differentiable search decides, and the choices that each decides together; empty where there is no such search.
         child: the class of an extracted child: an `nn.Module` made of torch layers, built from plain keyword arguments that it
             keeps as ``config`` and that JSON can carry.
         sources: the torch-only files that `child` is defined in, those that others import first; export copies them.
@@ -88,6 +111,8 @@ class Supernet(nn.Module):
     input_shape: tuple[int, int, int]
     aux_grid: int = 0
     mixes_examples: bool = True
+    quantizes: bool = False
+    slots: Mapping[str, tuple[str, ...]] = {}
     child: Callable[..., nn.Module]
     sources: tuple[Path, ...]
 
@@ -95,14 +120,16 @@ class Supernet(nn.Module):
         super().__init__()
         self._cost_of_part: dict[Any, Cost] = {}
 
-    def forward(self, x: Tensor, archs: Arch | list[Arch], how: Pass = Pass()) -> Tensor | Output:
-        """x: ``(N, C, H, W)``, pixels in [0, 1]. A list of A architectures runs local row j by ``archs[j % A]``.
+    def forward(self, x: Tensor, archs: Arch | list[Arch] | Soft, how: Pass = Pass()) -> Tensor | Output:
+        """x: ``(N, C, H, W)``, pixels in [0, 1]. A list of A architectures runs local row j by ``archs[j % A]``; `Soft` is a mixture.
 
         Raises:
             ValueError: fewer rows than architectures.
         """
         if isinstance(archs, Arch):
             return self.forward_one(x, archs, how)
+        if isinstance(archs, Soft):
+            return self.forward_soft(x, archs, how)
         if len(archs) > len(x):
             raise ValueError(f"{len(archs)} architectures for a batch of {len(x)}: give at most one architecture a row")
         return self.forward_many(x, archs, how)
@@ -117,6 +144,14 @@ class Supernet(nn.Module):
         if isinstance(parts[0], Output):
             return Output(*(_interleave([part[head] for part in parts], len(x)) for head in (0, 1)))
         return _interleave(parts, len(x))  # type: ignore[arg-type]
+
+    def forward_soft(self, x: Tensor, soft: Soft, how: Pass) -> Tensor | Output:
+        """The whole batch through a mixture; for families with `slots`."""
+        raise NotImplementedError
+
+    def expected_bitops(self, soft: Soft) -> Tensor:
+        """The mean BitOPs of the architectures in a mixture, with gradient; for families with `slots`."""
+        raise NotImplementedError
 
     @property
     def params(self) -> int:

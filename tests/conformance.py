@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nas.export import bundle
 from nas.space import Arch
-from nas.supernet import Pass, Supernet, main_head, window
+from nas.supernet import Pass, Soft, Supernet, main_head, window
 
 TOLERANCE = 1e-5  # of fp32 outputs of order 1 that were computed by the same operations on another memory layout
 COSTS_A_SECOND = 20_000
@@ -56,6 +56,27 @@ def architectures(net: Supernet, random: int, largest: bool = True, seed: int = 
     return list(dict.fromkeys([space.smallest(), *samples]))
 
 
+def one_hot(net: Supernet, arch: Arch) -> Soft:
+    """The mixture that is one architecture."""
+    tables = {}
+    for slot, choices in net.slots.items():
+        values = [net.space.choices[choice].values for choice in choices]
+        tables[slot] = torch.zeros([len(v) for v in values])
+        tables[slot][tuple(v.index(arch[choice]) for choice, v in zip(choices, values, strict=True))] = 1
+    return Soft(tables)
+
+
+def kinds(net: Supernet) -> list[str]:
+    """What `Pass.quant` may be where a child must give the same."""
+    return ["off", "real"] if net.quantizes else ["off"]
+
+
+def cut(net: Supernet, arch: Arch, quant: str = "off") -> nn.Module:
+    """The extracted child on batch statistics, its quantizers (if any) on or off."""
+    child = net.extract(arch).train()
+    return child.quantize(quant == "real") if net.quantizes else child  # type: ignore[operator, no-any-return]
+
+
 def assert_equal(found: Tensor, wanted: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
     """Largest difference at most `tolerance` of the largest value, or of 1."""
     assert found.shape == wanted.shape, f"{what}: shape {tuple(found.shape)} instead of {tuple(wanted.shape)}"
@@ -64,7 +85,7 @@ def assert_equal(found: Tensor, wanted: Tensor, what: str, tolerance: float = TO
 
 
 @torch.no_grad()
-def run(net: Supernet, x: Tensor, archs: Arch | list[Arch], how: Pass = Pass()) -> Tensor:
+def run(net: Supernet, x: Tensor, archs: Arch | list[Arch] | Soft, how: Pass = Pass()) -> Tensor:
     """The main logits."""
     return main_head(net(x, archs, how))
 
@@ -74,9 +95,12 @@ def check_extracted(net: Supernet, x: Tensor) -> None:
     """``extract(a)`` gives what the supernet gives, both on batch statistics; outputs tell inputs and architectures apart."""
     outputs: list[Tensor] = []
     for arch in architectures(net, random=6):
-        outputs.append(run(net, x, arch))
-        assert outputs[-1].std(0).max() > 1e-3, f"{arch}: every example gets the same output"
-        assert_equal(net.extract(arch).train()(x), outputs[-1], f"extract({arch})")
+        for quant in kinds(net):
+            outputs.append(run(net, x, arch, Pass(quant=quant)))
+            assert outputs[-1].std(0).max() > 1e-3, f"{arch}: every example gets the same output"
+            assert_equal(cut(net, arch, quant)(x), outputs[-1], f"extract({arch}), quantizers {quant}")
+        if net.quantizes and net.child_config(arch) != net.child_config(net.space.largest()):
+            assert (outputs[-1] - outputs[-2]).abs().max() > 1e-4, f"{arch}: quantizers do nothing"
     assert all((outputs[0] - other).abs().max() > 1e-3 for other in outputs[1:]), "another architecture gives the same output"
 
 
@@ -100,7 +124,8 @@ def check_fixed(net: Supernet, x: Tensor) -> None:
         assert fixed.space.cardinality == 1
         only = fixed.space.smallest()
         assert only == arch == fixed.space.largest(), f"the space of {arch} holds {only}"
-        assert_equal(run(fixed, x, only), run(net, x, arch), f"fix({arch})")
+        for quant in kinds(net):
+            assert_equal(run(fixed, x, only, Pass(quant=quant)), run(net, x, arch, Pass(quant=quant)), f"fix({arch})")
         assert fixed.input_shape == net.input_shape
         assert fixed.cost(only) == net.cost(arch)
         assert fixed.child_config(only) == net.child_config(arch)
@@ -117,12 +142,12 @@ def check_many(net: Supernet, x: Tensor) -> None:
     archs = architectures(net, random=2, largest=False)
     out = run(net, x.repeat_interleave(len(archs), 0), archs)
     for j, arch in enumerate(archs):
-        assert_equal(out[j :: len(archs)], net.extract(arch).train()(x), f"rows {j}::{len(archs)} of a list, {arch}")
+        assert_equal(out[j :: len(archs)], cut(net, arch)(x), f"rows {j}::{len(archs)} of a list, {arch}")
     if not net.mixes_examples:
         uneven = [archs[0], archs[-1], archs[0]]  # rows do not divide evenly, an architecture stands twice
         out = run(net, x, uneven)
         for j, arch in enumerate(uneven):
-            assert_equal(out[j::3], net.extract(arch).train()(x)[j::3], f"rows {j}::3 of the shared batch, {arch}")
+            assert_equal(out[j::3], cut(net, arch)(x)[j::3], f"rows {j}::3 of the shared batch, {arch}")
     try:
         run(net, x, [archs[0]] * (len(x) + 1))
     except ValueError:
@@ -195,7 +220,8 @@ def check_forgets(net: Supernet, x: Tensor) -> None:
     drawn = torch.get_rng_state()
     wanted = run(net, x, first)
     for other in others:
-        run(net, x, other, Pass(dropout=0.3, drop_path=0.3, generator=torch.Generator().manual_seed(0)))
+        for quant in ("off", "noise", "real"):
+            run(net, x, other, Pass(dropout=0.3, drop_path=0.3, quant=quant, generator=torch.Generator().manual_seed(0)))
         run(net, x, [other, first])
         assert torch.equal(run(net, x, first), wanted), f"after {other} the smallest child gives something else"
     training = net.training
@@ -206,24 +232,24 @@ def check_forgets(net: Supernet, x: Tensor) -> None:
 
 
 def check_draws(net: Supernet, x: Tensor) -> None:
-    """Dropout draws from the pass's generator alone, so that the same one gives the same output."""
+    """Dropout and noise draw from the pass's generator alone, so that the same one gives the same output."""
     arch = net.space.largest()
     outputs: list[Tensor] = []
     for seed in (1, 1, 2):
         torch.manual_seed(len(outputs))
-        outputs.append(run(net, x, arch, Pass(dropout=0.5, drop_path=0.5, generator=torch.Generator().manual_seed(seed))))
+        outputs.append(run(net, x, arch, Pass(dropout=0.5, drop_path=0.5, quant="noise", generator=torch.Generator().manual_seed(seed))))
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
 
 
 def check_gradients(net: Supernet, x: Tensor) -> None:
     """The smallest child's gradient is the extracted child's, and zero outside of its window."""
-    arch = net.space.smallest()
-    child = net.extract(arch).train()
+    arch, quant = net.space.smallest(), kinds(net)[-1]  # real quantizers have all parameters in the output
+    child = cut(net, arch, quant)
     weights = torch.randn(len(x), generator=torch.Generator().manual_seed(4))
     net.zero_grad()
-    (main_head(net(x, arch)).square().sum(1) * weights).sum().backward()
-    (child(x).square().sum(1) * weights).sum().backward()
+    (main_head(net(x, arch, Pass(quant=quant))).square().flatten(1).sum(1) * weights).sum().backward()
+    (child(x).square().flatten(1).sum(1) * weights).sum().backward()
     shared = dict(child.named_parameters())
     for name, parameter in net.named_parameters():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
@@ -240,13 +266,7 @@ def check_sources(net: Supernet, x: Tensor) -> None:
     """`sources` bundled into one file import nothing of raynas and give the child's class: what export relies on."""
     source = bundle(net.sources)
     for node in ast.walk(ast.parse(source)):
-        names = (
-            [a.name for a in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         assert not {name.split(".")[0] for name in names} & {"nas", "searchspaces", "tests"}, f"the child imports {names}"
     room: dict[str, type[nn.Module]] = {"__name__": "model"}  # type: ignore[dict-item]
     exec(compile(source, "model.py", "exec"), room)
@@ -256,6 +276,20 @@ def check_sources(net: Supernet, x: Tensor) -> None:
     alone.load_state_dict(child.state_dict())
     with torch.no_grad():
         assert torch.equal(alone.train()(x), child(x))
+
+
+@torch.no_grad()
+def check_mixture(net: Supernet, x: Tensor) -> None:
+    """A mixture of one architecture is that architecture, under noise from the same generator too, and costs what it costs."""
+    if not net.slots:
+        return
+    for arch in architectures(net, random=2, largest=False):
+        soft = one_hot(net, arch)
+        assert soft.arch(net) == arch
+        assert net.expected_bitops(soft).item() == net.cost(arch).bitops
+        for quant in ("off", "noise", "real"):
+            hard, mixed = (run(net, x, which, Pass(quant=quant, generator=torch.Generator().manual_seed(6))) for which in (arch, soft))
+            assert_equal(mixed, hard, f"the mixture of {arch} alone, quantizers {quant}")
 
 
 CHECKS: tuple[Check, ...] = (
@@ -272,4 +306,5 @@ CHECKS: tuple[Check, ...] = (
     check_draws,
     check_gradients,
     check_sources,
+    check_mixture,
 )

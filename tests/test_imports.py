@@ -31,7 +31,7 @@ DIETS = {
     "nas/space.py": {"numpy"},
     "nas/static.py": {"torch"},
     "nas/quantize/layers.py": {"torch"},
-    "searchspaces/*_child.py": {"torch", "nas.static"},
+    "searchspaces/*_child.py": {"torch", "nas.static", "nas.elastic.quantizer"},
     "nas/elastic/*.py": {"torch", "numpy", "nas.elastic"},
     "nas/recipes/*.py": {"torch", "numpy", "nas.recipes", "nas.supernet", "nas.space", "nas.elastic", "nas.experiment"},
     "nas/supernet.py": {"torch", "nas.space"},

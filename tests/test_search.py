@@ -168,6 +168,24 @@ def test_order_and_number_in_flight_do_not_matter(undisturbed: tuple[str, list[s
     assert history(tmp_path / "journal.jsonl") == lines
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_found_elsewhere_is_proposed_first(name: str) -> None:
+    """Then the algorithm begins as it would have; a found one beyond the budget gives way, and the journal is another's."""
+    rng = np.random.default_rng(9)
+    found = [SPACE.sample(rng) for _ in range(3)]
+    plain, search = fresh(name), fresh(name)
+    search.begin_with([*found, found[0]])
+    asked = [search.ask() for _ in range(5)]
+    assert [candidate.arch for candidate in asked[:3] if candidate] == found
+    if name == "evolution":
+        assert [candidate.arch for candidate in asked[3:] if candidate] == [SPACE.smallest(), SPACE.largest()]
+    assert search.identity != plain.identity and search.identity["first"] == [arch.id for arch in found]
+    dearest = max(found, key=lambda arch: cost(arch)["work"])
+    limited = searcher(name, SPACE, cost, OBJECTIVE, Budget({"work": (None, cost(dearest)["work"] - 1)}), seed=3, window=8)
+    limited.begin_with(found)
+    assert dearest not in {candidate.arch for candidate in (limited.ask() for _ in range(6)) if candidate}
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_killed_anywhere_and_replayed(undisturbed: tuple[str, list[str]], tmp_path: Path, seed: int) -> None:
     name, lines = undisturbed

@@ -31,7 +31,7 @@ from nas.report import write_report
 from nas.search.tune import objective_of
 from nas.settings import SuperResolutionSettings
 from nas.space import Arch, Choice, Space
-from nas.supernet import Cost, Pass, Supernet, fp32
+from nas.supernet import Cost, Pass, Supernet, fp32, load_supernet
 from nas.tasks import load_task, locate, quality
 from nas.tasks.datasets import DataMissing
 from nas.tasks.pairs import TRAIN_PHOTOS, Crops, Photo, cells, enlarge, load_photos
@@ -323,11 +323,12 @@ def test_an_experiment_says_its_task(tmp_path: Path) -> None:
 
 
 def test_the_search_wants_a_figure_that_the_task_gives() -> None:
-    task = load_task(experiment())
-    assert objective_of(experiment(), task).metric == "psnr" and objective_of(experiment("search.metric=ssim"), task).better == "higher"
+    task, plain = load_task(experiment()), load_supernet("bignas", "d8")
+    assert objective_of(experiment(), task, plain).metric == "psnr" and objective_of(experiment("search.metric=ssim"), task, plain).better == "higher"
+    assert (objective_of(experiment(), task, plain).cost, objective_of(experiment(), task, load_supernet("quantnas", "basic-c12")).cost) == ("macs", "bitops")
     with pytest.raises(ValueError, match="search.metric 'accuracy' is not .*'photos'; it has: psnr, ssim"):
-        objective_of(experiment("search.metric=accuracy"), task)
-    assert objective_of(load_experiment("bignas-digits"), load_task(load_experiment("bignas-digits"))).metric == "accuracy"
+        objective_of(experiment("search.metric=accuracy"), task, plain)
+    assert objective_of(load_experiment("bignas-digits"), load_task(load_experiment("bignas-digits")), plain).metric == "accuracy"
 
 
 # --- tiles

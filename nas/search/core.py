@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -163,13 +164,14 @@ class Search(ABC):
         self._seen: set[Arch] = set()
         self._points: dict[int, tuple[float, float]] = {}
         self._told = 0  # records 0 ... _told - 1 are all here
+        self._first: list[Arch] = []
 
     @abstractmethod
     def draws(self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator) -> Iterator[Arch]:
         """Endless draws for candidate k; the first that is new and within the budget is proposed.
 
         Args:
-            k: the candidate's number.
+            k: the candidate's number, from the algorithm's own first one on.
             archs: candidates 0 ... k - W.
             points: their (metric, cost), both to be minimised, NaN where the candidate failed: shape ``(len(archs), 2)``.
             violations: by how much each misses candidate k's budget, 0 within it: shape ``(len(archs),)``.
@@ -185,7 +187,13 @@ class Search(ABC):
     def identity(self) -> dict[str, Any]:
         """What a journal must be keyed by on the search's part, as plain JSON."""
         goal = {"metric": self.objective.metric, "cost": self.objective.cost, "better": self.objective.better}
-        return {"algorithm": self.name, "seed": self.seed, "window": self.window, "objective": goal}
+        first = {"first": [arch.id for arch in self._first]} if self._first else {}
+        return {"algorithm": self.name, "seed": self.seed, "window": self.window, "objective": goal, **first}
+
+    def begin_with(self, archs: Sequence[Arch]) -> None:
+        """Propose these before the algorithm begins; those beyond the budget are left out by it, as any draw would be."""
+        assert not self.next_k
+        self._first = list(dict.fromkeys(archs))
 
     def budget(self, k: int) -> Budget:
         """What candidate k may cost."""
@@ -218,7 +226,8 @@ class Search(ABC):
         budget = self.budget(k)
         violations = np.array([budget.violation(cost) for cost in self._costs[:known]])
         rng = np.random.default_rng([self.seed, self.tag, k])
-        draws = self.draws(k, self._archs[:known], points, violations, rng)
+        given, own = self._first[k : k + 1], max(0, k - len(self._first))
+        draws = chain(given, self.draws(own, self._archs[:known], points, violations, rng))
         arch = find(self.space, lambda arch: budget.violation(self.cost(arch)), self._seen, draws, rng)
         if arch is None:
             raise Exhausted(f"after {k:,} candidates no new architecture was found ({budget}; the space has {self.space.cardinality:,})")

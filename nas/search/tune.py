@@ -24,6 +24,7 @@ from nas.evaluate import Evaluator
 from nas.experiment import Experiment, parse
 from nas.loop import build, judged_weights
 from nas.search import Budget, Candidate, Exhausted, Journal, Objective, Record, Search, check_budget, resume, searcher
+from nas.search.proposed import proposed
 from nas.session import check_room, gpus, has_gpus, session
 from nas.space import Arch
 from nas.stopping import aside
@@ -195,14 +196,16 @@ def open_search(experiment: Experiment, net: Supernet, task: Any) -> Search:
         ValueError: the space cannot meet the constraints; says by how much.
     """
     settings = experiment.search
-    objective, budget = objective_of(experiment, task), budget_of(experiment)
-    return searcher(
+    objective, budget = objective_of(experiment, task, net), budget_of(experiment)
+    search = searcher(
         settings.algorithm, net.space, lambda arch: vars(net.cost(arch)), objective, budget, seed=experiment.seed, window=settings.window
     )
+    search.begin_with([proposed(Path(run), net, task) for run in settings.propose_from])
+    return search
 
 
-def objective_of(experiment: Experiment, task: Any) -> Objective:
-    """What the search wants: the experiment's metric or the task's own, against MACs.
+def objective_of(experiment: Experiment, task: Any, net: Supernet) -> Objective:
+    """What the search wants: the experiment's metric or the task's own, against MACs, or BitOPs where bits are chosen too.
 
     Raises:
         ValueError: the task does not give that metric.
@@ -210,13 +213,13 @@ def objective_of(experiment: Experiment, task: Any) -> Objective:
     metric = experiment.search.metric or task.metric
     if metric not in task.metrics:
         raise ValueError(f"search.metric {metric!r} is not a metric of data.name {experiment.data.name!r}; it has: {', '.join(task.metrics)}")
-    return Objective(metric, "macs", task.metrics[metric])
+    return Objective(metric, "bitops" if net.quantizes else "macs", task.metrics[metric])
 
 
 def budget_of(experiment: Experiment) -> Budget:
     """The constraints of an experiment, by cost."""
     limits = experiment.search.constraints
-    windows = {"macs": (limits.min_macs, limits.max_macs), "params": (None, limits.max_params)}
+    windows = {"macs": (limits.min_macs, limits.max_macs), "params": (None, limits.max_params), "bitops": (None, limits.max_bitops)}
     return Budget({name: window for name, window in windows.items() if window != (None, None)})
 
 

@@ -1,0 +1,242 @@
+"""Uniform quantizers with learned steps, and the noise that stands in for them. Imports torch alone: copied beside exported children.
+
+Real quantizers are those of LSQ (Esser et al. 2020), weights per output channel and activations per tensor, with the steps kept as
+logarithms: under Adam a step itself is destroyed within a few updates. Noise follows QuantNAS (arXiv:2208.14839).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FULL = 32  # bits with which a tensor is left as it is
+SAMPLES = 1 << 14  # most values that a step is fitted on
+# Where steps of inputs start, for a unit Gaussian: its positive half (HWGQ, Cai et al. 2017) and the whole (Max 1960).
+POSITIVE_STEPS = {2: 0.635637, 4: 0.213056, 8: 0.0203006, 16: 9.7148e-5}
+SIGNED_STEPS = {2: 0.9957, 4: 0.3352, 8: 0.0308, 16: 1.94e-4}
+
+Shares = Sequence[tuple[int, Any]]  # pairs (bits, weight); the weights are numbers or tensors, and need not sum to one
+
+
+def levels(bits: int, signed: bool) -> tuple[int, int]:
+    """The least and the largest integer of the grid."""
+    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+
+
+def fake_quantize(x: Tensor, log_step: Tensor, bits: int, signed: bool, elements: int) -> Tensor:
+    """x on the grid ``exp(log_step) * integers``, as floats; straight through the rounding, no gradient to x beyond the grid.
+
+    Args:
+        log_step: of a shape that broadcasts to x.
+        elements: values that share the tensor; scales the step's gradient by ``(largest level * elements) ** -0.5`` (LSQ, section 2.2).
+    """
+    low, high = levels(bits, signed)
+    scale = (high * elements) ** -0.5
+    step = ((log_step - log_step * scale).detach() + log_step * scale).exp()
+    scaled = (x / step).clamp(low, high)
+    return (scaled + (scaled.round() - scaled).detach()) * step
+
+
+@torch.no_grad()
+def fit_log_step(x: Tensor, bits: int, signed: bool) -> Tensor:
+    """x: ``(rows, values)`` -> ``(rows,)``: for each row the step of least squared error, by a search down from its largest value."""
+    low, high = levels(bits, signed)
+    largest = x.abs().amax(1, keepdim=True).clamp_min(1e-8) / high
+    best, found = torch.full_like(largest, math.inf), largest.clone()
+    for tenth in range(61):
+        step = largest * 2 ** (-tenth / 10)
+        error = ((x / step).round_().clamp_(low, high).mul_(step) - x).square_().sum(1, keepdim=True)
+        found = torch.where(error < best, step, found)
+        best = torch.minimum(error, best)
+    return found.log().squeeze(1)
+
+
+def rounds(shares: Shares) -> bool:
+    """Whether any of the bit-widths changes a tensor."""
+    return any(bits < FULL for bits, _ in shares)
+
+
+def strength(shares: Shares) -> Any:
+    """The mean step of the bit-widths, for a tensor that spans one."""
+    return sum(share / (2**bits - 1) for bits, share in shares if bits < FULL) / sum(share for _, share in shares)
+
+
+def noise_like(x: Tensor, spread: Tensor, generator: torch.Generator | None, only: Tensor | None = None) -> Tensor:
+    """Uniform noise of the width `spread`, which broadcasts to x; where `only` is false there is none."""
+    noise = torch.empty_like(x).uniform_(-0.5, 0.5, generator=generator).mul_(spread)
+    return noise if only is None else noise.mul_(only)
+
+
+def noisy(x: Tensor, spread: Tensor, shares: Shares, generator: torch.Generator | None) -> Tensor:
+    """x with uniform noise as strong as rounding's, the mean over the bit-widths; one draw, gradient 1 to x and exact to the shares.
+
+    Args:
+        spread: what lies between the largest and the least value, of a shape that broadcasts to x; not differentiated.
+    """
+    return x + noise_like(x, spread, generator) * strength(shares) if rounds(shares) else x
+
+
+def noisy_as_published(x: Tensor, shares: Shares, candidates: int, generator: torch.Generator | None) -> Tensor:
+    """The authors' mix: a constant share of x itself, the rest noisy and without gradient; Gaussian noise, a draw for each bit-width.
+
+    The coefficients do not sum to one, and the gradient shrinks with every layer: kept to be compared with (`noisy` is the default).
+
+    Args:
+        candidates: how many bit-widths there are to choose from.
+    """
+    clean, mass = 1 / (candidates + 1), sum(share for _, share in shares)
+    spread, mixed = (x.amax() - x.amin()).detach(), clean * x
+    for bits, share in shares:
+        noise = torch.empty_like(x).normal_(0, 0.5, generator=generator) * (spread / (2**bits - 1)) if bits < FULL else 0.0
+        mixed = mixed + share / (mass + clean) * (x + noise).detach()
+    return mixed
+
+
+class QuantConv2d(nn.Module):
+    """A bias-free convolution whose weights and input are quantized, with a learned step for every bit-width that it may have.
+
+    Steps start at the one of least squared error for fresh weights and for inputs of unit deviation; `fit` finds it for any others.
+
+    Args:
+        c_in, c_out, kernel, groups, stride: of the convolution.
+        bits: the bit-widths it may have; 32 leaves it as it is.
+        relu: its input goes through ReLU first, so that its grid begins at 0.
+        input_bits: of its input; None for those of the weights, 0 for an input that lies on a grid already.
+        padding: None keeps the size.
+    """
+
+    fitted: Tensor
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: tuple[int, int],
+        bits: Sequence[int],
+        groups: int = 1,
+        stride: int = 1,
+        relu: bool = True,
+        input_bits: int | None = None,
+        padding: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.bits, self.groups, self.stride, self.relu, self.input_bits = tuple(bits), groups, stride, relu, input_bits
+        self.padding = (kernel[0] // 2, kernel[1] // 2) if padding is None else padding
+        self.weight = nn.Parameter(torch.empty(c_out, c_in // groups, *kernel))
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        edge = (c_in // groups * kernel[0] * kernel[1]) ** -0.5  # the weights are uniform within it: the best step spans them
+        widths = [b for b in bits if b < FULL]
+        self.weight_step = nn.ParameterDict({str(b): _start(edge / (2 ** (b - 1) - 0.5), c_out) for b in widths})
+        starts = POSITIVE_STEPS if relu else SIGNED_STEPS
+        widths = widths if input_bits is None else [b for b in (input_bits,) if b]
+        self.input_step = nn.ParameterDict({str(b): _start(starts[b], 1) for b in widths})
+        self.register_buffer("fitted", torch.zeros(()))  # 1 once the steps belong to the weights: fitted, or inherited and trained
+
+    def forward(
+        self, x: Tensor, shares: Shares | None = None, quant: str = "real", generator: torch.Generator | None = None, published: bool = False
+    ) -> Tensor:
+        """x: ``(N, c_in, H, W)``.
+
+        Args:
+            shares: how much of each bit-width; None for the only one.
+            quant: ``"off"``, ``"noise"`` or ``"real"``.
+            generator: of the noise.
+            published: noise mixed the authors' way.
+        """
+        shares = [(self.bits[0], 1.0)] if shares is None else shares
+        x, inputs = self.rectified(x), self.input_shares(shares)
+        if quant == "real":
+            x, weight = self._quantized_input(x, inputs) if inputs else x, self._quantized_weight(shares)
+        elif quant == "noise" and published:
+            x = noisy_as_published(x, inputs, len(self.bits), generator) if inputs else x
+            weight = noisy_as_published(self.weight, shares, len(self.bits), generator)
+        elif quant == "noise":
+            noise = self.input_noise(x, inputs, generator)
+            x = x if noise is None else x + noise * strength(inputs)
+            weight = self.noisy_weight(shares, generator)
+        else:
+            weight = self.weight
+        return F.conv2d(x, weight, None, self.stride, self.padding, 1, self.groups)
+
+    def rectified(self, x: Tensor) -> Tensor:
+        """The input as it is quantized."""
+        return F.relu(x) if self.relu else x
+
+    def input_shares(self, shares: Shares) -> Shares:
+        """How much of each bit-width the input has; none where it lies on a grid."""
+        return shares if self.input_bits is None else [(self.input_bits, 1.0)] if self.input_bits else []
+
+    def input_noise(self, x: Tensor, shares: Shares, generator: torch.Generator | None) -> Tensor | None:
+        """Noise for a rectified input, before its `strength`; None for an input that is not rounded.
+
+        Every example has its own range. Zeros after ReLU stay exact, as they do on a grid.
+        """
+        if not rounds(shares):
+            return None
+        values = x.detach()
+        top = values.amax((1, 2, 3), keepdim=True)
+        if self.relu:
+            return noise_like(values, top, generator, only=values > 0)
+        return noise_like(values, top - values.amin((1, 2, 3), keepdim=True), generator)
+
+    def noisy_weight(self, shares: Shares, generator: torch.Generator | None) -> Tensor:
+        """Every output channel by its own range."""
+        values = self.weight.detach()
+        return noisy(self.weight, values.amax((1, 2, 3), keepdim=True) - values.amin((1, 2, 3), keepdim=True), shares, generator)
+
+    def _quantized_weight(self, shares: Shares) -> Tensor:
+        def on_grid(bits: int) -> Tensor:
+            return fake_quantize(self.weight, self.weight_step[str(bits)].view(-1, 1, 1, 1), bits, True, self.weight.numel())
+
+        return _mean([(self.weight if bits == FULL else on_grid(bits), share) for bits, share in shares])
+
+    def _quantized_input(self, x: Tensor, shares: Shares) -> Tensor:
+        def on_grid(bits: int) -> Tensor:
+            return fake_quantize(x, self.input_step[str(bits)], bits, not self.relu, x[0].numel())
+
+        return _mean([(x if bits == FULL else on_grid(bits), share) for bits, share in shares])
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """Set every step to the one of least squared error for the weights, and for an input x such as `forward` gets."""
+        for bits, step in self.weight_step.items():
+            step.copy_(fit_log_step(self.weight.flatten(1), int(bits), True))
+        values = self.rectified(x).flatten()
+        values = values[:: max(1, values.numel() // SAMPLES) | 1].unsqueeze(0)  # an odd stride, so as not to meet one column alone
+        for bits, step in self.input_step.items():
+            step.copy_(fit_log_step(values, int(bits), not self.relu))
+        self.fitted.fill_(1)
+
+
+def _start(step: float, rows: int) -> nn.Parameter:
+    return nn.Parameter(torch.full((rows,), math.log(step)))
+
+
+def _mean(parts: Sequence[tuple[Tensor, Any]]) -> Tensor:
+    """The weighted mean of tensors; a single one as it is."""
+    if len(parts) == 1:
+        return parts[0][0]
+    mass = sum(share for _, share in parts)
+    return sum(value * (share / mass) for value, share in parts)  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def fit(net: nn.Module, batches: Iterable[tuple[Tensor, Any]]) -> None:
+    """Fit the quantizers of a child that are not yet, each to what reaches it when those before it are fitted.
+
+    Args:
+        batches: of ``(x, anything)``; the first one is used, and none where all quantizers are fitted.
+    """
+    layers = [module for module in net.modules() if isinstance(module, QuantConv2d) and not module.fitted]
+    hooks = [layer.register_forward_pre_hook(lambda module, args: module.fit(args[0])) for layer in layers]
+    try:
+        if layers:
+            net(next(iter(batches))[0])
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,42 @@
+"""What a finished differentiable search found, as a candidate of this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from nas import checkpoint
+from nas.experiment import load_experiment
+from nas.loop import build, checkpoints
+from nas.recipes.differentiable import architecture
+from nas.space import Arch
+from nas.supernet import Supernet
+from nas.train import finished, state_of
+
+
+def proposed(run: Path, net: Supernet, task: Any) -> Arch:
+    """The architecture of each slot's largest logit at the end of another run.
+
+    Args:
+        run: its directory.
+        net: the network of this search, whose space must have that architecture.
+        task: of this search, which tells a network what it must know of the data.
+
+    Raises:
+        ValueError: it is no finished run of the recipe differentiable, or its architecture is not in this space.
+    """
+    if not (run / "experiment.yaml").is_file():
+        raise ValueError(f"search.propose_from names {run}, which is no run directory")
+    other, state = load_experiment(run / "experiment.yaml"), state_of(run)
+    newest = checkpoint.newest_valid(checkpoints(run), lambda why: None)
+    if other.recipe.name != "differentiable":
+        raise ValueError(f"search.propose_from names {run}, whose recipe is {other.recipe.name}; only differentiable finds an architecture by itself")
+    if newest is None or state is None or not finished(run, other, state.total):
+        raise ValueError(f"search.propose_from names {run}, which is not trained to its end: nas train {run / 'experiment.yaml'}")
+    found = architecture(build(other, task), load_file(newest / "recipe.safetensors")["alpha"])
+    try:
+        return net.space.arch(found)
+    except ValueError as error:
+        raise ValueError(f"search.propose_from: what {run} found is not in this space: {error}") from None

@@ -1,0 +1,159 @@
+"""QuantNAS: super-resolution networks whose every slot has an operation and a bit-width to choose, and noise in place of rounding.
+
+Shvetsov et al., "QuantNAS for super resolution: searching for efficient quantization-friendly architectures against quantization
+noise" (arXiv:2208.14839): the layout of its first version ("basic") and that of the later ones ("rfdn", after RFDN). Unlike there,
+the network adds to the bicubically enlarged image; what that asks of the stem and of the last convolutions is said at the layouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+import nas.elastic.quantizer
+from nas.elastic import ElasticBatchNorm2d
+from nas.elastic.quantizer import QuantConv2d
+from nas.space import Arch, Number
+from nas.supernet import Cost, Pass, Soft, Supernet, inherit
+from searchspaces import quantnas_child
+from searchspaces.quantnas_child import Slot, build, enlarge, pixel_mean
+from searchspaces.quantnas_space import NAMES, QuantNASSpace, Table, slot_cost, unsearched_cost
+
+SMALLEST_ATTENTION = 15  # pixels a side, of which spatial attention leaves one
+
+SIZES = {
+    "basic": Table("basic", channels=36, cells=3, scale=4),
+    "rfdn": Table("rfdn", channels=48, cells=4, scale=4),
+    "basic-c12": Table("basic", channels=12, cells=1, scale=2),
+    "basic-c18": Table("basic", channels=18, cells=2, scale=2),
+    "rfdn-c12": Table("rfdn", channels=12, cells=1, scale=2),
+}
+
+
+def supernet(size: str, **options: Any) -> QuantNAS:
+    """A supernet of one of `SIZES`; options as in `QuantNAS`."""
+    return QuantNAS(SIZES[size], **options)
+
+
+class QuantNAS(Supernet):
+    """The supernet of a `Table`.
+
+    Args:
+        table: what it may be made of.
+        scale, bits, adq, input_bits: the table's own by default; see `Table`.
+        noise: how noise is mixed in: ``"clean"``, or ``"published"``, the authors' way (`nas.elastic.quantizer.noisy_as_published`).
+        channels: of the images; 3.
+        mean: of the pixels, one number a channel.
+        image: side in pixels of the input that costs are for.
+        settled: choices that are not searched, as in `QuantNASSpace`: all operations for a search of bits alone, or the reverse.
+
+    Raises:
+        ValueError: a value that is not allowed.
+    """
+
+    space: QuantNASSpace
+    child = quantnas_child.QuantNASChild
+    sources = (Path(nas.elastic.quantizer.__file__), Path(quantnas_child.__file__))
+    quantizes = True
+    mean: Tensor
+
+    def __init__(
+        self,
+        table: Table,
+        scale: int | None = None,
+        bits: Sequence[int] | None = None,
+        adq: bool | None = None,
+        input_bits: str | None = None,
+        noise: Literal["clean", "published"] = "clean",
+        channels: int = 3,
+        mean: Sequence[float] | None = None,
+        image: int = 32,
+        settled: Mapping[str, Number | str] | None = None,
+    ) -> None:
+        super().__init__()
+        if noise not in ("clean", "published"):
+            raise ValueError(f'noise is {noise!r}; allowed: "clean", "published"')
+        if channels != 3:
+            raise ValueError(f"channels is {channels}; these networks enlarge pictures of 3 channels")
+        if table.layout == "rfdn" and image < SMALLEST_ATTENTION:
+            raise ValueError(f"image is {image} pixels a side; spatial attention needs {SMALLEST_ATTENTION}")
+        given: dict[str, Any] = {"scale": scale, "bits": bits and tuple(bits), "adq": adq, "input_bits": input_bits}
+        self.table = replace(table, **{name: value for name, value in given.items() if value is not None})
+        self.space, self.noise = QuantNASSpace(self.table, settled), noise
+        self.slots = self.space.slots
+        self.input_shape = (3, image, image)
+        self.mixes_examples = self.table.adq
+        self.mean_given = [0.5] * 3 if mean is None else [float(value) for value in mean]
+        self.register_buffer("mean", pixel_mean(self.mean_given))
+        self._build()
+        self._shapes = {shape.name: shape for shape in self.table.shapes}
+        self._unsearched = unsearched_cost(self.table, image)
+        self._bitops = {name: torch.tensor(self._slot_bitops(name), dtype=torch.float64) for name in self.slots}
+
+    def _build(self) -> None:
+        choices = {name: (self._operations(op), self.space.choices[bits].values) for name, (op, bits) in self.slots.items()}
+        t = self.table
+        self.body = build(t.layout, t.channels, t.cells, t.scale, choices, t.image_bits, ElasticBatchNorm2d if t.adq else None)  # type: ignore[arg-type]
+        for conv in self.body.get_submodule("upsample").modules():  # what is added to the enlarged image starts small
+            if isinstance(conv, QuantConv2d):
+                conv.weight.data.mul_(0.1)
+                for step in conv.weight_step.values():
+                    step.data.add_(torch.tensor(0.1).log())
+
+    def _operations(self, choice: str) -> list[str]:
+        return [NAMES[int(code)] for code in self.space.choices[choice].values]
+
+    def forward_one(self, x: Tensor, arch: Arch, how: Pass) -> Tensor:
+        """x: ``(N, 3, H, W)``, pixels in [0, 1] -> ``(N, 3, scale * H, scale * W)``."""
+        picks = {name: (NAMES[int(arch[op])], int(arch[bits])) for name, (op, bits) in self.slots.items()}
+        return self._run(x, picks, how)
+
+    def forward_soft(self, x: Tensor, soft: Soft, how: Pass) -> Tensor:
+        """Every slot the mean of its operations, each with the mean of its quantized (or noisy) weights and inputs (section 3)."""
+        return self._run(x, soft.probabilities, how)
+
+    def _run(self, x: Tensor, picks: Mapping[str, Any], how: Pass) -> Tensor:
+        settings = {"quant": how.quant, "generator": how.generator, "published": self.noise == "published"}
+
+        def run(part: nn.Module, z: Tensor) -> Tensor:
+            return part(z, picks[part.name] if isinstance(part, Slot) else None, **settings)
+
+        return enlarge(self.body, x, self.mean, self.table.scale, run, how.quant == "real")
+
+    def expected_bitops(self, soft: Soft) -> Tensor:
+        """The mean BitOPs over architectures drawn from the probabilities, slot by slot: a float64 number, with gradient."""
+        parts = [(soft.probabilities[name].double() * table.to(soft.probabilities[name].device)).sum() for name, table in self._bitops.items()]
+        return sum(parts[1:], parts[0]) + self._unsearched.bitops
+
+    def _slot_bitops(self, name: str) -> list[list[int]]:
+        op, bits = (self.space.choices[choice].values for choice in self.slots[name])
+        return [[self.part_cost((name, code, width)).bitops for width in bits] for code in op]
+
+    def child_config(self, arch: Arch) -> dict[str, Any]:
+        t = self.table
+        sizes = {"layout": t.layout, "channels": t.channels, "cells": t.cells, "scale": t.scale, "adq": t.adq, "image_bits": t.image_bits}
+        slots = {name: [NAMES[int(arch[op])], int(arch[bits])] for name, (op, bits) in self.slots.items()}
+        return {**sizes, "mean": self.mean_given, "slots": slots}
+
+    def fix(self, arch: Arch, fresh: bool = False) -> QuantNAS:
+        fixed = QuantNAS(self.table, noise=self.noise, mean=self.mean_given, image=self.input_shape[-1], settled=arch)  # type: ignore[arg-type]
+        if not fresh:
+            inherit(fixed, self)
+        return fixed
+
+    def parts(self, arch: Arch) -> Iterator[Any]:
+        yield None
+        for name, (op, bits) in self.slots.items():
+            yield name, arch[op], arch[bits]
+
+    def part_cost(self, part: Any) -> Cost:
+        """A slot with its choice, in all cells that share it; or what is not searched (None)."""
+        if part is None:
+            return self._unsearched
+        name, code, bits = part
+        return slot_cost(self.table, self._shapes[name], NAMES[code], bits, self.input_shape[-1])

@@ -1,0 +1,409 @@
+"""QuantNAS against the published counts and costs, its children against the supernet, and what keeps it learning."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nas.elastic import quantizer
+from nas.elastic.quantizer import QuantConv2d
+from nas.evaluate import fit_steps, recalibrate
+from nas.space import Arch
+from nas.supernet import Pass, Soft, inherit, load_supernet
+from searchspaces.quantnas import QuantNAS
+from searchspaces.quantnas_child import OPERATIONS, QuantNASChild, Residual, Slot
+from searchspaces.quantnas_space import NAMES
+from tests.conformance import assert_equal, one_hot, ready
+
+G = 1e9
+
+
+def supernet(size: str, **options: Any) -> QuantNAS:
+    torch.manual_seed(0)
+    return load_supernet("quantnas", size, **options)  # type: ignore[return-value]
+
+
+def basic(net: QuantNAS, bits: int, **operations: str) -> Arch:
+    """An architecture of the first layout by its groups: ``head="conv3", body="fact3", ...``."""
+    return net.space.named(
+        {
+            f"{shape.name}.{what}": value
+            for shape in net.table.shapes
+            for what, value in (("op", operations.get(shape.name, operations[shape.group])), ("bits", bits))
+        }
+    )
+
+
+def pixels(rows: int = 2, side: int = 16) -> Tensor:
+    """Images of whole grey levels."""
+    return torch.randint(0, 256, (rows, 3, side, side), generator=torch.Generator().manual_seed(1)) / 255
+
+
+# --- counts and costs
+
+
+def test_the_basic_space_has_the_published_size_and_costs() -> None:
+    """Spec: 19,660,800 architectures; 0.987 to 24.71 GBitOPs for 32 x 32 pixels, x4, by the authors' accounting."""
+    net = supernet("basic", input_bits="slot")
+    assert net.space.cardinality == 19_660_800
+    cheapest = basic(net, 4, head="conv3g3", body="fact3", skip="conv1", upsample="conv3g3", tail="conv1")
+    dearest = basic(net, 8, head="conv5", body="conv5", skip="conv5", upsample="conv5", tail="conv5")
+    assert (cheapest, dearest) == (net.space.smallest(), net.space.largest())
+    assert net.cost(cheapest).bitops / G == pytest.approx(0.987, abs=0.0005)
+    assert net.cost(dearest).bitops / G == pytest.approx(24.71, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("slot", "operation", "mmacs"),
+    [
+        ("body1", "conv3", 11.94),
+        ("body2", "conv5", 33.18),
+        ("body1", "fact3", 7.96),
+        ("body2", "fact5", 13.27),
+        ("tail1", "conv1", 0.15),
+        ("tail1", "conv3", 1.33),
+        ("tail2", "conv5", 3.69),
+        ("tail2", "conv3g3", 0.44),
+        ("tail1", "conv5g3", 1.23),
+    ],
+)
+def test_operations_cost_what_the_table_says(slot: str, operation: str, mmacs: float) -> None:
+    """Millions of multiply-accumulates of one cell; the three cells share the choice of a body."""
+    net = supernet("basic")
+    cost = net.part_cost((slot, NAMES.index(operation), 8))
+    copies = 3 if slot.startswith("body") else 1
+    assert cost.macs / copies / 1e6 == pytest.approx(mmacs, abs=0.006)
+    assert cost.bitops == 64 * cost.macs
+
+
+def test_the_rfdn_space_has_the_published_size_and_costs() -> None:
+    """Spec: 3.0e37 (2.8e28 operations); searched part 0.40 to 196 GBitOPs; 3.6 more are fixed; an RFDN has 334 M multiply-accumulates."""
+    net = supernet("rfdn", input_bits="slot")
+    assert net.space.cardinality == 18**29 * 12 and supernet("rfdn", bits=[8]).space.cardinality == 9**29 * 6
+    fixed = net.part_cost(None).bitops / G
+    assert fixed == pytest.approx(3.6, abs=0.05)
+    assert net.cost(net.space.smallest()).bitops / G - fixed == pytest.approx(0.40, abs=0.005)
+    assert net.cost(net.space.largest()).bitops / G - fixed == pytest.approx(196, abs=0.5)
+    for bits, gbitops in ((8, 21.4), (4, 5.3)):
+        operations = {"*body*.op": "conv3", "*skip*.op": "conv1", "upsample.op": "conv3", "tail.op": "conv3"}
+        rfdn = supernet("rfdn", input_bits="slot", settled={**operations, "*.bits": bits})
+        cost = rfdn.cost(rfdn.space.smallest())
+        assert cost.bitops / G - fixed == pytest.approx(gbitops, abs=0.06)
+        assert (cost.macs - rfdn.part_cost(None).macs) / 1e6 == pytest.approx(334, abs=0.5)
+
+
+@pytest.mark.parametrize("size", ["basic", "rfdn"])
+def test_the_image_counts_with_its_8_bits_unless_told_otherwise(size: str) -> None:
+    """Only the convolutions that see the image are counted otherwise: at 4 bits 4 x 8 in place of 4 x 4, at 8 bits no difference."""
+    net, authors = supernet(size), supernet(size, input_bits="slot")
+    seen = {"basic": ["head1"], "rfdn": ["cell1.body1", "cell1.skip1"]}[size]
+    for slot, (op, _) in net.slots.items():
+        code = net.space.choices[op].values[0]
+        ours, theirs = (n.part_cost((slot, code, 4)).bitops for n in (net, authors))
+        assert ours == theirs * (2 if slot in seen else 1), slot
+        assert net.part_cost((slot, code, 8)).bitops == authors.part_cost((slot, code, 8)).bitops
+    growth = NAMES.index("growth3")
+    if size == "rfdn":  # of a pair only the first convolution sees it
+        assert net.part_cost((seen[0], growth, 4)).bitops == 1.5 * authors.part_cost((seen[0], growth, 4)).bitops
+
+
+@pytest.mark.parametrize("bits", [4, 8, 32])
+def test_bytes_are_those_of_weights_at_their_bits(bits: int) -> None:
+    """Each convolution's in whole bytes; steps and ADQ's parameters as they are in memory."""
+    net = supernet("basic-c12", bits=[4, 8, 32])
+    arch = basic(net, bits, head="conv3", body="conv3", skip="conv3", upsample="conv3", tail="conv3")
+    convs = [module.weight.numel() for module in net.extract(arch).modules() if isinstance(module, QuantConv2d)]
+    cost = net.cost(arch)
+    assert cost.bytes == sum(math.ceil(n * bits / 8) for n in convs) + 4 * (cost.params - sum(convs))
+
+
+@pytest.mark.parametrize("size", ["basic-c12", "rfdn-c12"])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_every_scale_enlarges(size: str, scale: int) -> None:
+    net = supernet(size, scale=scale)
+    assert net(pixels(), net.space.largest()).shape == (2, 3, 16 * scale, 16 * scale)
+    groups = {OPERATIONS[NAMES[int(code)]].groups for code in net.space.choices["upsample.op"].values}
+    assert (2 in groups) is (size == "rfdn-c12" and scale != 3), "27 channels have no two groups"
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "told"),
+    [
+        ("basic", {"scale": 5}, "allowed: 2, 3, 4"),
+        ("basic", {"bits": [4, 5]}, r"allowed: some of \[2, 4, 8, 16, 32\]"),
+        ("basic", {"input_bits": "8"}, "slot"),
+        ("basic", {"noise": "gaussian"}, "clean"),
+        ("basic", {"channels": 1}, "3 channels"),
+        ("rfdn", {"image": 12}, "15"),
+        ("basic", {"settled": {"haed1.op": 0}}, "head1.op"),
+        ("basic", {"settled": {"body1.op": "conv3g3"}}, "fact3, conv3, fact5, conv5"),
+        ("basic", {"settled": {"body1.bits": 2}}, "4, 8"),
+    ],
+)
+def test_mistakes_are_told(size: str, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        supernet(size, **options)
+
+
+# --- children
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [("basic-c12", {}), ("basic-c12", {"adq": False, "input_bits": "slot"}), ("rfdn-c12", {}), ("rfdn-c12", {"adq": False})],
+)
+def test_a_child_is_the_supernet_for_every_operation_and_bit_width(size: str, options: dict[str, Any]) -> None:
+    """Each slot goes through all that it may hold, the others beside it through theirs; quantizers off and on, ADQ on and off."""
+    net, x = ready(supernet(size, bits=[2, 4, 8, 16, 32], **options)), pixels()
+    places = {name: [(op, b) for op in net.space.choices[ops].values for b in net.space.choices[bits].values] for name, (ops, bits) in net.slots.items()}
+    seen = set()
+    for i in range(max(map(len, places.values()))):
+        picked = {}
+        for shift, (name, pairs) in enumerate(places.items()):
+            pair = pairs[(i + 7 * shift) % len(pairs)]
+            seen.add((name, pair))
+            picked |= dict(zip(net.slots[name], pair, strict=True))
+        arch = net.space.arch(picked)
+        child = net.extract(arch).train()
+        assert isinstance(child, QuantNASChild)
+        with torch.no_grad():
+            assert_equal(child(x), net(x, arch, Pass(quant="real")), f"{arch}, real")
+            assert_equal(child.quantize(False)(x), net(x, arch), f"{arch}, off")
+    assert len(seen) == sum(map(len, places.values()))
+
+
+def test_a_child_whose_weights_have_4_bits_has_16_of_them_a_channel() -> None:
+    net = ready(supernet("basic-c12"))
+    child = net.extract(net.space.smallest()).train()
+    seen = []
+
+    def look(module: QuantConv2d, given: tuple[Tensor, ...]) -> None:
+        x = F.relu(given[0]) if module.relu else given[0]
+        inputs = x if module.input_bits == 0 else module._quantized_input(x, [(module.input_bits or 4, 1.0)])
+        seen.append((len(module._quantized_weight([(4, 1.0)])[0].unique()), len(inputs.unique())))
+
+    convs = [module for module in child.modules() if isinstance(module, QuantConv2d)]
+    for conv in convs:
+        conv.register_forward_pre_hook(look)  # type: ignore[arg-type]
+    child(pixels(side=24))
+    assert len(seen) == len(convs) and max(weights for weights, _ in seen) <= 16
+    assert max(inputs for _, inputs in seen[1:]) <= 16 < seen[0][1], "the image keeps its 8 bits"
+
+
+@pytest.mark.parametrize("quant", ["off", "real", "noise"])
+def test_an_image_is_exact_on_its_own_grid(quant: str) -> None:
+    """A convolution that sees the image gets the very pixels, less a mean that lies on the grid; and no noise."""
+    net = supernet("basic-c12", mean=[0.4488, 0.4371, 0.404])
+    x, seen = pixels(), []
+    arch = net.space.smallest()
+    hook = net.body.get_submodule("head1.conv3g3.0").register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    net(x, arch, Pass(quant=quant))
+    hook.remove()
+    levels = seen[0] * 255
+    assert torch.allclose(levels, levels.round(), atol=1e-4)
+    mean = torch.tensor([114.0, 111.0, 103.0]).view(-1, 1, 1)
+    assert torch.equal(levels.round() + mean, (x * 255).round())
+    conv = net.body.get_submodule("head1.conv3g3.0")
+    assert isinstance(conv, QuantConv2d) and conv.input_bits == 0 and not len(conv.input_step)
+
+
+def test_a_child_without_rounding_gives_the_pixels_to_the_last_bit() -> None:
+    net = ready(supernet("basic-c12", bits=[32]))
+    child = net.extract(net.space.largest()).train()
+    assert_equal(child(pixels()), child.quantize(False)(pixels()), "32 bits")
+
+
+def test_calibration_fits_the_steps_and_what_was_fitted_and_trained_is_inherited() -> None:
+    """supernet -> calibrated child -> a network to finetune -> its child, which is not fitted again."""
+    net = ready(supernet("basic-c12"))
+    arch = net.space.sample(np.random.default_rng(0))
+    batches = [(pixels(4, 24), None)] * 2
+    child = net.extract(arch)
+    with torch.no_grad():
+        recalibrate(child.quantize(False), batches)
+        wanted = child(batches[0][0])
+        fresh = (net.extract(arch).train()(batches[0][0]) - wanted).square().mean()
+        child = net.extract(arch)
+        recalibrate(child, batches)
+        assert (child(batches[0][0]) - wanted).square().mean() < 0.5 * fresh
+    fixed = net.fix(arch)
+    inherit(fixed, child)
+    for parameter in fixed.parameters():
+        parameter.data.add_(0.01)
+    trained, again = fixed.state_dict(), fixed.extract(fixed.space.smallest())
+    recalibrate(again, batches)
+    kept = again.state_dict()
+    for name in trained:
+        assert torch.equal(kept[name], trained[name]), name
+    fresh_one = net.fix(arch, fresh=True)
+    fit_steps(fresh_one, batches)
+    assert all(flag == 1 for name, flag in fresh_one.state_dict().items() if name.endswith("fitted"))
+    assert {name for name in kept if name.endswith("fitted")} and all(kept[name] == 1 for name in kept if name.endswith("fitted"))
+
+
+def test_recalibration_is_of_the_quantized_network() -> None:
+    """ADQ's statistics are those of quantized features: with them a child in evaluation equals itself on that one batch."""
+    net = ready(supernet("basic-c12"))
+    child, x = net.extract(net.space.smallest()), pixels(8, 24)
+    recalibrate(child, [(x, None)])
+    norm = child.get_submodule("body.cells.0.residual.norm")
+    seen: list[Tensor] = []
+    norm.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    child(x)
+    assert torch.allclose(norm.running_mean, seen[0].mean((0, 2, 3)), atol=1e-4)  # type: ignore[arg-type]
+    assert torch.allclose(norm.running_var, seen[0].var((0, 2, 3)), rtol=1e-3)  # type: ignore[arg-type]
+
+
+def test_what_is_settled_leaves_the_other_half_to_search() -> None:
+    """Operations only; bits only, for a given network."""
+    operations = supernet("basic-c12", settled={"*.bits": 8})
+    assert operations.space.cardinality == 76_800
+    cost = operations.cost(operations.space.largest())
+    assert cost.bitops == 64 * cost.macs
+    whole = supernet("basic-c12")
+    given = whole.space.sample(np.random.default_rng(3))
+    bits = supernet("basic-c12", settled={name: value for name, value in given.items() if name.endswith(".op")})
+    assert bits.space.cardinality == 2**8
+    assert bits.space.arch(given) == given and bits.params < whole.params
+    inherit(bits, whole)
+    assert_equal(bits(pixels(), given), whole(pixels(), given), "the same weights")
+
+
+# --- ADQ
+
+
+def test_adq_scales_what_is_added_by_the_deviation_of_each_image() -> None:
+    """Against the formula written with other means (numpy, unbiased deviation, one number an image)."""
+    block = Residual(4, nn.BatchNorm2d).train()
+    with torch.no_grad():
+        block.gain.fill_(1.7)
+        block.offset.fill_(0.3)
+    x = torch.randn(3, 4, 6, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0, 0.1]).view(-1, 1, 1, 1)
+    a = x.numpy().astype(np.float64)
+    normed = (a - a.mean((0, 2, 3), keepdims=True)) / np.sqrt(a.var((0, 2, 3), keepdims=True) + 1e-5)
+    deviation = a.reshape(3, -1).std(1, ddof=1).reshape(3, 1, 1, 1)
+    wanted = a + (1.7 * deviation + 0.3) * np.sin(normed)
+    assert_equal(block(x, torch.sin), torch.from_numpy(wanted).float(), "ADQ")
+
+
+def test_adq_without_gain_or_deviation_is_the_identity_and_has_gradients() -> None:
+    block = Residual(4, nn.BatchNorm2d).train()
+    assert (block.gain.item(), block.offset.item()) == (1.5, 0.0)
+    flat = torch.full((2, 4, 5, 5), 0.7, requires_grad=True)
+    out = block(flat, lambda z: z + 1)
+    assert_equal(out, flat, "a constant image", 1e-5)
+    out.sum().backward()
+    assert flat.grad is not None and flat.grad.isfinite().all()
+    with torch.no_grad():
+        block.gain.zero_()
+    x = torch.randn(2, 4, 5, 5)
+    assert torch.equal(block(x, lambda z: z + 1), x)
+
+
+# --- mixtures
+
+
+@pytest.mark.parametrize("quant", ["off", "noise", "real"])
+@pytest.mark.parametrize("noise", ["clean", "published"])
+def test_probabilities_and_weights_have_gradients(quant: str, noise: Any) -> None:
+    net = supernet("basic-c12", noise=noise)
+    tables = {name: torch.full([len(net.space.choices[c].values) for c in choices], 1.0) for name, choices in net.slots.items()}
+    tables = {name: (table / table.numel()).requires_grad_() for name, table in tables.items()}
+    net(pixels(), Soft(tables), Pass(quant=quant, generator=torch.Generator().manual_seed(0))).square().mean().backward()
+    for name, table in tables.items():
+        assert table.grad is not None and table.grad.isfinite().all()
+        assert (table.grad.amax(1) > table.grad.amin(1)).any() is not (quant == "off"), f"{name}: bits tell nothing apart"
+    weights = {name: p for name, p in net.named_parameters() if name.endswith("weight")}
+    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in weights.values())
+
+
+def test_a_mixture_is_the_mean_of_operations_and_expected_bitops_the_mean_of_costs() -> None:
+    """In one slot: without quantizers its output is linear in the probabilities."""
+    net = ready(supernet("basic-c12", adq=False))
+    arch = net.space.smallest()
+    choices = [net.space.choices[c].values for c in net.slots["tail2"]]
+    some = [net.space.arch({**arch, "tail2.op": op, "tail2.bits": b}) for op, b in ((choices[0][1], 4), (choices[0][3], 8))]
+    tables = dict(one_hot(net, arch).probabilities)
+    tables["tail2"] = torch.zeros_like(tables["tail2"])
+    tables["tail2"][1, 0], tables["tail2"][3, 1] = 0.25, 0.75
+    out = net(pixels(), Soft(tables))
+    assert_equal(out, 0.25 * net(pixels(), some[0]) + 0.75 * net(pixels(), some[1]), "mixture")
+    expected = net.expected_bitops(Soft(tables)).item()
+    assert expected == 0.25 * net.cost(some[0]).bitops + 0.75 * net.cost(some[1]).bitops
+    uniform = Soft({name: torch.full_like(table, 1 / table.numel()) for name, table in tables.items()})
+    rng = np.random.default_rng(0)
+    drawn = [net.cost(net.space.sample(rng)).bitops for _ in range(4000)]
+    assert net.expected_bitops(uniform).item() == pytest.approx(np.mean(drawn), abs=4 * np.std(drawn) / math.sqrt(4000))
+
+
+@pytest.mark.parametrize("size", ["basic-c12", "rfdn-c12"])
+@pytest.mark.parametrize("quant", ["off", "noise"])
+def test_merged_convolutions_are_the_sum_of_each(size: str, quant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slot of all operations against one after the other, each with its own shares; the noise a fixed function of what it falls on."""
+
+    def drawn(x: Tensor, spread: Tensor, generator: None, only: Tensor | None = None) -> Tensor:
+        return 0.5 * x.mul(50).cos() * spread * (1 if only is None else only)
+
+    monkeypatch.setattr(quantizer, "noise_like", drawn)
+    net, random = ready(supernet(size, bits=[4, 8, 32])), torch.Generator().manual_seed(0)
+    channels = {shape.name: shape.c_in for shape in net.table.shapes}
+    how = {"quant": quant, "published": False, "generator": None}
+    for slot in [module for module in net.body.modules() if isinstance(module, Slot)]:
+        x = torch.randn(2, channels[slot.name], 9, 9, generator=random)
+        pick = torch.rand(len(slot.operations), 3, generator=random)
+        with torch.no_grad():
+            each = [row.sum() * slot._chain(name, x, list(zip(slot.bits, row, strict=True)), how) for name, row in zip(slot.operations, pick, strict=True)]
+            assert_equal(slot(x, pick, **how), sum(each[1:], each[0]), slot.name)
+
+
+def test_one_of_32_bits_in_a_mixture_draws_no_noise() -> None:
+    """As alone: a mixture that leaves a slot unquantized comes to the same draws for the others."""
+    net = ready(supernet("basic-c12", bits=[4, 32]))
+    arch = net.space.arch({**net.space.smallest(), "body1.bits": 32, "upsample.bits": 32})
+    outputs = [net(pixels(), which, Pass(quant="noise", generator=torch.Generator().manual_seed(0))) for which in (arch, one_hot(net, arch))]
+    assert_equal(outputs[1], outputs[0], "32 bits")
+
+
+# --- learning
+
+
+def photographs() -> tuple[Tensor, Tensor]:
+    """Patches of two photographs, half size (bicubic, antialiased) and whole: 64 of each side 24 and 48."""
+    from sklearn.datasets import load_sample_images
+
+    patches = []
+    for image in load_sample_images().images:
+        whole = torch.from_numpy(image.copy()).permute(2, 0, 1) / 255
+        patches += [whole[:, y : y + 48, x : x + 48] for y in range(0, 384, 96) for x in range(0, 620, 78)]
+    high = torch.stack(patches)
+    low = F.interpolate(high, scale_factor=0.5, mode="bicubic", antialias=True)
+    return (low.clamp(0, 1) * 255).round() / 255, high
+
+
+@pytest.mark.parametrize("quant", ["real", "noise"])
+def test_two_hundred_steps_beat_bicubic(quant: str) -> None:
+    """At 4 bits, with log-steps trained or under noise, as they are scored: not caught in adding nothing to the bicubic image."""
+    low, high = photographs()
+    net = supernet("basic-c12")
+    rng, noise = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    arch = basic(net, 4, head="conv3", body="conv3", skip="conv1", upsample="conv3", tail="conv3")
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    for step in range(200):
+        optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (step + 1) / 50)
+        rows = torch.from_numpy(rng.permutation(len(low))[:8])
+        loss = F.l1_loss(net(low[rows], arch, Pass(quant=quant, generator=noise)), high[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+    child = net.extract(arch)
+    recalibrate(child, [(low, None)])
+    bicubic = F.interpolate(low, scale_factor=2, mode="bicubic", align_corners=False)
+    with torch.no_grad():
+        assert F.mse_loss(child(low), high) < 0.99 * F.mse_loss(bicubic, high)

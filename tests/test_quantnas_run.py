@@ -1,0 +1,105 @@
+"""QuantNAS through the training loop on photographs: killed and resumed, cut, calibrated and exported."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nas.checkpoint import Fence
+from nas.evaluate import Batches, Evaluator
+from nas.experiment import Experiment, dump, load_experiment
+from nas.export import export_child
+from nas.loop import Loop, build, checkpoints
+from nas.recipes.differentiable import architecture
+from nas.search.proposed import proposed
+from nas.search.tune import open_search
+from nas.tasks import load_task
+
+SPACE = """
+name: tiny
+space: {name: quantnas, size: basic-c12}
+data: {name: photos, scale: 2, patch: 16, validation: 8}
+train: {workers: 1, zero_stage: 1, checkpoint_every: 4, keep: 9}
+search: {candidates: 2, calibration: 16, calibration_batch: 8}
+"""
+RECIPES = {
+    "differentiable": "recipe: {name: differentiable, batch: 16, epochs: 1, alpha_warmup: 0.25, alpha_lr: 0.01, bitops: 0.001}",
+    "single_path": "recipe: {name: single_path, batch: 16, epochs: 1, lr: 0.002}",
+}
+
+
+def experiment(recipe: str, *overrides: str) -> Experiment:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "tiny.yaml").write_text(SPACE + RECIPES[recipe])
+        return load_experiment(Path(folder) / "tiny.yaml", overrides)
+
+
+def train(told: Experiment, run: Path) -> list[Path]:
+    run.mkdir(exist_ok=True)
+    Loop(told, run, Fence.take(run), 0, 1, torch.device("cpu")).train()
+    return sorted(checkpoints(run).glob("step-*"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_rank: None, tmp_path: Path) -> None:
+    """Weights, their optimizer, logits and theirs: all files of the last checkpoint, bit for bit."""
+    told = experiment(recipe)
+    whole = train(told, tmp_path / "whole")
+    assert len(whole) >= 3
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    for later in sorted(checkpoints(tmp_path / "killed").glob("step-*"))[-2:]:
+        shutil.rmtree(later)
+    again = train(told, tmp_path / "killed")
+    assert again[-1].name == whole[-1].name
+    for name in ("weights", "optimizer", "recipe"):
+        one, other = (load_file(found[-1] / f"{name}.safetensors") for found in (whole, again))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), name
+    if recipe == "single_path":
+        (tmp_path / "whole" / "experiment.yaml").write_text(dump(told))
+        with pytest.raises(ValueError, match="only differentiable finds"):
+            proposed(tmp_path / "whole", build(told, load_task(told)), load_task(told))
+    if recipe == "differentiable":
+        alpha = load_file(whole[-1] / "recipe.safetensors")["alpha"]
+        assert alpha.any(), "the logits have not moved"
+        (tmp_path / "whole" / "experiment.yaml").write_text(dump(told))
+        task, other = load_task(told), experiment("single_path", "space.size=basic-c12")
+        net = build(other, task)
+        found = architecture(net, alpha)
+        assert found != net.space.smallest()
+        assert proposed(tmp_path / "whole", net, task) == found
+        search = open_search(experiment("single_path", f"search.propose_from=[{tmp_path / 'whole'}]"), net, task)
+        asked = search.ask()
+        assert asked is not None and asked.arch == found and search.identity["first"] == [found.id]
+        with pytest.raises(ValueError, match="not in this space"):
+            proposed(tmp_path / "whole", net.fix(net.space.smallest()), task)
+        assert not load_file(whole[0] / "recipe.safetensors").get("alpha", torch.zeros(1)).any(), "they have before the end of their warm-up"
+
+
+def test_a_child_is_calibrated_judged_and_exported(one_rank: None, tmp_path: Path) -> None:
+    """With fitted steps, on photographs that were not trained on; its files give what it gives, ONNX within the steps of its grids."""
+    told = experiment("single_path")
+    newest = train(told, tmp_path)[-1]
+    task = load_task(told)
+    net = build(told, task)
+    net.load_state_dict(load_file(newest / "weights.safetensors"))
+    evaluator = Evaluator(net, task, told.search, torch.device("cpu"))
+    arch = net.space.smallest()
+    assert evaluator(arch)["psnr"] > task.chance - 1.0
+    raw = net.extract(arch)
+    child = evaluator.child(arch)
+    steps = [name for name, _ in raw.named_parameters() if "_step" in name]
+    assert steps and all(not torch.equal(raw.state_dict()[name], child.state_dict()[name]) for name in steps)
+    test = Batches(task.test, 1, 1, torch.device("cpu"))
+    about = {"space": "quantnas", "size": "basic-c12", "supernet": "5a" * 32, "data": told.data.name, **task.about}
+    (tmp_path / "children").mkdir()
+    figures = export_child(tmp_path / "children" / arch.id, arch, evaluator, test, about, True, Fence.take(tmp_path))
+    assert figures["bitops"] == net.cost(arch).bitops
+    assert figures["parity"]["supernet"] < 1e-5 and figures["parity"]["reloaded"] == 0 and figures["parity"]["onnx"] < 0.02
+    kept = json.loads((tmp_path / "children" / arch.id / "arch.json").read_text())
+    assert kept["network"]["slots"]["head1"] == ["conv3g3", 4]
