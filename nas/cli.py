@@ -34,6 +34,9 @@ Target = Annotated[str, EXPERIMENT]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run lives. [default: runs/<name>]")]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one value, for example train.workers=4; repeatable.")]
 Minutes = Annotated[float | None, typer.Option("--minutes", min=0.01, help="Bound the time of this stage.")]
+MirrorAt = Annotated[
+    str | None, typer.Option("--mirror", metavar="URI", help="Keep the run in an object store too (s3://..., gs://...); restore it from there.")
+]
 NOTHING: list[str] = []
 
 
@@ -48,7 +51,7 @@ def resolve(target: str, run_dir: Path | None, overrides: list[str]) -> tuple[Ex
     return experiment, run_dir or Path("runs") / experiment.name
 
 
-def open_pipeline(target: str, run_dir: Path | None, overrides: list[str]) -> Any:
+def open_pipeline(target: str, run_dir: Path | None, overrides: list[str], mirror: str | None = None) -> Any:
     """The pipeline of a command, as a context; and a screen that is put right whatever happens."""
     from contextlib import contextmanager
 
@@ -62,7 +65,7 @@ def open_pipeline(target: str, run_dir: Path | None, overrides: list[str]) -> An
 
         screen = Screen(console)
         try:
-            with Pipeline.open(experiment, run, screen) as pipeline:
+            with Pipeline.open(experiment, run, screen, mirror) as pipeline:
                 yield pipeline
         finally:
             screen.stop()
@@ -71,14 +74,14 @@ def open_pipeline(target: str, run_dir: Path | None, overrides: list[str]) -> An
 
 
 @app.command()
-def run(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None) -> None:
+def run(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None, mirror: MirrorAt = None) -> None:
     """Do all: train, search, export, finetune where the experiment says so, report. The same command again continues, and a finished run says so.
 
     --minutes bounds the training; --set search.max_minutes=5 bounds the search.
 
     Example: nas run bignas-digits --set search.candidates=100
     """
-    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes)) as pipeline:
+    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes), mirror) as pipeline:
         pipeline.train()
         pipeline.search()
         ids = pipeline.export()

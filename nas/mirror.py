@@ -25,7 +25,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +34,6 @@ from typing import IO, NamedTuple, Self
 from pyarrow import fs
 
 from nas.checkpoint import MANIFEST, Damaged, Fenced, steps, write_atomic
-from nas.run import is_run
 
 ATTEMPT = re.compile(r"attempt-(\d{6})-[0-9a-f]{8}")
 COMMIT = re.compile(r"(\d{8})\.json")
@@ -125,7 +124,7 @@ class _Commit:
 
 
 class Mirror:
-    """One attempt's hold on the mirror of a run. `take` it first; as a context it pushes until it ends, and once more then.
+    """One attempt's hold on the mirror of a run. `bring` the run first; as a context it claims the mirror and pushes, to the end and once more.
 
     Args:
         uri: of the run, ``s3://bucket/prefix/name``; credentials come from the environment, never from here.
@@ -150,23 +149,42 @@ class Mirror:
 
     # --- at the start
 
-    def take(self) -> None:
-        """Make the run directory from the mirror where there is none, and let no earlier attempt write any more.
+    def bring(self) -> None:
+        """Make the run directory from the mirror where there is none yet, and a mirror that has one.
 
         Raises:
-            ValueError: the store cannot be reached or written, or holds more of this run than the directory does.
+            ValueError: the store cannot be reached.
             Damaged: no commit is whole.
         """
-        try:
+        if self.run.exists() and any(self.run.iterdir()):
+            return
+        with self._told():
+            if any(self._numbers(name) for name in self._attempts()):
+                self.restore()
+
+    def claim(self) -> None:
+        """Let no earlier attempt write any more. To be called by whoever holds the run directory.
+
+        Raises:
+            ValueError: the store cannot be read and written, or holds more of this run than the directory does.
+        """
+        with self._told():
             attempts = self._attempts()
             newest = next((name for name in reversed(attempts) if self._numbers(name)), None)
-            if is_run(self.run):
-                self._check_known(newest)
-            elif newest:
-                self.restore()
+            if newest is not None and newest not in self._known():
+                raise ValueError(
+                    f"{self.run} is behind its mirror {self.uri}, where {newest} has gone on elsewhere: "
+                    "move the directory away, and it is made anew from the mirror; or give another address for the mirror"
+                )
             number = 1 + max((int(name.split("-")[1]) for name in attempts), default=0)
             self.attempt = f"attempt-{number:06d}-{os.urandom(4).hex()}"
             self.store.put(f"{self.attempt}/claim", io.BytesIO(b"{}"))
+        write_atomic(self.run / KNOWN, json.dumps([*self._known(), self.attempt]))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise ValueError(f"the mirror {self.uri} cannot be read and written: {error}") from error
 
@@ -180,13 +198,13 @@ class Mirror:
         for attempt in reversed(self._attempts()):
             for number in reversed(self._numbers(attempt)):
                 try:
-                    self._bring(attempt, self._read_commit(attempt, number))
+                    self._fetch(attempt, self._read_commit(attempt, number))
                     self.say(f"restored from {self.uri} ({attempt}, commit {number})")
                     return
                 except (Damaged, FileNotFoundError) as problem:
                     problems.append(f"{attempt}, commit {number}: {problem}")
                     self.say(f"passed over in the mirror: {problems[-1]}")
-        why = "nothing is whole:\n  " + "\n  ".join(problems[:5]) + "\ngive another --mirror to begin anew" if problems else "it holds no run"
+        why = "nothing is whole:\n  " + "\n  ".join(problems[:5]) + "\ngive another address to begin anew" if problems else "it holds no run"
         raise Damaged(f"the mirror {self.uri} cannot be restored: {why}")
 
     def _attempts(self) -> list[str]:
@@ -200,13 +218,6 @@ class Mirror:
         path = self.run / KNOWN
         return list(json.loads(path.read_text())) if path.exists() else []
 
-    def _check_known(self, newest: str | None) -> None:
-        if newest is not None and newest not in self._known():
-            raise ValueError(
-                f"{self.run} is behind its mirror {self.uri}, where {newest} has gone on elsewhere: "
-                "move the directory away, and it is made anew from the mirror; or give another --mirror"
-            )
-
     def _read_commit(self, attempt: str, number: int) -> Files:
         text = io.BytesIO()
         self.store.get(f"{attempt}/commits/{number:08d}.json", text)
@@ -216,7 +227,7 @@ class Mirror:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Damaged(f"the commit is cut ({error})") from error
 
-    def _bring(self, attempt: str, files: Files) -> None:
+    def _fetch(self, attempt: str, files: Files) -> None:
         """Write the files of a commit beside the run directory, every byte verified, and rename."""
         beside = self.run.with_name(f".{self.run.name}.{os.urandom(4).hex()}.tmp")
         beside.mkdir(parents=True)
@@ -238,7 +249,7 @@ class Mirror:
     # --- while the run goes on
 
     def __enter__(self) -> Self:
-        write_atomic(self.run / KNOWN, json.dumps([*self._known(), self.attempt]))
+        self.claim()
         self._thread.start()
         return self
 
