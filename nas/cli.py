@@ -153,6 +153,37 @@ def finetune(
 
 
 @app.command()
+def register(
+    run: Annotated[Path, RUN],
+    child: Annotated[str, typer.Argument(metavar="CHILD", help="The id of an exported child.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the registered model, made if there is none.")],
+    alias: Annotated[str | None, typer.Option("--alias", help="Of this version, for example champion.")] = None,
+) -> None:
+    """Make an exported child a model in MLflow's registry, loadable by mlflow.pytorch.load_model.
+
+    Example: nas register runs/bignas-digits CHILD digits --alias champion
+    """
+    import json
+
+    from nas.export import load_child
+    from nas.run import EXPERIMENT as FILE
+    from nas.run import is_run
+    from nas.tracking import address
+    from nas.tracking import register as enter
+
+    folder = run / "children" / child
+    if not is_run(run) or not (folder / "arch.json").is_file():
+        known = ", ".join(sorted(path.parent.name for path in run.glob("children/*/arch.json"))) or "none"
+        raise ValueError(f"{run} has no exported child {child!r}; exported there: {known}")
+    settings = load_experiment(str(run / FILE), [])
+    net = load_child(folder, ("searchspaces", settings.space.name.partition(":")[0]))
+    shape = json.loads((folder / "arch.json").read_text())["input"]["shape"]
+    uri = address(run, settings.tracking.uri)
+    version = enter(run, uri, settings.tracking.experiment or settings.name, net, child, shape, name, alias)
+    console.print(f"{name}, version {version}: mlflow.pytorch.load_model('models:/{name}{'@' + alias if alias else '/' + version}')", highlight=False)
+
+
+@app.command()
 def report(run: Annotated[Path, RUN]) -> None:
     """Write RUN/report.html again and print the front.
 

@@ -65,10 +65,10 @@ class Loopback:
 
     def drain_second(self, seconds: int) -> None:
         """Notice that the second node will be taken away, as a cloud gives it; Ray then ends it when it is idle."""
-        nodes = json.loads(_get(f"{self.address}/api/v0/nodes?detail=1", self.token))["data"]["result"]["result"]
+        nodes = json.loads(_get(f"{self.address}/api/v0/nodes?detail=1", self.token, self.inside))["data"]["result"]["result"]
         [node] = [node["node_id"] for node in nodes if node["state"] == "ALIVE" and not node["is_head_node"]]
         reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken away", "--deadline-remaining-seconds", str(seconds)]
-        words = [BIN / "ray", "drain-node", "--address", self.gcs, "--node-id", node, *reason]
+        words = [*self.inside, BIN / "ray", "drain-node", "--address", self.gcs, "--node-id", node, *reason]
         subprocess.run(words, env=environment(self.token), check=True, timeout=60, capture_output=True)
 
     def replace_second(self) -> None:
@@ -112,12 +112,12 @@ def cluster(cpus: int = 3, data: Path | None = None, hosts: tuple[str, str] = HO
     def start_second() -> subprocess.Popen[bytes]:
         words = [f"--address={hosts[0]}:{gcs}", *common, *_own(folder / f"s{secrets.token_hex(2)}", hosts[1], rest[3:])]
         process = _start([*inside[1]], words, folder / "second.log", environment(token))
-        _await(lambda: _alive_nodes(address, token) == 2, process, folder / "second.log")
+        _await(lambda: _alive_nodes(address, token, inside[0]) == 2, process, folder / "second.log")
         return process
 
     try:
         started.append(_start([*inside[0]], [*head, *common, *_own(folder / "h", hosts[0], rest[:3])], folder / "head.log", environment(token, **here)))
-        _await(lambda: _answers(f"{address}/api/version", token), started[0], folder / "head.log")
+        _await(lambda: _answers(f"{address}/api/version", token, inside[0]), started[0], folder / "head.log")
         second.append(start_second())
         yield Loopback(address, token, folder, f"{hosts[0]}:{gcs}", inside[0], second, start_second)
     finally:
@@ -134,9 +134,7 @@ def _own(folder: Path, host: str, ports: list[int]) -> list[str]:
 
 def _start(inside: list[str], words: list[str], log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
     with log.open("wb") as out:
-        return subprocess.Popen(
-            [*inside, BIN / "ray", "start", *words], cwd=log.parent, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        return subprocess.Popen([*inside, BIN / "ray", "start", *words], cwd=log.parent, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 def _await(ready: object, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -147,21 +145,27 @@ def _await(ready: object, process: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(0.3)
 
 
-def _get(url: str, token: str) -> bytes:
+def _get(url: str, token: str, inside: tuple[str, ...] = ()) -> bytes:
+    """The answer to a GET, asked from within the cluster's network."""
+    if inside:
+        done = subprocess.run([*inside, "curl", "-sf", "-m", "5", "-H", f"Authorization: Bearer {token}", url], capture_output=True)
+        if done.returncode:
+            raise OSError(f"curl ended with code {done.returncode}")
+        return done.stdout
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     with urllib.request.urlopen(request, timeout=5) as answer:
         return bytes(answer.read())
 
 
-def _answers(url: str, token: str) -> bool:
+def _answers(url: str, token: str, inside: tuple[str, ...]) -> bool:
     with suppress(urllib.error.URLError, OSError):
-        return bool(_get(url, token))
+        return bool(_get(url, token, inside))
     return False
 
 
-def _alive_nodes(address: str, token: str) -> int:
+def _alive_nodes(address: str, token: str, inside: tuple[str, ...]) -> int:
     with suppress(urllib.error.URLError, OSError):
-        return _get(f"{address}/api/v0/nodes?filter_keys=state&filter_predicates=%3D&filter_values=ALIVE", token).count(b'"node_id"')
+        return _get(f"{address}/api/v0/nodes?filter_keys=state&filter_predicates=%3D&filter_values=ALIVE", token, inside).count(b'"node_id"')
     return 0
 
 
