@@ -168,6 +168,7 @@ def register(
     from nas.export import load_child
     from nas.run import EXPERIMENT as FILE
     from nas.run import is_run
+    from nas.space import Arch
     from nas.tracking import address
     from nas.tracking import register as enter
 
@@ -177,9 +178,9 @@ def register(
         raise ValueError(f"{run} has no exported child {child!r}; exported there: {known}")
     settings = load_experiment(str(run / FILE), [])
     net = load_child(folder, ("searchspaces", settings.space.name.partition(":")[0]))
-    shape = json.loads((folder / "arch.json").read_text())["input"]["shape"]
-    uri = address(run, settings.tracking.uri)
-    version = enter(run, uri, settings.tracking.experiment or settings.name, net, child, shape, name, alias)
+    about = json.loads((folder / "arch.json").read_text())
+    uri, arch = address(run, settings.tracking.uri), Arch(about["arch"]).id  # a finetuned child is named otherwise
+    version = enter(run, uri, settings.tracking.experiment or settings.name, net, arch, about["input"]["shape"], name, alias)
     console.print(f"{name}, version {version}: mlflow.pytorch.load_model('models:/{name}{'@' + alias if alias else '/' + version}')", highlight=False)
 
 

@@ -35,8 +35,8 @@ class Stopper:
     def ask(self, why: str) -> None:
         """Ask the run to save and end; from any thread, and told once."""
         if not self.asked.is_set():
-            self.asked.set()
             self.fence.ask_to_stop()
+            self.asked.set()
             self.say(why)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
@@ -67,11 +67,13 @@ def watching(leaving: Callable[[], bool], then: Callable[[], None], every_s: flo
                     then()
                     over.set()
 
-    threading.Thread(target=watch, daemon=True).start()
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
     try:
         yield
     finally:
         over.set()
+        thread.join(5)
 
 
 def aside(work: Callable[[], Any]) -> Any:
