@@ -250,13 +250,15 @@ def ui(run: Annotated[Path, RUN], port: Annotated[int, typer.Option(help="On thi
     """
     from nas.run import EXPERIMENT as FILE
     from nas.run import is_run
-    from nas.tracking import address, ui_command
+    from nas.tracking import address, page_of, ui_command
 
     if not is_run(run):
         raise ValueError(f"{run} holds no run; give the directory of one, for example runs/bignas-digits")
-    uri = address(run, load_experiment(str(run / FILE), []).tracking.uri)
+    settings = load_experiment(str(run / FILE), [])
+    uri = address(run, settings.tracking.uri)
     command = [*ui_command(uri), "--port", str(port)]
-    console.print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", highlight=False)
+    page = page_of(uri, settings.tracking.experiment or settings.name)
+    console.print(f"http://127.0.0.1:{port}{page}\n(Ctrl-C ends it)", highlight=False, soft_wrap=True)
     raise typer.Exit(subprocess.call(command))
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from nas.sources import read_json
-from nas.unsent import FIGURES, Item, Key, Sent, Unsent
+from nas.unsent import FIGURES, VIEW_KEY, Item, Key, Sent, Unsent
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -152,6 +152,8 @@ class _Store:
             self.client.update_run(run.id, status="RUNNING")  # an earlier session had ended it
             run.status = "RUNNING"
         self._log(run, item)
+        for name, text in item.shared.items():
+            self.client.set_experiment_tag(self.experiment, name, text)
         for name, content in item.artifacts.items():
             with tempfile.TemporaryDirectory() as folder:
                 Path(folder, name).write_bytes(content)
@@ -354,6 +356,16 @@ def reachable(uri: str, timeout_s: float = 5.0) -> str | None:
     except (URLError, OSError) as error:
         return f"{uri} does not answer: {error}"
     return None
+
+
+def page_of(uri: str, experiment: str) -> str:
+    """Where MLflow's pages compare the candidates of an experiment: the path of the view that comes with a run (`nas.unsent.view`)."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    found = MlflowClient(uri).get_experiment_by_name(experiment)
+    return f"/#/experiments/{found.experiment_id}/runs?viewStateShareKey={VIEW_KEY}&compareRunsMode=CHART" if found else "/"
 
 
 def register(run_dir: Path, uri: str, experiment: str, child: nn.Module, arch: str, shape: Sequence[int], name: str, alias: str | None) -> str:
