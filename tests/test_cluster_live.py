@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import time
@@ -27,6 +28,7 @@ from tests.loopback import BIN, Loopback, cluster, free_ports
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 PATIENCE = 500.0
+PAGE = Path(__file__).parent.parent / "docs" / "cluster.md"
 STEPS = 8 * 18
 SHORT = ["recipe.epochs=8", "recipe.warmup_epochs=1", "search.candidates=8", "search.window=8", "export.children=2"]
 
@@ -116,6 +118,28 @@ def test_another_address_is_not_taken_from_the_environment(loopback: Loopback, t
 
 
 # --- what works
+
+
+def test_the_page_holds_line_by_line(loopback: Loopback, tmp_path: Path) -> None:
+    """Every command of docs/cluster.md's first section of work, on this cluster, with a shorter training."""
+    block = PAGE.read_text().partition("## Submit, follow, stop, fetch\n")[2].partition("\n\nA job is")[0]
+    lines = [line.strip() for line in block.splitlines() if line.startswith("    ")]
+    assert [line.split()[1] for line in lines if line.startswith("nas ")] == ["submit", "jobs", "status", "logs", "stop", "submit", "fetch"]
+    env, said = {}, {}
+    for number, line in enumerate(lines):
+        here = line.replace("http://127.0.0.1:8265", loopback.address).replace("/tmp/shared-runs", str(loopback.storage))
+        program, *words = shlex.split(here, comments=True)
+        if program == "export":
+            env |= dict([words[0].split("=", 1)])
+        elif program == "nas":
+            short = [word for setting in SHORT[:2] for word in ("--set", setting)] if words[0] == "submit" else []
+            done = loopback.nas(*words, *short, cwd=tmp_path, patience=PATIENCE, **env)
+            assert done.returncode == 0, f"{line}\n{done.stdout}"
+            said[number, words[0]] = done.stdout
+    told = "\n".join(said.values())
+    assert "bignas-digits-1 submitted" in told and "40 candidates" in told and "bignas-digits-2 submitted" in told
+    assert list((tmp_path / "fetched" / "bignas-digits" / "children").iterdir())
+    loopback.nas("stop", "bignas-digits-2", cwd=tmp_path, patience=PATIENCE, **env)
 
 
 def test_a_run_is_fetched_and_its_children_load(loopback: Loopback, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
