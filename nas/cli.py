@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Train one supernet, cut many small networks out of it.\n\nFirst steps: nas run bignas-digits; then nas ui runs/bignas-digits.",
+    help="Train one supernet, cut many small networks. First: nas run bignas-digits",
 )
 
 EXPERIMENT = typer.Argument(metavar="EXPERIMENT", help="A preset's name, a YAML file, or the directory of a run.")
