@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 BIN = Path(sys.executable).parent
-START_S = 120.0
+START_S = 300.0
 HOSTS = ("127.0.0.2", "127.0.0.3")  # loopback; Ray would replace 127.0.0.1 by an address of the network card
 Inside = tuple[tuple[str, ...], tuple[str, ...]]
 FREE_OF = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN_PATH", "MLFLOW_TRACKING_URI", "RAYNAS_DATA", "RAYNAS_DEBUG")
