@@ -57,16 +57,14 @@ def check(cluster: Cluster, work: Work, needs: Needs) -> list[str]:
     has = f"{len(seen['nodes'])} nodes, {seen['cpus']:g} CPUs, {seen['gpus']:g} GPUs"
     said = [f"{cluster.address}: {has}; storage, data and versions are in order"]
     if not (needs.tracking or "MLFLOW_TRACKING_URI" in work.env):
-        said.append(
-            f"MLflow writes SQLite into {work.storage}; a network file system may damage that: set tracking.uri to an `mlflow server`"
-        )
+        said.append(f"MLflow writes SQLite into {work.storage}; a network file system may damage that: set tracking.uri to an `mlflow server`")
     return said
 
 
 def _look(cluster: Cluster, work: Work, needs: Needs) -> dict[str, Any]:
     """What the probe found, from a job that ends before anything else is started."""
     id_, token = f"raynas-check-{secrets.token_hex(4)}", secrets.token_hex(4)
-    question = {"storage": work.storage, "token": token, "experiment": EXPERIMENT, "tracking": needs.tracking}
+    question = {"storage": work.storage, "token": token, "experiment": EXPERIMENT, "tracking": needs.tracking, "mirror": work.mirror}
     script = Path(probe.__file__)
     files = {**work.files, script.name: script.read_bytes(), EXPERIMENT: work.experiment.encode()}
     launch(cluster, id_, shlex.join(["python", script.name, json.dumps(question)]), files, work.env_vars(), {"raynas": "check"})
@@ -109,6 +107,8 @@ def _problems(seen: dict[str, Any], work: Work, needs: Needs) -> Iterator[str]:
         yield f"the cluster has {seen['gpus']:g} GPUs and the run asks for {gpus}: lower train.workers, or set train.use_gpu=false"
     if seen["storage"]:
         yield f"cluster.storage {work.storage} {seen['storage']} (on the head)"
+    if seen["mirror"]:
+        yield f"cluster.mirror: {work.mirror} cannot be read and written by the head: {seen['mirror']}"
     if seen["tracking"]:
         where = needs.tracking or "MLFLOW_TRACKING_URI of the head"
         yield f"MLflow at {where} does not answer the head: {seen['tracking']}; start it, or set tracking.uri"

@@ -33,6 +33,7 @@ class Work:
         experiment: the text of the experiment file.
         storage: a directory that all machines of the cluster share.
         env: environment variables of the run's processes.
+        mirror: where an object store keeps the run as well; None: nowhere.
         files: more files for the working directory of all its processes, by name; a user's own space, say.
     """
 
@@ -41,6 +42,7 @@ class Work:
     storage: str
     env: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
+    mirror: str | None = None
 
     @property
     def run_dir(self) -> str:
@@ -48,7 +50,11 @@ class Work:
 
     @property
     def entrypoint(self) -> str:
-        return shlex.join(["nas", "run", EXPERIMENT, "--run-dir", self.run_dir])
+        return self.command(EXPERIMENT)
+
+    def command(self, experiment: str) -> str:
+        """The command line that runs an experiment file."""
+        return shlex.join(["nas", "run", experiment, "--run-dir", self.run_dir, *(["--mirror", self.mirror] if self.mirror else [])])
 
     @property
     def digest(self) -> str:
@@ -111,8 +117,7 @@ def submit(cluster: Cluster, work: Work) -> Submitted:
 def _answer(live: Job, work: Work) -> Submitted:
     if live.run_dir != work.run_dir:
         raise Refused(
-            f"the run {work.run!r} in {live.run_dir} is live there as {live.id}; "
-            f"yours would be in {work.run_dir}: name it otherwise (--set name=...)"
+            f"the run {work.run!r} in {live.run_dir} is live there as {live.id}; yours would be in {work.run_dir}: name it otherwise (--set name=...)"
         )
     return Submitted(live, new=False, differs=live.digest != work.digest)
 
@@ -123,9 +128,7 @@ def _start(cluster: Cluster, work: Work, id_: str) -> None:
     launch(cluster, id_, work.entrypoint, files, work.env_vars(), metadata)
 
 
-def launch(
-    cluster: Cluster, id_: str, entrypoint: str, files: Mapping[str, bytes], env: Mapping[str, str], metadata: Mapping[str, str]
-) -> None:
+def launch(cluster: Cluster, id_: str, entrypoint: str, files: Mapping[str, bytes], env: Mapping[str, str], metadata: Mapping[str, str]) -> None:
     """Start a job in a working directory that holds `files` and nothing else, so that nothing of this machine is sent by accident."""
     with tempfile.TemporaryDirectory(prefix="raynas-") as folder:
         for name, content in files.items():
@@ -147,9 +150,7 @@ def _job(details: JobDetails) -> Job | None:
         return None
     began, ended = (stamp / 1000 if stamp else None for stamp in (details.start_time, details.end_time))
     status, message = str(getattr(details.status, "value", details.status)), details.message or ""
-    return Job(
-        str(details.submission_id), *parts, status, metadata.get("run_dir", ""), metadata.get("experiment", ""), began, ended, message
-    )
+    return Job(str(details.submission_id), *parts, status, metadata.get("run_dir", ""), metadata.get("experiment", ""), began, ended, message)
 
 
 def found(cluster: Cluster, name: str) -> Job:

@@ -7,7 +7,6 @@ KubeRay makes, or from a file on the machines.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -57,7 +56,7 @@ def rayjob(work: Work, pods: Pods) -> list[dict[str, Any]]:
         "kind": "RayJob",
         "metadata": {"name": name, "labels": labels},
         "spec": {
-            "entrypoint": shlex.join(["nas", "run", f"{FOLDER}/{EXPERIMENT}", "--run-dir", work.run_dir]),
+            "entrypoint": work.command(f"{FOLDER}/{EXPERIMENT}"),
             "submissionMode": "K8sJobMode",
             "backoffLimit": RETRIES,
             "shutdownAfterJobFinishes": True,
@@ -88,7 +87,8 @@ def _pod(name: str, container: str, cpus: int, gpus: int, work: Work, pods: Pods
         {"name": "storage", "persistentVolumeClaim": {"claimName": pods.claim}},
         {"name": "experiment", "configMap": {"name": name}},
     ]
-    main = {"name": container, "image": pods.image, "resources": {"requests": amounts, "limits": dict(amounts)}, "volumeMounts": mounts}
+    drain = [{"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": str(GRACE_S)}]  # when the pod is ended: time for a checkpoint
+    main = {"name": container, "image": pods.image, "resources": {"requests": amounts, "limits": dict(amounts)}, "env": drain, "volumeMounts": mounts}
     return {"spec": {"terminationGracePeriodSeconds": GRACE_S + 20, "containers": [main], "volumes": volumes}}
 
 

@@ -82,6 +82,25 @@ def server_problem(uri: str | None) -> str | None:
     return None
 
 
+def mirror_problem(uri: str | None, token: str) -> str | None:
+    """Why an object store cannot be read and written; None where it can, and where there is none."""
+    if not uri:
+        return None
+    try:
+        from pyarrow import fs
+
+        store, base = fs.FileSystem.from_uri(uri)
+        path = f"{base}/{SEEN}-{token}"
+        with store.open_output_stream(path) as out:
+            out.write(token.encode())
+        with store.open_input_stream(path) as back:
+            found = back.read()
+        store.delete_file(path)
+        return None if found == token.encode() else "what was written did not come back"
+    except Exception as error:  # an address, credentials, the network: whatever it is, is the finding
+        return str(error).strip().splitlines()[0][:200]
+
+
 def make_storage(storage: str, token: str) -> str | None:
     """Write from the head what all nodes must see; says why that is not possible."""
     try:
@@ -114,7 +133,7 @@ def nodes(storage: str, token: str, experiment: str) -> list[dict[str, Any]]:
     return answers
 
 
-def main(storage: str, token: str, experiment: str, tracking: str | None) -> dict[str, Any]:
+def main(storage: str, token: str, experiment: str, tracking: str | None, mirror: str | None) -> dict[str, Any]:
     """All that is asked about the cluster."""
     import ray
 
@@ -130,6 +149,7 @@ def main(storage: str, token: str, experiment: str, tracking: str | None) -> dic
         "cpus": have.get("CPU", 0.0),
         "gpus": have.get("GPU", 0.0),
         "storage": problem,
+        "mirror": mirror_problem(mirror, token),
         "tracking": server_problem(tracking or os.environ.get("MLFLOW_TRACKING_URI")),
         "nodes": each,
     }

@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Train one supernet, cut many small networks out of it.\n\nFirst steps: nas run bignas-digits; then nas ui runs/bignas-digits.",
+    help="Train one supernet, cut many small networks. First: nas run bignas-digits",
 )
 
 EXPERIMENT = typer.Argument(metavar="EXPERIMENT", help="A preset's name, a YAML file, or the directory of a run.")
@@ -34,6 +34,9 @@ Target = Annotated[str, EXPERIMENT]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run lives. [default: runs/<name>]")]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one value, for example train.workers=4; repeatable.")]
 Minutes = Annotated[float | None, typer.Option("--minutes", min=0.01, help="Bound the time of this stage.")]
+MirrorAt = Annotated[
+    str | None, typer.Option("--mirror", metavar="URI", help="Keep the run in an object store too (s3://..., gs://...); restore it from there.")
+]
 NOTHING: list[str] = []
 
 
@@ -48,7 +51,7 @@ def resolve(target: str, run_dir: Path | None, overrides: list[str]) -> tuple[Ex
     return experiment, run_dir or Path("runs") / experiment.name
 
 
-def open_pipeline(target: str, run_dir: Path | None, overrides: list[str]) -> Any:
+def open_pipeline(target: str, run_dir: Path | None, overrides: list[str], mirror: str | None = None) -> Any:
     """The pipeline of a command, as a context; and a screen that is put right whatever happens."""
     from contextlib import contextmanager
 
@@ -62,7 +65,7 @@ def open_pipeline(target: str, run_dir: Path | None, overrides: list[str]) -> An
 
         screen = Screen(console)
         try:
-            with Pipeline.open(experiment, run, screen) as pipeline:
+            with Pipeline.open(experiment, run, screen, mirror) as pipeline:
                 yield pipeline
         finally:
             screen.stop()
@@ -71,14 +74,14 @@ def open_pipeline(target: str, run_dir: Path | None, overrides: list[str]) -> An
 
 
 @app.command()
-def run(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None) -> None:
+def run(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None, mirror: MirrorAt = None) -> None:
     """Do all: train, search, export, finetune where the experiment says so, report. The same command again continues, and a finished run says so.
 
     --minutes bounds the training; --set search.max_minutes=5 bounds the search.
 
     Example: nas run bignas-digits --set search.candidates=100
     """
-    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes)) as pipeline:
+    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes), mirror) as pipeline:
         pipeline.train()
         pipeline.search()
         ids = pipeline.export()
@@ -177,6 +180,38 @@ def quantize(
 
 
 @app.command()
+def register(
+    run: Annotated[Path, RUN],
+    child: Annotated[str, typer.Argument(metavar="CHILD", help="The id of an exported child.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the registered model, made if there is none.")],
+    alias: Annotated[str | None, typer.Option("--alias", help="Of this version, for example champion.")] = None,
+) -> None:
+    """Make an exported child a model in MLflow's registry, loadable by mlflow.pytorch.load_model.
+
+    Example: nas register runs/bignas-digits CHILD digits --alias champion
+    """
+    import json
+
+    from nas.export import load_child
+    from nas.run import EXPERIMENT as FILE
+    from nas.run import is_run
+    from nas.space import Arch
+    from nas.tracking import address
+    from nas.tracking import register as enter
+
+    folder = run / "children" / child
+    if not is_run(run) or not (folder / "arch.json").is_file():
+        known = ", ".join(sorted(path.parent.name for path in run.glob("children/*/arch.json"))) or "none"
+        raise ValueError(f"{run} has no exported child {child!r}; exported there: {known}")
+    settings = load_experiment(str(run / FILE), [])
+    net = load_child(folder, ("searchspaces", settings.space.name.partition(":")[0]))
+    about = json.loads((folder / "arch.json").read_text())
+    uri, arch = address(run, settings.tracking.uri), Arch(about["arch"]).id  # a finetuned child is named otherwise
+    version = enter(run, uri, settings.tracking.experiment or settings.name, net, arch, about["input"]["shape"], name, alias)
+    console.print(f"{name}, version {version}: mlflow.pytorch.load_model('models:/{name}{'@' + alias if alias else '/' + version}')", highlight=False)
+
+
+@app.command()
 def report(run: Annotated[Path, RUN]) -> None:
     """Write RUN/report.html again and print the front.
 
@@ -242,13 +277,15 @@ def ui(run: Annotated[Path, RUN], port: Annotated[int, typer.Option(help="On thi
     """
     from nas.run import EXPERIMENT as FILE
     from nas.run import is_run
-    from nas.tracking import address, ui_command
+    from nas.tracking import address, page_of, ui_command
 
     if not is_run(run):
         raise ValueError(f"{run} holds no run; give the directory of one, for example runs/bignas-digits")
-    uri = address(run, load_experiment(str(run / FILE), []).tracking.uri)
+    settings = load_experiment(str(run / FILE), [])
+    uri = address(run, settings.tracking.uri)
     command = [*ui_command(uri), "--port", str(port)]
-    console.print(f"http://127.0.0.1:{port} (Ctrl-C ends it)", highlight=False)
+    page = page_of(uri, settings.tracking.experiment or settings.name)
+    console.print(f"http://127.0.0.1:{port}{page}\n(Ctrl-C ends it)", highlight=False, soft_wrap=True)
     raise typer.Exit(subprocess.call(command))
 
 

@@ -6,11 +6,13 @@ import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from nas.cluster_values import below
 from nas.experiment import Experiment, dump, load_experiment
 
 if TYPE_CHECKING:
@@ -37,9 +39,7 @@ def submit(
     experiment: Target,
     address: Annotated[str | None, typer.Option("--address", metavar="URL", help="Of the cluster. [default: cluster.address]")] = None,
     set_: Set = NOTHING,
-    kuberay: Annotated[
-        Path | None, typer.Option("--kuberay", metavar="FILE", help="Submit nothing; write a RayJob for kubectl apply.")
-    ] = None,
+    kuberay: Annotated[Path | None, typer.Option("--kuberay", metavar="FILE", help="Submit nothing; write a RayJob for kubectl apply.")] = None,
     ray_up: Annotated[Path | None, typer.Option("--ray-up", metavar="FILE", help="Submit nothing; write a cluster for `ray up`.")] = None,
     host: Annotated[list[str], typer.Option("--host", help="For --ray-up: a machine, the head first; repeatable.")] = NOTHING,
 ) -> None:
@@ -99,9 +99,7 @@ def pods_of(experiment: Experiment) -> Pods:
 
     train, cluster = experiment.train, experiment.cluster
     if not cluster.image or not cluster.claim:
-        raise ValueError(
-            "Kubernetes needs cluster.image (with raynas in it) and cluster.claim (the PersistentVolumeClaim behind cluster.storage)"
-        )
+        raise ValueError("Kubernetes needs cluster.image (with raynas in it) and cluster.claim (the PersistentVolumeClaim behind cluster.storage)")
     cpus = max(math.ceil(train.cpus_per_worker), math.ceil(experiment.search.trials / train.workers))
     return Pods(train.workers, cpus, int(train.use_gpu is True), cluster.image, cluster.claim)
 
@@ -115,7 +113,8 @@ def work_of(experiment: Experiment) -> Work:
             "cluster.storage is not set: an absolute directory that every machine of the cluster mounts, "
             "for example --set cluster.storage=/mnt/shared/runs; the run becomes a folder of it"
         )
-    return Work(experiment.name, dump(experiment), experiment.cluster.storage, experiment.cluster.env, own_space(experiment))
+    mirror = below(experiment.cluster.mirror, experiment.name) if experiment.cluster.mirror else None
+    return Work(experiment.name, dump(experiment), experiment.cluster.storage, experiment.cluster.env, own_space(experiment), mirror)
 
 
 def own_space(experiment: Experiment) -> dict[str, bytes]:
@@ -207,10 +206,13 @@ def fetch(
     to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="[default: fetched/<run>]")] = None,
     address: Address = None,
 ) -> None:
-    """Bring the children and the report of a run to this machine, and verify them.
+    """Bring the children and the report of a run to this machine, and verify them; from a mirror (s3://..., gs://...) all of the run.
 
     Example: nas fetch bignas-digits
     """
+    if "://" in id_:
+        restore(id_, to)
+        return
     from cluster.client import connect
     from cluster.fetch import fetch as bring
     from cluster.jobs import found
@@ -219,6 +221,18 @@ def fetch(
     job = found(cluster, id_)
     came = bring(cluster, job, to or Path("fetched") / job.run)
     say(f"{len(came.children)} children in {came.folder}, verified ({came.through})")
+
+
+def restore(uri: str, to: Path | None) -> None:
+    """A run as its mirror has it; the mirror is only read."""
+    from nas.mirror import Mirror
+
+    target = (to or Path("fetched") / urlsplit(uri).path.rpartition("/")[2]).absolute()
+    if target.exists():
+        raise ValueError(f"{target} is there already; give another --to")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Mirror(uri, target, say).restore()
+    say(f"the whole run is in {target}")
 
 
 def clock(stamp: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -31,6 +31,7 @@ FIRST_LOSSES = 20  # steps whose largest loss is the yardstick for an exploding 
 EXPLODED = 4.0  # times that yardstick
 LOST = 0.1  # share of what the largest child had gained over chance, below which it has collapsed
 PANEL_EXAMPLES = 1000
+LEAVING_S = 2.0  # between two questions whether a machine will be taken away
 
 
 class Diverged(RuntimeError):
@@ -134,9 +135,21 @@ class Loop:
         fence: refuses writes of an attempt that is over.
         rank, world: which worker of how many.
         device: where to work.
+        leaving: whether the machine of some rank will be taken away, so that all shall save and return. All ranks ask at the same steps, and
+            must be given the same answer.
     """
 
-    def __init__(self, experiment: Experiment, run: Path, fence: checkpoint.Fence, rank: int, world: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        run: Path,
+        fence: checkpoint.Fence,
+        rank: int,
+        world: int,
+        device: torch.device,
+        leaving: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.leaving = leaving
         self.experiment, self.run, self.fence, self.rank, self.world, self.device = experiment, run, fence, rank, world, device
         self.task = load_task(experiment)
         self.root = checkpoints(run)
@@ -195,7 +208,7 @@ class Attempt:
         self.state, self.stopping = State(0, self.total), False
         if found:
             self._restore(found)
-        self.began = time.monotonic() - self.state.seconds
+        self.began, self.asked = time.monotonic() - self.state.seconds, time.monotonic()
         random = np.random.default_rng(bits(self.experiment.seed, "panel"))
         self.panel = panel(net.space, random)
         self.evaluator = Evaluator(net, self.task, self.experiment.search, loop.device, PANEL_EXAMPLES)
@@ -276,9 +289,15 @@ class Attempt:
         """
         finite = all(np.isfinite(value) for value in losses.values())
         worst = next(iter(losses.values())) if finite else float("inf")
-        stop = self.loop.rank == 0 and self.loop.fence.stopping()
-        worst, self.state.seconds, stopping = self.engine.highest(worst, time.monotonic() - self.began, stop)
+        first = self.loop.rank == 0
+        stop, ask = first and self.loop.fence.stopping(), first and time.monotonic() - self.asked > LEAVING_S
+        worst, self.state.seconds, stopping, asking = self.engine.highest(worst, time.monotonic() - self.began, stop, ask)
         self.stopping = stopping > 0
+        if asking:
+            self.asked = time.monotonic()
+            if self.loop.leaving():
+                self.loop.note(event="preemption", reason="a machine is being taken away: saving, and going on with those that stay")
+                self.stopping = True
         if self.state.step == 0 and np.isfinite(worst):
             self.state.yardstick = worst
         if self.state.step < FIRST_LOSSES and worst <= EXPLODED * self.state.yardstick:

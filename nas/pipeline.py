@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from nas.evaluate import Batches, Evaluator
 from nas.experiment import Experiment
 from nas.export import export_child, exported
 from nas.loop import build, checkpoints, judged_weights, total_steps
+from nas.mirror import Mirror
 from nas.quantize.child import done_before, quantize_child
 from nas.quantize.compare import Wish
 from nas.recipes import load_recipe
@@ -25,11 +26,11 @@ from nas.report import write_report
 from nas.run import open_run
 from nas.search import Record
 from nas.search.tune import budget_of, check_constraints, journal_path, objective_of, search_children
-from nas.session import session
+from nas.session import leaving, session
 from nas.settings import Constraints
 from nas.sources import History
 from nas.space import Arch
-from nas.stopping import Stopper
+from nas.stopping import Stopper, watching
 from nas.supernet import Supernet
 from nas.tasks import load_task
 from nas.tracking import Tracker, address
@@ -70,11 +71,14 @@ class Pipeline:
 
     @classmethod
     @contextmanager
-    def open(cls, experiment: Experiment, run: Path, watch: Watcher) -> Iterator[Pipeline]:
+    def open(cls, experiment: Experiment, run: Path, watch: Watcher, mirror: str | None = None) -> Iterator[Pipeline]:
         """Take the run directory, check what can be checked before anything is started, and follow with the tracker.
 
+        Args:
+            mirror: where an object store keeps this run as well, ``s3://bucket/prefix/name``; a run that is not here yet is restored from there.
+
         Raises:
-            ValueError: the space cannot meet the constraints; the directory is occupied; the data cannot be used.
+            ValueError: the space cannot meet the constraints; the directory is occupied; the data or the mirror cannot be used.
         """
         driver(experiment.train.use_gpu)
         run = run.absolute()
@@ -84,11 +88,16 @@ class Pipeline:
         check_constraints(experiment, net)
         load_recipe(task, experiment.recipe).optimizer(net)  # refuses a network that it cannot train
         tracking = experiment.tracking
-        with open_run(experiment, run) as fence:
+        kept = Mirror(mirror, run, watch.say) if mirror else None
+        if kept:
+            kept.bring()
+        with open_run(experiment, run) as fence, kept or nullcontext():
             tracker = Tracker(run, address(run, tracking.uri), tracking.experiment or experiment.name)
             try:
                 tracker.start()
                 pipeline = cls(experiment, run, fence, tracker, watch)
+                if kept:
+                    kept.lost = lambda: pipeline.stopper.ask("another attempt has taken over the run: saving and ending")
                 with pipeline.stopper.listening(), pipeline.ray:
                     yield pipeline
             except BaseException:
@@ -274,6 +283,8 @@ class Pipeline:
         """A connection to Ray for the rest of the command, and then ours the signals that Ray takes as it starts."""
         self.ray.enter_context(session())
         self.ray.enter_context(self.stopper.listening())
+        notice = "this machine is being taken away: saving and ending"
+        self.ray.enter_context(watching(leaving, lambda: self.stopper.ask(notice)))
 
     def _begin(self, stage: str, note: str) -> None:
         self.stopper.check()

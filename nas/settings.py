@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from nas.cluster_values import absolute, no_secret
+from nas.cluster_values import absolute, no_secret, object_store
 
 
 class Kind(StrEnum):
@@ -359,6 +359,9 @@ class ClusterSettings(Section):
 
     address: str | None = Field(default=None, description="of the cluster's Jobs server, for example http://head:8265")
     storage: Annotated[str, AfterValidator(absolute)] | None = Field(default=None, description="directory that all machines share; runs are its folders")
+    mirror: Annotated[str, AfterValidator(object_store)] | None = Field(
+        default=None, description="s3://bucket/prefix or gs://...: runs are kept there too, and restored where storage has lost them"
+    )
     env: Annotated[dict[str, str], AfterValidator(no_secret)] = Field(default={}, description="environment variables of the run; no secrets")
     image: str | None = Field(default=None, description="Kubernetes only: container image with raynas in it")
     claim: str | None = Field(default=None, description="Kubernetes only: PersistentVolumeClaim behind storage, ReadWriteMany")

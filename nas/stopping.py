@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -32,12 +32,17 @@ class Stopper:
         if self.asked.is_set():
             raise KeyboardInterrupt
 
+    def ask(self, why: str) -> None:
+        """Ask the run to save and end; from any thread, and told once."""
+        if not self.asked.is_set():
+            self.fence.ask_to_stop()
+            self.asked.set()
+            self.say(why)
+
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if self.asked.is_set():
             raise KeyboardInterrupt
-        self.asked.set()
-        self.fence.ask_to_stop()
-        self.say(f"{signal.Signals(number).name}: saving and ending; once more ends at once")
+        self.ask(f"{signal.Signals(number).name}: saving and ending; once more ends at once")
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -48,6 +53,27 @@ class Stopper:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@contextmanager
+def watching(leaving: Callable[[], bool], then: Callable[[], None], every_s: float = 2.0) -> Iterator[None]:
+    """Call `then` once, from a thread, when `leaving` says so while the context is open."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(every_s):
+            with suppress(Exception):  # a head that does not answer now is asked again
+                if leaving():
+                    then()
+                    over.set()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(5)
 
 
 def aside(work: Callable[[], Any]) -> Any:

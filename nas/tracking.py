@@ -11,13 +11,14 @@ before another is created, and half-filled ones are completed. And a figure is s
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,11 +26,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from nas.sources import read_json
-from nas.unsent import FIGURES, Item, Key, Sent, Unsent
+from nas.unsent import FIGURES, VIEW_KEY, Item, Key, Sent, Unsent
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from torch import nn
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +152,8 @@ class _Store:
             self.client.update_run(run.id, status="RUNNING")  # an earlier session had ended it
             run.status = "RUNNING"
         self._log(run, item)
+        for name, text in item.shared.items():
+            self.client.set_experiment_tag(self.experiment, name, text)
         for name, content in item.artifacts.items():
             with tempfile.TemporaryDirectory() as folder:
                 Path(folder, name).write_bytes(content)
@@ -352,3 +356,54 @@ def reachable(uri: str, timeout_s: float = 5.0) -> str | None:
     except (URLError, OSError) as error:
         return f"{uri} does not answer: {error}"
     return None
+
+
+def page_of(uri: str, experiment: str) -> str:
+    """Where MLflow's pages compare the candidates of an experiment: the path of the view that comes with a run (`nas.unsent.view`)."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    found = MlflowClient(uri).get_experiment_by_name(experiment)
+    return f"/#/experiments/{found.experiment_id}/runs?viewStateShareKey={VIEW_KEY}&compareRunsMode=CHART" if found else "/"
+
+
+def register(run_dir: Path, uri: str, experiment: str, child: nn.Module, arch: str, shape: Sequence[int], name: str, alias: str | None) -> str:
+    """Make an exported child a version of a registered model, for `mlflow.pytorch.load_model`; raynas itself never loads one.
+
+    Args:
+        child: in evaluation mode.
+        arch: its id, which is in the tags of its run in MLflow; the model belongs to that run.
+        shape: of one input, ``(C, H, W)``; the batch dimension is free.
+        name, alias: of the registered model; an alias moves from the version that had it.
+
+    Returns:
+        The version.
+
+    Raises:
+        ValueError: MLflow has no run of that child.
+    """
+    store = _Store(check_uri(uri), experiment, run_dir)
+    import mlflow.pytorch
+    import torch
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import infer_signature
+
+    query = f"tags.`raynas.run` = '{store.raynas_run}' and tags.`raynas.arch` = '{arch}'"
+    runs = store.client.search_runs([store.experiment], query, max_results=1, order_by=["attributes.start_time DESC"])
+    if not runs:
+        raise ValueError(f"MLflow at {uri} has no run of the child {arch}; nas export {run_dir} sends it")
+    pixels = torch.rand(2, *shape)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        signature = infer_signature(pixels.numpy(), child(pixels).numpy())
+        needs = [f"torch=={torch.__version__.partition('+')[0]}"]
+        mlflow.pytorch.save_model(
+            child, f"{folder}/model", signature=signature, input_example=pixels.numpy(), pip_requirements=needs, serialization_format="pt2"
+        )
+        store.client.log_artifacts(runs[0].info.run_id, f"{folder}/model", "model")
+    with contextlib.suppress(MlflowException):  # it is there already
+        store.client.create_registered_model(name)
+    version = store.client.create_model_version(name, f"runs:/{runs[0].info.run_id}/model", runs[0].info.run_id, tags={"raynas.arch": arch})
+    if alias:
+        store.client.set_registered_model_alias(name, alias, version.version)
+    return str(version.version)

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,14 @@ def train(experiment: Experiment, run: Path, fence: checkpoint.Fence, notify: No
     with session(), following(run / "train" / "metrics.jsonl", notify):
         check_room(experiment)
         prebuild()
-        _fit(experiment, run, fence, has_gpus(experiment.train.use_gpu))
+        for part in count():  # more than one where workers have saved and returned since a machine of theirs is being taken away
+            _fit(experiment, run, fence, has_gpus(experiment.train.use_gpu), part)
+            state = state_of(run)
+            if state is None or share_done(state, experiment.train.max_minutes) >= 1 or fence.stopping():
+                return
 
 
-def _fit(experiment: Experiment, run: Path, fence: checkpoint.Fence, gpu: bool) -> None:
+def _fit(experiment: Experiment, run: Path, fence: checkpoint.Fence, gpu: bool, part: int) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -64,7 +69,7 @@ def _fit(experiment: Experiment, run: Path, fence: checkpoint.Fence, gpu: bool) 
         train_loop_config={"experiment": experiment.model_dump(mode="json"), "run": str(run), "attempt": fence.attempt, "gpu": gpu},
         scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=gpu, resources_per_worker={"CPU": settings.cpus_per_worker, "GPU": int(gpu)}),
         run_config=RunConfig(
-            name=f"attempt-{fence.attempt}",
+            name=f"attempt-{fence.attempt}-{part}",
             storage_path=str(run / ".ray"),
             failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
         ),
@@ -95,7 +100,14 @@ def work(config: dict[str, Any]) -> None:
 
     run, place = Path(config["run"]), ray.train.get_context()
     fence = checkpoint.Fence(run, config["attempt"])
-    Loop(parse(config["experiment"]), run, fence, place.get_world_rank(), place.get_world_size(), device).train()
+    Loop(parse(config["experiment"]), run, fence, place.get_world_rank(), place.get_world_size(), device, preempted).train()
+
+
+def preempted() -> bool:
+    """Whether Ray has notice that the node of some worker will be taken away; all workers ask together, and get one answer."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
 
 
 @contextmanager

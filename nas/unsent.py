@@ -20,6 +20,8 @@ from nas.search.journal import Record
 from nas.sources import History, Lines, front_table, journals, read_children, training_figures, training_file
 
 FIGURES = 800  # in one request; MLflow takes 1,000 metrics and 1 MB
+VIEW_KEY = "raynas"
+AXES = 10  # choices in parallel coordinates; more cannot be told apart
 
 Key = tuple[str | int, ...]
 Figures = dict[tuple[str, int], tuple[float, int]]  # (name, step) to (value, milliseconds since the start of its MLflow run)
@@ -76,6 +78,7 @@ class Item:
         params, tags, figures: what it is to hold. Of a figure those steps count that are later than what the run has.
         finish: the state it ends with.
         artifacts: file name to content.
+        shared: tags of MLflow's experiment, which all runs in it share.
         count: for how many things it counts when it cannot be sent.
     """
 
@@ -90,6 +93,7 @@ class Item:
     figures: Figures = field(default_factory=dict)
     finish: str | None = None
     artifacts: Mapping[str, bytes] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
     count: int = 1
 
 
@@ -123,6 +127,7 @@ class Unsent:
                 items += self._flags(history)
             if histories:
                 items += self._artifacts(histories[-1])
+                items += self._view(histories[-1])
             runs = {item.run: None for item in items if item.run[0] != "candidate"}
             runs |= {key[1:]: None for key, open_ in self.sent.values.items() if key[0] == "open" and open_}
             items += [Item(("open", *run), False, run, finish=ending) for run in runs]
@@ -209,6 +214,43 @@ class Unsent:
             key, digest = ("artifact", history.supernet, name), hashlib.sha256(content).hexdigest()
             if self.sent.values.get(key) != digest:
                 yield Item(key, digest, ("search", history.supernet), artifacts={name: content})
+
+
+    def _view(self, history: History) -> Iterator[Item]:
+        text = view(history)
+        key = ("view", history.supernet)
+        if self.sent.values.get(key) != _digest(text):
+            yield Item(key, _digest(text), ("search", history.supernet), shared={f"mlflow.sharedViewState.{VIEW_KEY}": text})
+
+
+def view(history: History) -> str:
+    """What MLflow's page of the experiment shows by ``viewStateShareKey=raynas``, in the form in which it shares a view itself.
+
+    All candidates, the best first; cost against metric; parallel coordinates of the first choices that vary.
+    """
+    metric, cost = history.objective.metric, history.objective.cost
+    seen: dict[str, set[Any]] = {}
+    for record in history.records.values():
+        for name, value in record.arch.items():
+            seen.setdefault(_name(name), set()).add(value)
+    choices = [name for name, values in seen.items() if len(values) > 1][:AXES]
+    card = {"metricSectionId": "raynas", "isGenerated": False, "deleted": False}
+    axes = {"xaxis": {"key": cost, "type": "METRIC"}, "yaxis": {"key": metric, "type": "METRIC"}}
+    figures = [f"metrics.`{name}`" for name in dict.fromkeys((metric, cost, "macs", "params"))]
+    return json.dumps(
+        {
+            "searchFilter": "tags.`raynas.kind` = 'candidate'",
+            "orderByKey": f"metrics.`{metric}`",
+            "orderByAsc": history.objective.better == "lower",
+            "selectedColumns": [*figures, "tags.`raynas.front`", "tags.`raynas.exported`"],
+            "runsHiddenMode": "SHOWALL",
+            "compareRunSections": [{"uuid": "raynas", "name": "Candidates", "display": True, "isReordered": False, "columns": 1, "cardHeight": 500}],
+            "compareRunCharts": [
+                {"type": "SCATTER", "uuid": "raynas-cost", "runsCountToCompare": 1000, **axes, **card},
+                {"type": "PARALLEL", "uuid": "raynas-choices", "selectedParams": choices, "selectedMetrics": [cost, metric], "showAllRuns": True, **card},
+            ],
+        }
+    )
 
 
 def _candidate(supernet: str, record: Record, failed: bool) -> Item:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 # Read when torch and DeepSpeed are first imported, here and in every process that a test starts.
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "DS_ACCELERATOR": "cpu"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where everything that tests need is said to be there (RAYNAS_NO_SKIP), a skip is a failure."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("RAYNAS_NO_SKIP"):
+        report.outcome, report.longrepr = "failed", f"skipped, and nothing may be: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session")

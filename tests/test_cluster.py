@@ -28,7 +28,7 @@ from cluster.names import Refused, inside, split_id, submission_id
 from nas.checkpoint import Fence
 from nas.cli_cluster import needs_of, pods_of, work_of
 from nas.experiment import ExperimentError, load_experiment
-from nas.stopping import Stopper
+from nas.stopping import Stopper, watching
 
 GOLDEN = Path(__file__).parent / "golden"
 SET = ["cluster.storage=/mnt/runs", "cluster.image=registry/raynas:1", "cluster.claim=runs", "train.use_gpu=true", "train.workers=4"]
@@ -179,7 +179,7 @@ def test_no_cluster_is_told_on_one_screen() -> None:
 
 def seen(**more: Any) -> dict[str, Any]:
     node = {"node": "n1", "versions": {"python": "3.11", "raynas": None, "ray": "0.1"}, "storage": None, "doctor": None}
-    return {"cpus": 4.0, "gpus": 0.0, "storage": None, "tracking": None, "nodes": [node], **more}
+    return {"cpus": 4.0, "gpus": 0.0, "storage": None, "mirror": None, "tracking": None, "nodes": [node], **more}
 
 
 def told(seen: dict[str, Any], **needs: Any) -> str:
@@ -235,7 +235,39 @@ def test_plain_variables_are_taken() -> None:
     assert given.cluster.env["RAYNAS_DATA"] == "/data"
 
 
-@pytest.mark.parametrize("storage", ["runs", "~/runs", "/mnt/../etc", "s3://bucket"])
+@pytest.mark.parametrize(
+    ("mirror", "says"),
+    [
+        ("/mnt/runs", "allowed: s3://BUCKET"),
+        ("s3://", "allowed: s3://BUCKET"),
+        ("s3://AKIA:secret@bucket/runs", "with a key in it"),
+        ("s3://bucket/runs?access_key=a&secret_key=b", "with a key in it"),
+    ],
+)
+def test_a_mirror_is_an_object_store_without_credentials(mirror: str, says: str) -> None:
+    with pytest.raises(ExperimentError, match=says):
+        load_experiment("bignas-digits", [f"cluster.mirror={mirror}"])
+
+
+def test_the_job_keeps_the_mirror_of_its_own_run() -> None:
+    mirror = "s3://bucket/runs/?endpoint_override=minio:9000&scheme=http"
+    given = work_of(load_experiment("bignas-digits", ["cluster.storage=/mnt/runs", f"cluster.mirror={mirror}", "name=mine"]))
+    words = shlex.split(given.entrypoint)
+    assert words[words.index("--mirror") + 1] == "s3://bucket/runs/mine?endpoint_override=minio:9000&scheme=http"
+    assert "--mirror" not in work().entrypoint
+    with pytest.raises(ExperimentError, match="write this into cluster.mirror"):
+        load_experiment("bignas-digits", ["cluster.storage=s3://bucket/runs"])
+
+
+def test_the_head_tries_the_mirror(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    assert probe.mirror_problem(None, "t") is None
+    assert probe.mirror_problem(f"file://{tmp_path}/store", "t") is None and not list((tmp_path / "store").iterdir())
+    problem = probe.mirror_problem(f"file://{tmp_path}/nowhere", "t")
+    assert problem and "cluster.mirror" in told(seen(nodes=[], mirror=problem)) and problem in told(seen(nodes=[], mirror=problem))
+
+
+@pytest.mark.parametrize("storage", ["runs", "~/runs", "/mnt/../etc"])
 def test_storage_is_an_absolute_directory(storage: str) -> None:
     with pytest.raises(ExperimentError, match="absolute"):
         load_experiment("bignas-digits", [f"cluster.storage={storage}"])
@@ -390,3 +422,19 @@ def test_the_first_signal_asks_and_the_second_ends(tmp_path: Path, number: signa
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) == before
+
+
+def test_a_machine_that_is_taken_away_ends_its_run_in_order_and_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    stopper, answers = Stopper(Fence.take(tmp_path), said.append), iter([False, None, True, True])
+
+    def leaving() -> bool:
+        answer = next(answers)
+        if answer is None:
+            raise ConnectionError("the head does not answer")
+        return answer
+
+    with watching(leaving, lambda: stopper.ask("taken away"), every_s=0.01):
+        assert stopper.asked.wait(30)
+    stopper.ask("again")
+    assert stopper.fence.stopping() and said == ["taken away"] and next(answers)

@@ -6,8 +6,14 @@ The commands are a user's own, in a directory that has nothing in it. One cluste
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import shutil
+import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,10 +24,11 @@ import nas
 from cluster import fetch as fetching
 from cluster.client import connect
 from cluster.jobs import found
-from tests.loopback import Loopback, cluster
+from tests.loopback import BIN, Loopback, cluster, free_ports
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 PATIENCE = 500.0
+PAGE = Path(__file__).parent.parent / "docs" / "cluster.md"
 STEPS = 8 * 18
 SHORT = ["recipe.epochs=8", "recipe.warmup_epochs=1", "search.candidates=8", "search.window=8", "export.children=2"]
 
@@ -33,7 +40,7 @@ def loopback(extension: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
         for label in ("a", "b"):
             (data / "pictures" / part / label).mkdir(parents=True)
             Image.new("RGB", (8, 8)).save(data / "pictures" / part / label / "1.png")
-    with cluster(data=data) as running:
+    with cluster(data=data, AWS_ACCESS_KEY_ID="somebody", AWS_SECRET_ACCESS_KEY="not a secret here") as running:
         yield running
 
 
@@ -52,8 +59,8 @@ def whole(loopback: Loopback, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return loopback.storage / "whole"
 
 
-def submit(loopback: Loopback, here: Path, name: str) -> str:
-    words = [word for setting in [*SHORT, f"name={name}", f"cluster.storage={loopback.storage}"] for word in ("--set", setting)]
+def submit(loopback: Loopback, here: Path, name: str, *more: str) -> str:
+    words = [word for setting in [*SHORT, f"name={name}", f"cluster.storage={loopback.storage}", *more] for word in ("--set", setting)]
     done = loopback.nas("submit", "bignas-digits", "--address", loopback.address, *words, cwd=here, patience=PATIENCE)
     assert done.returncode == 0, done.stdout
     return done.stdout
@@ -113,6 +120,28 @@ def test_another_address_is_not_taken_from_the_environment(loopback: Loopback, t
 # --- what works
 
 
+def test_the_page_holds_line_by_line(loopback: Loopback, tmp_path: Path) -> None:
+    """Every command of docs/cluster.md's first section of work, on this cluster, with a shorter training."""
+    block = PAGE.read_text().partition("## Submit, follow, stop, fetch\n")[2].partition("\n\nA job is")[0]
+    lines = [line.strip() for line in block.splitlines() if line.startswith("    ")]
+    assert [line.split()[1] for line in lines if line.startswith("nas ")] == ["submit", "jobs", "status", "logs", "stop", "submit", "fetch"]
+    env, said = {}, {}
+    for number, line in enumerate(lines):
+        here = line.replace("http://127.0.0.1:8265", loopback.address).replace("/tmp/shared-runs", str(loopback.storage))
+        program, *words = shlex.split(here, comments=True)
+        if program == "export":
+            env |= dict([words[0].split("=", 1)])
+        elif program == "nas":
+            short = [word for setting in SHORT[:2] for word in ("--set", setting)] if words[0] == "submit" else []
+            done = loopback.nas(*words, *short, cwd=tmp_path, patience=PATIENCE, **env)
+            assert done.returncode == 0, f"{line}\n{done.stdout}"
+            said[number, words[0]] = done.stdout
+    told = "\n".join(said.values())
+    assert "bignas-digits-1 submitted" in told and "40 candidates" in told and "bignas-digits-2 submitted" in told
+    assert list((tmp_path / "fetched" / "bignas-digits" / "children").iterdir())
+    loopback.nas("stop", "bignas-digits-2", cwd=tmp_path, patience=PATIENCE, **env)
+
+
 def test_a_run_is_fetched_and_its_children_load(loopback: Loopback, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = loopback.nas("fetch", "whole", "--address", loopback.address, cwd=tmp_path)
     assert done.returncode == 0 and "2 children" in done.stdout, done.stdout
@@ -148,3 +177,65 @@ def test_a_stopped_run_continues_to_the_same_weights(loopback: Loopback, whole: 
     assert "stopped-2: STOPPED" in loopback.nas("stop", "stopped-2", *at, cwd=tmp_path, patience=PATIENCE).stdout
     jobs = loopback.nas("jobs", *at, cwd=tmp_path).stdout
     assert "stopped-1" in jobs and "stopped-2" in jobs and "whole-1" in jobs
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """A bucket in a server that speaks S3."""
+    server = shutil.which("moto_server", path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    if server is None:
+        pytest.skip("moto_server is not installed: pip install 'moto[server]'")
+    [port] = free_ports(1)
+    process = subprocess.Popen([server, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: reachable(f"http://127.0.0.1:{port}"), 60)
+        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT"), timeout=20).close()
+        yield f"s3://bucket/runs?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def reachable(url: str) -> bool:
+    with suppress(OSError):
+        urllib.request.urlopen(url, timeout=5).close()
+        return True
+    return False
+
+
+def test_a_run_whose_directory_is_lost_continues_from_its_mirror(
+    loopback: Loopback, whole: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, run, mirror = ["--address", loopback.address], loopback.storage / "mirrored", f"cluster.mirror={bucket}"
+    submit(loopback, tmp_path, "mirrored", mirror)
+    metrics = run / "train" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size)
+    assert "mirrored-1: STOPPED" in loopback.nas("stop", "mirrored", *at, cwd=tmp_path, patience=PATIENCE).stdout
+    [kept] = (run / "supernet").glob("step-*")
+    shutil.rmtree(run)
+    assert "mirrored-2 submitted" in submit(loopback, tmp_path, "mirrored", mirror)
+    wait_for(lambda: (run / "supernet" / f"step-{STEPS:08d}").exists())
+    assert f"restored from {bucket.replace('/runs', '/runs/mirrored')}" in loopback.nas("logs", "mirrored-2", *at, cwd=tmp_path).stdout
+    assert json.loads(metrics.read_text().splitlines()[0])["step"] < int(kept.name.removeprefix("step-")), "its history came back too"
+    assert weights(run) == weights(whole)
+    assert "mirrored-2: STOPPED" in loopback.nas("stop", "mirrored-2", *at, cwd=tmp_path, patience=PATIENCE).stdout
+    came = loopback.nas("fetch", bucket.replace("/runs", "/runs/mirrored"), cwd=tmp_path, AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="x")
+    assert came.returncode == 0, came.stdout
+    assert weights(tmp_path / "fetched" / "mirrored") == weights(whole)
+
+
+def test_a_node_that_is_taken_away_costs_nothing_but_time(loopback: Loopback, whole: Path, tmp_path: Path) -> None:
+    """One worker on each node; the second has notice of its end, the workers save and return, and go on when another node has come."""
+    run = loopback.storage / "drained"
+    submit(loopback, tmp_path, "drained", "train.cpus_per_worker=1.6")
+    metrics = run / "train" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.stat().st_size)
+    loopback.drain_second(120)
+    wait_for(lambda: '"preemption"' in metrics.read_text())
+    wait_for(lambda: list((run / "supernet").glob("step-*")))
+    [kept] = (run / "supernet").glob("step-*")
+    assert 0 < int(kept.name.removeprefix("step-")) < STEPS
+    loopback.replace_second()
+    wait_for(lambda: (run / "supernet" / f"step-{STEPS:08d}").exists())
+    assert weights(run) == weights(whole)
+    assert "drained-1: STOPPED" in loopback.nas("stop", "drained", "--address", loopback.address, cwd=tmp_path, patience=PATIENCE).stdout

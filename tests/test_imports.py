@@ -25,6 +25,7 @@ HOMES = {
     "onnxscript": {"nas/export.py"},
     "typer": {"nas/cli.py", "nas/cli_cluster.py"},
     "matplotlib": {"nas/plots.py"},
+    "pyarrow": {"nas/mirror.py", "cluster/probe.py"},
 }
 # What alone a file may import besides the standard library; "torch" stands for torch.*, "nas.space" for that module.
 DIETS = {

@@ -414,6 +414,23 @@ def test_a_training_asked_to_stop_saves_and_goes_on_bit_equal(tmp_path: Path, ch
     assert (again / "weights.safetensors").read_bytes() == (undisturbed / "weights.safetensors").read_bytes()
 
 
+def test_notice_of_a_preemption_saves_and_returns(tmp_path: Path, changed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked now and then, by all ranks at the same step; what goes on from there is bit-equal."""
+    undisturbed = train(tmp_path / "undisturbed", "recipe.dropout=0.3")
+    monkeypatch.setattr("nas.loop.LEAVING_S", 0.0)
+    run, at, asked = tmp_path / "preempted", [0], list[int]()
+    run.mkdir()
+    loop = loop_in(run, "recipe.dropout=0.3")
+    changed(noted(lambda step: at.__setitem__(0, step.index)))
+    loop.leaving = lambda: asked.append(at[0]) or at[0] == 5  # type: ignore[func-returns-value]
+    loop.train()
+    assert newest(run).name == "step-00000006" and asked == [0, 1, 2, 3, 4, 5] and len(events(run, "preemption")) == 1
+    assert not loop.fence.stopping(), "the run itself goes on"
+    changed(plain)
+    again = train(run, "recipe.dropout=0.3")
+    assert (again / "weights.safetensors").read_bytes() == (undisturbed / "weights.safetensors").read_bytes()
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path: Path) -> None:
     undisturbed = {
         name: value.clone() for name, value in load_file(train(tmp_path) / "weights.safetensors").items()

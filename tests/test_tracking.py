@@ -22,7 +22,7 @@ import pytest
 from nas import tracking
 from nas.search.journal import Journal, Record
 from nas.space import Choice, Space
-from nas.tracking import Tracker, check_uri, default_uri, ui_command
+from nas.tracking import Tracker, check_uri, default_uri, page_of, ui_command
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow", "ignore::DeprecationWarning:sqlalchemy")
 SUPERNET = "5a" * 32
@@ -169,6 +169,28 @@ def test_a_run_arrives_whole(run: Path) -> None:
     artifacts = Path(search_run.info.artifact_uri.removeprefix("file://"))
     assert artifacts.is_relative_to(run.parent / "mlartifacts")
     assert {path.name for path in artifacts.iterdir()} == {"front.csv", "report.html"}
+
+
+def test_the_view_of_all_candidates_comes_with_a_run(run: Path) -> None:
+    """The names in it are those that MLflow has; looked at in Chromium against MLflow 3.17 when it was written."""
+    from mlflow import MlflowClient
+
+    search(run, range(20))
+    assert send(run) == 0
+    uri = default_uri(run)
+    page = page_of(uri, "nas")
+    experiment = MlflowClient(uri).get_experiment_by_name("nas")
+    assert f"/experiments/{experiment.experiment_id}/runs?viewStateShareKey=raynas&" in page and page_of(uri, "other") == "/"
+    view = json.loads(experiment.tags["mlflow.sharedViewState.raynas"])
+    found = MlflowClient(uri).search_runs([experiment.experiment_id], view["searchFilter"], order_by=[f"{view['orderByKey']} DESC"])
+    assert len(found) == 20 and not view["orderByAsc"]
+    assert found[0].data.metrics["accuracy"] == max(r.data.metrics.get("accuracy", 0) for r in found)
+    scatter, parallel = view["compareRunCharts"]
+    assert (scatter["xaxis"]["key"], scatter["yaxis"]["key"]) == ("macs", "accuracy")
+    assert parallel["selectedParams"] == ["width"], "the other choice never varies"
+    for column in view["selectedColumns"]:
+        kind, name = column.replace("`", "").split(".", 1)
+        assert name in getattr(found[0].data, kind) or name == "raynas.exported"
 
 
 def test_a_resumed_run_repeats_nothing(run: Path) -> None:

@@ -1,0 +1,95 @@
+"""A child as others use it: every line of Python in docs/children.md is run on a real one, and one is registered in MLflow."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import nas
+from nas.checkpoint import Fence
+from nas.cli import app
+from nas.evaluate import Batches, Evaluator
+from nas.experiment import dump, load_experiment
+from nas.export import export_child
+from nas.loop import build
+from nas.search.journal import Journal, Record
+from nas.tasks import load_task
+from nas.tracking import Tracker, default_uri
+
+PAGE = Path(__file__).parent.parent / "docs" / "children.md"
+ARGUMENTS = ["search.calibration=64", "search.calibration_batch=64"]
+
+
+@pytest.fixture(scope="module")
+def child(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A child of an untrained supernet, exported into a run as the pipeline does it."""
+    run = tmp_path_factory.mktemp("work") / "runs" / "bignas-digits"
+    (run / "search").mkdir(parents=True)
+    experiment = load_experiment("bignas-digits", ARGUMENTS)
+    (run / "experiment.yaml").write_text(dump(experiment))
+    (run / "run.json").write_text(json.dumps({"id": "the-run", "name": "bignas-digits"}))
+    task = load_task(experiment)
+    net, device = build(experiment, task), torch.device("cpu")
+    arch = net.space.smallest()
+    about = {"space": "bignas", "size": experiment.space.size, "supernet": "5a" * 32, "data": "digits", "classes": list(task.classes)}
+    evaluator = Evaluator(net, task, experiment.search, device)
+    export_child(run / "children" / arch.id, arch, evaluator, Batches(task.test, len(task.test), 500, device), about, True, Fence.take(run))
+    with Journal(run / "search" / "journal-5a5a5a5a.jsonl", {"supernet": "5a" * 32}) as journal:
+        journal.append(Record(0, arch, {"accuracy": 10.0}, vars(net.cost(arch)), 0.1, None))
+    return run / "children" / arch.id
+
+
+def test_every_snippet_of_the_page_runs(child: Path) -> None:
+    snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(snippets) == 4
+    ours, others = [s for s in snippets if "nas.load_child" in s], [s for s in snippets if "nas." not in s and "models:/" not in s]
+    assert len(ours) == 1 and len(others) == 2
+    for snippet in others:  # in the child's directory, where raynas cannot be imported
+        script = "import sys\nsys.modules['nas'] = sys.modules['searchspaces'] = None\n" + snippet
+        done = subprocess.run([sys.executable, "-c", script], cwd=child, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0 and done.stdout.strip().endswith(("]", ")")), done.stderr
+    script = ours[0].replace("<id>", child.name)
+    done = subprocess.run([sys.executable, "-c", script], cwd=child.parents[3], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_registered_child_is_loaded_by_its_alias(child: Path) -> None:
+    """In another process, with no class of raynas at hand; and the batch is free."""
+    run = child.parents[1]
+    told = CliRunner().invoke(app, ["register", str(run), child.name, "digits", "--alias", "champion"])
+    assert isinstance(told.exception, ValueError) and "no run of the child" in str(told.exception)
+    tracker = Tracker(run, None, "bignas-digits")
+    tracker.start()
+    assert tracker.close(120) == 0
+    for version in ("1", "2"):
+        told = CliRunner().invoke(app, ["register", str(run), child.name, "digits", "--alias", "champion"])
+        assert told.exit_code == 0 and f"digits, version {version}" in told.output, told.output
+    [snippet] = [s for s in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "models:/" in s]
+    pixels = torch.rand(5, 1, 8, 8)
+    expected = nas.load_child(child)(pixels)
+    script = f"""
+import sys
+sys.modules['nas'] = sys.modules['searchspaces'] = None
+import mlflow
+mlflow.set_tracking_uri({default_uri(run)!r})
+{snippet}
+print(model(torch.tensor({pixels.tolist()})).flatten().tolist())
+print(mlflow.MlflowClient().get_model_version_by_alias('digits', 'champion').version)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    figures, version = done.stdout.strip().splitlines()[-2:]
+    assert version == "2"
+    torch.testing.assert_close(torch.tensor(json.loads(figures)), expected.flatten())
+
+
+def test_what_is_not_exported_is_told(child: Path) -> None:
+    told = CliRunner().invoke(app, ["register", str(child.parents[1]), "nobody", "digits"])
+    assert isinstance(told.exception, ValueError) and f"exported there: {child.name}" in str(told.exception)
