@@ -329,11 +329,18 @@ def print_quantized(figures: dict[str, Any]) -> None:
 def print_table(rows: list[dict[str, Any]]) -> None:
     from nas.plots import human
 
-    table = Table("child", "MACs", "parameters", "validation", "test", box=None)
+    if not rows:
+        return
+    metric, bits = rows[0]["metric"], ["bitops"] if rows[0]["cost"] == "bitops" else []
+    tested = [metric, *dict.fromkeys(name for row in rows for name in row["tested"] if name != metric)]
+    costs = {"bitops": "BitOPs", "macs": "MACs", "params": "parameters"}
+    heads = [costs[name] for name in (*bits, "macs", "params")]
+    table = Table("child", *heads, f"validation {metric}", *(f"test {name}" for name in tested), box=None)
     for row in rows:
         validation = row["validation"] if row["validation"] is not None else row["exported_validation"]
-        figures = [f"{value:.4g}" if value is not None else "" for value in (validation, row["test"])]
-        table.add_row(row["id"], human(row["macs"]), human(row["params"]), *figures)
+        figures = [validation, *(row["tested"].get(name) for name in tested)]
+        told = ["" if value is None else f"{value:.2f}" if value >= 10 else f"{value:.4f}" for value in figures]
+        table.add_row(row["id"], *(human(row[name]) for name in (*bits, "macs", "params")), *told)
     console.print(table)
 
 

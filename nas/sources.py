@@ -232,7 +232,8 @@ def front_table(run_dir: Path | str) -> list[dict[str, Any]]:
 
     Returns:
         A row a child: ``id``, ``k``, ``front``, ``macs``, ``params``, ``bitops``, ``validation`` (what the search saw), ``exported``, and,
-        measured on the exported child, ``exported_validation`` and ``test``; None where there is no such figure.
+        measured on the exported child, ``exported_validation`` and ``test``; None where there is no such figure. ``metric`` and ``cost`` are
+        what these are of, ``tested`` has all test figures by metric.
     """
     run_dir = Path(run_dir)
     history, children = read_history(run_dir), read_children(run_dir)
@@ -249,5 +250,6 @@ def front_table(run_dir: Path | str) -> list[dict[str, Any]]:
             {"id": name, "k": record.k if record else None, "front": record in on_front, **costs}
             | {"validation": history.metric(record) if history and record else None, "exported": bool(child)}
             | {"exported_validation": (child.get("validation") or {}).get(metric), "test": (child.get("test") or {}).get(metric)}
+            | {"metric": metric, "cost": cost, "tested": child.get("test") or {}}
         )
     return sorted(rows, key=lambda row: (row.get(cost) or 0, row["id"]))
