@@ -148,6 +148,7 @@ class Sandwich(Section):
     name: Literal["sandwich"] = Field(description="the recipe")
     epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the training part")
     batch: PositiveInt = Field(description="examples a step over all workers")
+    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="adamw suits transformers; momentum is for sgd alone")
     lr: PositiveFloat = Field(description="peak learning rate at this batch")
     warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up")
     schedule: Literal["cosine", "exponential"] = Field(default="cosine", description="how the learning rate falls after the warm-up")

@@ -41,6 +41,8 @@ class Sandwich(Recipe):
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         o = self.options
+        if o.optimizer == "adamw":
+            return torch.optim.AdamW(decayed(net, o.weight_decay), lr=o.lr)
         return torch.optim.SGD(decayed(net, o.weight_decay), lr=o.lr, momentum=o.momentum, nesterov=o.nesterov)
 
     def lr(self, step: Step) -> float:
