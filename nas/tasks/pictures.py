@@ -15,7 +15,7 @@ from torch import Tensor
 
 ZOOM = 72  # pixels square that are enlarged
 OVERVIEW = 288  # longer side of the whole image, pixels
-MARK = (224, 123, 40)
+MARK = ("black", "white", "black")  # of the square in the whole image, from the inside: seen on any colour
 FOLDER, INDEX = "pictures", "pictures.json"
 
 
@@ -48,7 +48,8 @@ def compare(title: str, images: Mapping[str, Tensor], notes: Mapping[str, str]) 
     top, left, side = most_different(list(images.values()), ZOOM)
     window = np.s_[top : top + side, left : left + side]
     whole = Image.fromarray(list(pixels.values())[-1])
-    ImageDraw.Draw(whole).rectangle((left - 2, top - 2, left + side + 1, top + side + 1), outline=MARK, width=3)
+    for away, colour in enumerate(MARK):
+        ImageDraw.Draw(whole).rectangle((left - 2 * away, top - 2 * away, left + side - 1 + 2 * away, top + side - 1 + 2 * away), outline=colour, width=2)
     whole.thumbnail((OVERVIEW, OVERVIEW))
     overview = Panel(title, f"enlarged: {side} x {side} pixels, where they differ most", np.asarray(whole), enlarged=False)
     return Picture(title, (overview, *(Panel(label, notes[label], image[window]) for label, image in pixels.items())))

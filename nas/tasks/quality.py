@@ -7,7 +7,6 @@ or round luma to whole numbers, which moves PSNR in the second decimal.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 HIGHEST = 100.0  # dB; what equal images are given, so that means stay finite
@@ -42,12 +41,19 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004, with their Gaussian window, where it lies wholly inside): ``(n, 1, H, W)`` in [0, 255] -> ``(n,)``."""
     one, two = (K1 * PEAK) ** 2, (K2 * PEAK) ** 2
-    at = torch.arange(WINDOW, dtype=torch.float64, device=a.device) - WINDOW // 2
-    window = torch.exp(-at.square() / (2 * SIGMA**2))
-    window = (window / window.sum()).to(a.dtype)
-    maps = torch.cat((a, b, a * a, b * b, a * b))
-    maps = F.conv2d(F.conv2d(maps, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
+    maps = _blur(a.shape[-2], a) @ torch.cat((a, b, a * a, b * b, a * b)) @ _blur(a.shape[-1], a).T
     mean_a, mean_b, aa, bb, ab = maps.chunk(5)
     var_a, var_b, cov = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
     alike = (2 * mean_a * mean_b + one) * (2 * cov + two) / ((mean_a**2 + mean_b**2 + one) * (var_a + var_b + two))
     return alike.mean((1, 2, 3))
+
+
+def _blur(size: int, like: Tensor) -> Tensor:
+    """The Gaussian window at each place of an axis: ``(size - 10, size)``. On a CPU a product with it is quicker than a convolution."""
+    at = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
+    window = torch.exp(-at.square() / (2 * SIGMA**2))
+    places = size - WINDOW + 1
+    rows = torch.zeros(places, size, dtype=torch.float64)
+    for offset, weight in enumerate(window / window.sum()):
+        rows.diagonal(offset).fill_(weight)
+    return rows.to(like)
