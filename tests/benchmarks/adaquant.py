@@ -20,7 +20,8 @@ Measured with --seeds 0 (one seed, one thread): millions of BitOPs for one image
 | 4 or 8 bits, AdaQuant | 48.9 | 52,047 | 84.91 | 0.395 | 0.242 |
 | 4 or 8 bits, AdaQuant, biases tuned | 48.9 | 52,047 | 85.02 | 0.396 | 0.236 |
 
-At 4 bits neither restored means and deviations (loss 0.699) nor tuned biases (0.580) lowered the loss of 0.518: neither was kept. With 4 or 8 bits the biases did, the statistics (0.280) did not.
+At 4 bits neither restored means and deviations (loss 0.699) nor tuned biases (0.580) lowered the loss of 0.518: neither was kept.
+With 4 or 8 bits the biases did, the statistics (0.280) did not.
 Bits were allocated in 4 s; 8 of them went to the stem, to most depthwise and projecting convolutions, and to the classifier.
 """
 
