@@ -1,0 +1,66 @@
+"""What quantization costs a step: noise against real quantizers, of one path and of a mixture of all, in one process, one thread.
+
+python -m tests.benchmarks.quant_step
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from statistics import median
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from nas.space import Arch
+from nas.supernet import Pass, Soft, Supernet, load_supernet
+
+# size, options, rows, low-resolution side
+SETTINGS = (("basic-c18", {}, 8, 24), ("basic", {}, 2, 45), ("rfdn", {}, 2, 24))
+KINDS = ("off", "noise", "real")
+
+
+def uniform(net: Supernet) -> Soft:
+    """Every choice as likely as any other, with gradients."""
+    shapes = {slot: [len(net.space.choices[choice].values) for choice in choices] for slot, choices in net.slots.items()}
+    return Soft({slot: torch.full(shape, 1 / np.prod(shape), requires_grad=True) for slot, shape in shapes.items()})
+
+
+def seconds(net: Supernet, arch: Arch | Soft, x: torch.Tensor, y: torch.Tensor, quant: str) -> float:
+    """CPU seconds of a forward and a backward pass: others may be at work here."""
+    generator = torch.Generator().manual_seed(0)
+    began = time.process_time()
+    F.l1_loss(net(x, arch, Pass(quant=quant, generator=generator)), y).backward()  # type: ignore[arg-type]
+    took = time.process_time() - began
+    net.zero_grad()
+    return took
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=9)
+    repeats = parser.parse_args().repeats
+    torch.set_num_threads(1)
+    for size, options, rows, side in SETTINGS:
+        torch.manual_seed(0)
+        net, rng = load_supernet("quantnas", size, image=side, **options), np.random.default_rng(0)  # type: ignore[arg-type]
+        scale = net.forward_one(torch.rand(1, 3, side, side), net.space.smallest(), Pass()).shape[-1] // side
+        x, y = torch.rand(rows, 3, side, side), torch.rand(rows, 3, side * scale, side * scale)
+        for what in ("path", "mixture"):
+            taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
+            for _ in range(repeats):
+                arch = net.space.sample(rng) if what == "path" else uniform(net)
+                for kind in KINDS:  # by turns, so that a busy machine hurts all alike
+                    taken[kind].append(seconds(net, arch, x, y, kind))
+            ratios = {kind: median(t / off for t, off in zip(taken[kind], taken["off"], strict=True)) for kind in KINDS[1:]}
+            against = median(n / r for n, r in zip(taken["noise"], taken["real"], strict=True))
+            print(
+                f"{size} x{scale}, {rows} of {side} px, {what}: noise {1e3 * median(taken['noise']):.0f} ms; "
+                f"noise / off {ratios['noise']:.2f}, real / off {ratios['real']:.2f}, noise / real {against:.2f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
