@@ -184,7 +184,7 @@ def bucket() -> Iterator[str]:
     """A bucket in a server that speaks S3."""
     server = shutil.which("moto_server", path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
     if server is None:
-        pytest.skip("moto_server is not installed: pip install 'moto[server]'")
+        pytest.skip("moto_server is not installed: pip install 'moto[s3]' flask flask-cors")
     [port] = free_ports(1)
     process = subprocess.Popen([server, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
