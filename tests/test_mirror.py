@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -13,7 +14,9 @@ import pytest
 
 from nas import checkpoint, mirror
 from nas.checkpoint import Damaged, Fenced
+from nas.experiment import load_experiment
 from nas.mirror import Mirror, Store, whole_files
+from nas.pipeline import Pipeline
 from nas.run import EXPERIMENT
 
 Contents = dict[str, bytes]
@@ -288,3 +291,36 @@ def test_a_run_that_was_taken_over_is_told_to_end(uri: str, run: Run, tmp_path: 
 def test_an_address_that_is_none_is_told(given: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="s3://BUCKET"):
         Mirror(given, tmp_path / "run", lambda text: None)
+
+
+class Listener:
+    """A watcher that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def begin(self, stage: str, note: str) -> None: ...
+
+    def advance(self, done: float, total: float, note: str, unit: str, seconds: float | None = None) -> None: ...
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def end(self, note: str) -> None: ...
+
+
+def test_the_pipeline_keeps_and_restores_and_gives_way(uri: str, tmp_path: Path) -> None:
+    experiment, run, heard = load_experiment("bignas-digits", []), tmp_path / "runs" / "digits", Listener()
+    with Pipeline.open(experiment, run, heard, uri) as pipeline:
+        (run / "train").mkdir()
+        (run / "train" / "metrics.jsonl").write_text('{"step": 1}\n')
+    before = contents(run)
+    shutil.rmtree(run)
+    with Pipeline.open(experiment, run, heard, uri) as pipeline:
+        assert (run / "run.json").read_bytes() == before["run.json"] and (run / "train" / "metrics.jsonl").exists()
+        assert pipeline.fence.attempt == 2, "it goes on counting"
+    assert any("restored from" in text for text in heard.said)
+    with pytest.raises(Fenced, match="taken over"), Pipeline.open(experiment, run, heard, uri) as pipeline:
+        opened(uri, tmp_path / "elsewhere")
+        (run / "train" / "metrics.jsonl").write_text('{"step": 2}\n')
+    assert pipeline.fence.stopping()
