@@ -257,7 +257,7 @@ def load_supernet(space: str, size: str = "", **options: Any) -> Supernet:
         options: what the family takes, such as ``classes``, ``channels``, ``mean``, ``std``.
 
     Raises:
-        ValueError: no such space or size.
+        ValueError: no such space or size, or one that does not take these options.
     """
     found = find_space(space)
     if not hasattr(found, "SIZES"):
@@ -265,4 +265,9 @@ def load_supernet(space: str, size: str = "", **options: Any) -> Supernet:
     sizes: Mapping[str, Any] = found.SIZES
     if size not in sizes:
         raise ValueError(f"space {space!r} has no size {size!r}; it has: {', '.join(sizes)}")
-    return found.supernet(size, **options)
+    try:
+        return found.supernet(size, **options)
+    except TypeError as error:  # an option that the family does not take, told by Python with the name of its class
+        if "unexpected keyword" not in str(error):
+            raise
+        raise ValueError(f"space {space!r} does not go with these data or space.options: {str(error).rpartition('got an ')[2]}") from error

@@ -157,6 +157,8 @@ def test_wrong_tuples_are_told(change: dict[str, Any], message: str) -> None:
 def test_unknown_spaces_and_sizes_are_told() -> None:
     with pytest.raises(ValueError, match=r"no search space 'bignos'; built in: .*bignas"):
         load_supernet("bignos")
+    with pytest.raises(ValueError, match=r"'bignas' does not go with these data or space.options: unexpected keyword argument 'scale'"):
+        load_supernet("bignas", "d8", scale=2)
     with pytest.raises(ValueError, match=r"has no size 'd9'; it has: d8, m28"):
         load_supernet("bignas", "d9")
 
