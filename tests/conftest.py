@@ -29,18 +29,24 @@ def extension() -> None:
     prebuild()
 
 
-@pytest.fixture(scope="module")
-def one_rank(extension: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A gloo group of this process alone: what the engine and the loop need, without a worker."""
+@pytest.fixture(scope="session")
+def alone(extension: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A gloo group of this process alone, one for all modules: DeepSpeed keeps the first that it sees."""
     import torch.distributed as dist
 
-    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    before = {name: os.environ.get(name) for name in place}
-    os.environ |= place
     store: Path = tmp_path_factory.mktemp("gloo") / "store"
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def one_rank(alone: None) -> Iterator[None]:
+    """What the engine and the loop need, without a worker: a process group, and what Ray Train would have set."""
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    before = {name: os.environ.get(name) for name in place}
+    os.environ |= place
+    yield
     for name, value in before.items():
         if value is None:
             del os.environ[name]
