@@ -6,6 +6,29 @@ Each seed trains the preset's supernet (one process), searches it, and takes the
 architectures is then trained alone from fresh weights: the same steps, batch, augmentation, schedule, label smoothing and
 dropout, at the learning rate that was best on validation cross-entropy with a seed that is not among those compared. Both are calibrated
 and scored by the same code, on the test part.
+
+Measured (3 seeds, 297 test images; alone's learning rate by validation: 0.05 0.1739, 0.1 0.1544, 0.2 0.1587, 0.4 0.1460, 0.8 0.1499 nats):
+
+| seed | child | MACs | cut: test accuracy | cross-entropy | alone: test accuracy | cross-entropy |
+| --- | --- | --- | --- | --- | --- | --- |
+| 0 | a7fb0a02abc3 | 71,904 | 96.63 | 0.1914 | 97.98 | 0.1708 |
+| 0 | a7504a31ffb9 | 82,144 | 97.31 | 0.1977 | 98.32 | 0.1590 |
+| 0 | 77796a68f03a | 85,216 | 97.31 | 0.1803 | 96.63 | 0.1724 |
+| 0 | 9fdc277c3b59 | 191,872 | 96.97 | 0.1655 | 98.65 | 0.1288 |
+| 0 | 6fcecb8ea069 | 441,312 | 96.97 | 0.1700 | 98.65 | 0.1307 |
+| 1 | a7fb0a02abc3 | 71,904 | 96.30 | 0.2015 | 97.64 | 0.1624 |
+| 1 | fc11d63bf917 | 108,512 | 96.63 | 0.1714 | 97.64 | 0.1601 |
+| 1 | 9d5155199b51 | 149,984 | 96.30 | 0.1653 | 97.64 | 0.1565 |
+| 1 | ba11293559ff | 193,760 | 96.97 | 0.1660 | 98.32 | 0.1511 |
+| 1 | dcf4286094c5 | 372,192 | 96.97 | 0.1615 | 98.65 | 0.1425 |
+| 2 | a7fb0a02abc3 | 71,904 | 97.64 | 0.1594 | 98.65 | 0.1697 |
+| 2 | abc058669761 | 86,496 | 97.98 | 0.1537 | 97.98 | 0.1509 |
+| 2 | cfe71c5610e3 | 128,480 | 98.32 | 0.1489 | 98.65 | 0.1394 |
+| 2 | 91cb45f71b07 | 222,176 | 97.64 | 0.1603 | 97.64 | 0.1595 |
+
+Over the 14 pairs: accuracy of the cut ones 0.94 points lower (standard deviation 0.74, an image is 0.34 points), cross-entropy 0.017 nats
+higher (0.016). So at this size a child that was trained alone, with a rate tuned for it, is a little better than one that was cut, and each
+costs a training of its own.
 """
 
 from __future__ import annotations
