@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -78,19 +79,16 @@ def no_postgres() -> str | None:
 
 
 @contextmanager
-def mlflow_server(folder: Path, network: str, address: str, port: int, database: int) -> Iterator[str]:
-    """The address of an MLflow server in a network, its runs in a PostgreSQL of its own.
-
-    Args:
-        folder: short, and readable by the user postgres if this one is root, which PostgreSQL refuses to be.
-    """
+def mlflow_server(network: str, address: str, port: int, database: int) -> Iterator[str]:
+    """The address of an MLflow server in a network, its runs in a PostgreSQL of its own."""
     assert POSTGRES is not None
-    data, started = folder / "pg", list[subprocess.Popen[bytes]]()
+    folder, started = Path(tempfile.mkdtemp(prefix="rn-", dir="/tmp")), list[subprocess.Popen[bytes]]()
+    data = folder / "pg"
     data.mkdir(mode=0o700)
     as_user: list[str] = []
-    if os.geteuid() == 0:
+    if os.geteuid() == 0:  # which PostgreSQL refuses to be
         shutil.chown(data, "postgres", "postgres")
-        folder.chmod(0o755)
+        folder.chmod(0o711)
         as_user = ["runuser", "-u", "postgres", "--"]
     subprocess.run([*as_user, POSTGRES / "initdb", "-D", data, "-U", "raynas", "--auth=trust", "--no-sync"], check=True, capture_output=True, cwd="/")
     try:
@@ -111,6 +109,7 @@ def mlflow_server(folder: Path, network: str, address: str, port: int, database:
                 process.wait(30)
             process.kill()
             process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start(words: list[str], log: Path) -> subprocess.Popen[bytes]:

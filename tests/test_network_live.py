@@ -43,10 +43,8 @@ def test_a_run_across_a_network_and_a_server_of_mlflow(two: tuple[Loopback, tupl
     if why := no_postgres():
         pytest.skip(why)
     there, names = two
-    served = there.folder / "mlflow"
-    served.mkdir()
     web, database = free_ports(2)
-    with mlflow_server(served, names[0], ADDRESSES[0], web, database) as server:
+    with mlflow_server(names[0], ADDRESSES[0], web, database) as server:
         settings = [*SHORT, "name=across", f"cluster.storage={there.storage}", f"tracking.uri={server}"]
         words = [word for setting in settings for word in ("--set", setting)]
         at, before = ["--address", there.address], crossed(names[0])
