@@ -65,7 +65,7 @@ class Store:
 
     def __init__(self, uri: str) -> None:
         try:
-            self.fs, self.base = fs.FileSystem.from_uri(uri)
+            self.fs, self.base = fs.FileSystem.from_uri(_direct(uri))
         except Exception as error:
             raise ValueError(f"the mirror {uri!r} cannot be used: {error}; write s3://BUCKET/PREFIX or gs://BUCKET/PREFIX") from error
         self.flat = self.fs.type_name in ("s3", "gcs")  # these have no directories to make
@@ -100,6 +100,11 @@ class Store:
         """Delete all objects below a key."""
         with suppress(FileNotFoundError):
             self.fs.delete_dir(f"{self.base}/{key}")
+
+
+def _direct(uri: str) -> str:
+    """A small object is one request to S3 instead of three, and cannot be left half uploaded."""
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true" if uri.startswith("s3://") else uri
 
 
 @dataclass
