@@ -96,7 +96,7 @@ def mlflow_server(network: str, address: str, port: int, database: int) -> Itera
         started.append(_start(run, folder / "postgres.log"))
         ready = [*inside(network), str(POSTGRES / "pg_isready"), "-h", "127.0.0.1", "-p", str(database)]
         _await(lambda: subprocess.run(ready, capture_output=True).returncode == 0, started[-1], folder / "postgres.log")
-        store = f"postgresql://raynas@127.0.0.1:{database}/postgres"
+        store = f"postgresql+psycopg2://raynas@127.0.0.1:{database}/postgres"
         serve = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--artifacts-destination", str(folder / "artifacts")]
         started.append(_start([*inside(network), *serve, "--host", address, "--port", str(port), "--workers", "1"], folder / "mlflow.log"))
         health = ["curl", "-sf", f"http://{address}:{port}/health"]
