@@ -1,6 +1,9 @@
 """Candidates scored a second, against the bare forward passes of the same children; and how long extraction takes. One thread.
 
     python -m tests.benchmarks.score
+
+Measured twice, on two cores that others used as well: 5.9 and 6.5 candidates/s, 1.21 and 1.15 times the bare forward passes of the same
+child; extraction 19.2 and 19.6 ms.
 """
 
 from __future__ import annotations
