@@ -90,7 +90,7 @@ def test_a_child_is_calibrated_judged_and_exported(one_rank: None, tmp_path: Pat
     net.load_state_dict(load_file(newest / "weights.safetensors"))
     evaluator = Evaluator(net, task, told.search, torch.device("cpu"))
     arch = net.space.smallest()
-    assert evaluator(arch)["psnr"] > task.chance - 1.0
+    assert evaluator(arch)["psnr"] > 28.0, "after 14 steps near the enlarged image, not the noise of steps that do not fit"
     raw = net.extract(arch)
     child = evaluator.child(arch)
     steps = [name for name, _ in raw.named_parameters() if "_step" in name]

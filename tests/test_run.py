@@ -380,7 +380,7 @@ def test_another_identity_is_refused_with_the_difference(again: tuple[Path, dict
     before = contents(run)
     ended = command("run", run, *sets(["seed=7", "recipe.lr=0.125", "train.zero_stage=2"]), cwd=run.parent)
     assert ended.code == 1
-    assert "seed: 0 in bignas-digits, 7 now" in ended.text and "recipe.lr: 0.05 in bignas-digits, 0.125 now" in ended.text
+    assert "seed: 0 in bignas-digits, 7 now" in ended.text and "recipe.lr: 0.2 in bignas-digits, 0.125 now" in ended.text
     assert "zero_stage" not in ended.text, "what may change is no reason"
     assert "--run-dir" in ended.text and "Traceback" not in ended.text
     assert contents(run) == before
