@@ -66,7 +66,8 @@ class Engine:
             "gradient_accumulation_steps": 1,
             "managed_gradient_accumulation": False,  # any number of backwards, one reduction, at the step
             "gradient_clipping": clip_norm or 0.0,
-            "zero_optimization": {"stage": zero_stage, "overlap_comm": False, "contiguous_gradients": True},
+            # memory_efficient_linear would exchange torch's own linear function for good, for whoever uses it later in this process
+            "zero_optimization": {"stage": zero_stage, "overlap_comm": False, "contiguous_gradients": True, "memory_efficient_linear": False},
             "zero_allow_untested_optimizer": True,  # SGD
             "steps_per_print": 10**12,
         }
