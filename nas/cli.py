@@ -51,6 +51,19 @@ def resolve(target: str, run_dir: Path | None, overrides: list[str]) -> tuple[Ex
     return experiment, run_dir or Path("runs") / experiment.name
 
 
+def experiment_of(run: Path, overrides: list[str] = NOTHING) -> Experiment:
+    """The experiment of a run that is there.
+
+    Raises:
+        ValueError: the directory holds no run.
+    """
+    from nas.run import is_run
+
+    if not is_run(run):
+        raise ValueError(f"{run} holds no run; give the directory of one, for example runs/bignas-digits")
+    return resolve(str(run), None, overrides)[0]
+
+
 def open_pipeline(target: str, run_dir: Path | None, overrides: list[str], mirror: str | None = None) -> Any:
     """The pipeline of a command, as a context; and a screen that is put right whatever happens."""
     from contextlib import contextmanager
@@ -141,12 +154,7 @@ def finetune(
 
     Example: nas finetune runs/vit-resnas-digits 17 --set finetune.recipe.epochs=20 --set finetune.teacher=largest
     """
-    from nas.run import EXPERIMENT as FILE
-    from nas.run import is_run
-
-    if not is_run(run):
-        raise ValueError(f"{run} holds no run; give the directory of one, for example runs/bignas-digits")
-    if load_experiment(str(run / FILE), set_).finetune is None:
+    if experiment_of(run, set_).finetune is None:
         raise ValueError("the experiment has no section finetune; for example: --set 'finetune={recipe: {name: single, epochs: 20, batch: 64}}'")
     with open_pipeline(str(run), None, set_) as pipeline:
         finish(pipeline, [pipeline.finetune(child)])
@@ -166,11 +174,9 @@ def quantize(
     Example: nas quantize runs/bignas-digits 66806ce6c662 --bits 4
     """
     from nas.quantize.compare import read_wish
-    from nas.run import is_run
 
     wish = read_wish(bits, max_bitops, max_bytes)
-    if not is_run(run):
-        raise ValueError(f"{run} holds no run; give the directory of one, for example runs/bignas-digits")
+    experiment_of(run, set_)
     with open_pipeline(str(run), None, set_) as pipeline:
         figures = pipeline.quantize(child, wish)
         path = pipeline.run / "children" / figures["id"]
@@ -192,19 +198,16 @@ def register(
     """
     import json
 
-    from nas.export import load_child
-    from nas.run import EXPERIMENT as FILE
-    from nas.run import is_run
+    from nas.export import homes, load_child
     from nas.space import Arch
     from nas.tracking import address
     from nas.tracking import register as enter
 
-    folder = run / "children" / child
-    if not is_run(run) or not (folder / "arch.json").is_file():
+    settings, folder = experiment_of(run), run / "children" / child
+    if not (folder / "arch.json").is_file():
         known = ", ".join(sorted(path.parent.name for path in run.glob("children/*/arch.json"))) or "none"
         raise ValueError(f"{run} has no exported child {child!r}; exported there: {known}")
-    settings = load_experiment(str(run / FILE), [])
-    net = load_child(folder, ("searchspaces", settings.space.name.partition(":")[0]))
+    net = load_child(folder, homes(settings.space.name))
     about = json.loads((folder / "arch.json").read_text())
     uri, arch = address(run, settings.tracking.uri), Arch(about["arch"]).id  # a finetuned child is named otherwise
     version = enter(run, uri, settings.tracking.experiment or settings.name, net, arch, about["input"]["shape"], name, alias)
@@ -218,10 +221,8 @@ def report(run: Annotated[Path, RUN]) -> None:
     Example: nas report runs/bignas-digits
     """
     from nas.report import front_table, write_report
-    from nas.run import is_run
 
-    if not is_run(run):
-        raise ValueError(f"{run} holds no run; give the directory of one, for example runs/bignas-digits")
+    experiment_of(run)
     path = write_report(run)
     print_table([row for row in front_table(run) if row["front"] or row["exported"]])
     console.print(f"report: {path}", highlight=False)
@@ -275,13 +276,9 @@ def ui(run: Annotated[Path, RUN], port: Annotated[int, typer.Option(help="On thi
 
     Example: nas ui runs/bignas-digits
     """
-    from nas.run import EXPERIMENT as FILE
-    from nas.run import is_run
     from nas.tracking import address, page_of, ui_command
 
-    if not is_run(run):
-        raise ValueError(f"{run} holds no run; give the directory of one, for example runs/bignas-digits")
-    settings = load_experiment(str(run / FILE), [])
+    settings = experiment_of(run)
     uri = address(run, settings.tracking.uri)
     command = [*ui_command(uri), "--port", str(port)]
     page = page_of(uri, settings.tracking.experiment or settings.name)

@@ -52,26 +52,31 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _across(self) -> Experiment:
-        batch, workers, micro = self.recipe.batch, self.train.workers, self.train.micro_batch
-        wrong = []
-        if batch % workers:
-            near = _near(workers, [n for n in range(1, batch + 1) if batch % n == 0])
-            below = batch - batch % workers
-            batches = f"{below} or {below + workers}" if below else str(workers)
-            wrong.append(f"recipe.batch {batch} does not divide among train.workers {workers}: try workers {near}, or batch {batches}")
-        elif micro and (batch // workers) % micro:
-            share = batch // workers
-            near = _near(micro, [n for n in range(1, share + 1) if share % n == 0])
-            wrong.append(f"train.micro_batch {micro} does not divide the {batch} / {workers} = {share} examples of a worker: try {near}")
-        elif (micro or batch // workers) < (archs := getattr(self.recipe, "archs", 1)):
-            wrong.append(
-                f"recipe.archs {archs} is more than the {micro or batch // workers} examples of one pass on one worker: lower it, or raise recipe.batch"
-            )
+        wrong = _shares(self.recipe, self.train, "recipe")
+        if self.finetune and self.finetune.children:  # else it may still be mended before nas finetune
+            wrong += _shares(self.finetune.recipe, self.train, "finetune.recipe")
         if (self.search.validation or 0) > self.data.validation:
             wrong.append(f"search.validation {self.search.validation} is more than the {self.data.validation} examples of data.validation")
         if wrong:
             raise ValueError("\n  ".join(wrong))
         return self
+
+
+def _shares(recipe: Recipe, train: TrainSettings, key: str) -> list[str]:
+    """What is wrong with how a recipe's batch is shared among the workers and their passes; `key` is where the recipe stands."""
+    batch, workers, micro = recipe.batch, train.workers, train.micro_batch
+    share, wrong = batch // workers, []
+    if batch % workers:
+        near = _near(workers, [n for n in range(1, batch + 1) if batch % n == 0])
+        below = batch - batch % workers
+        batches = f"{below} or {below + workers}" if below else str(workers)
+        wrong.append(f"{key}.batch {batch} does not divide among train.workers {workers}: try workers {near}, or batch {batches}")
+    elif micro and share % micro:
+        near = _near(micro, [n for n in range(1, share + 1) if share % n == 0])
+        wrong.append(f"train.micro_batch {micro} does not divide the {batch} / {workers} = {share} examples of a worker: try {near}")
+    elif (micro or share) < (archs := getattr(recipe, "archs", 1)):
+        wrong.append(f"{key}.archs {archs} is more than the {micro or share} examples of one pass on one worker: lower it, or raise {key}.batch")
+    return wrong
 
 
 def _near(value: int, allowed: list[int]) -> str:

@@ -159,6 +159,11 @@ def _apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
 
 
+def homes(space: str) -> tuple[str, ...]:
+    """The packages that children of a space may come from: that of the built-in ones, and a user's own, ``my_module:my_space``."""
+    return "searchspaces", space.partition(":")[0].split(".")[0]
+
+
 def load_child(path: str | Path, modules: tuple[str, ...] = ("searchspaces",)) -> nn.Module:
     """An exported child, rebuilt by the classes that are installed here; no code of the directory is run.
 

@@ -21,7 +21,7 @@ from nas import checkpoint
 from nas.engine import Engine
 from nas.evaluate import Batches, Evaluator, fit_steps, panel
 from nas.experiment import Experiment
-from nas.export import load_child
+from nas.export import homes, load_child
 from nas.recipes import AVERAGE, Recipe, Step, load_recipe
 from nas.supernet import Supernet, load_supernet
 from nas.tasks import load_task
@@ -192,7 +192,7 @@ class Attempt:
         settings, recipe_settings = self.experiment.train, self.experiment.recipe
         self.recipe = load_recipe(self.task, recipe_settings)
         if directory := getattr(recipe_settings, "teacher", None):
-            self.recipe.teacher = load_child(directory, modules=("searchspaces", self.experiment.space.name.partition(":")[0].split(".")[0])).to(loop.device)  # type: ignore[attr-defined]
+            self.recipe.teacher = load_child(directory, homes(self.experiment.space.name)).to(loop.device)
         self.total = total_steps(self.experiment, len(self.task.train), self.recipe)
         self.feeds = make_feeds(self.recipe, self.task.train, recipe_settings.batch, loop.rank, loop.world, self.experiment.seed)
         mine = recipe_settings.batch // loop.world
@@ -204,6 +204,7 @@ class Attempt:
             size = self.experiment.search.calibration_batch
             fit_steps(net, Batches(self.task.train, size, size, torch.device("cpu"), epoch=0))
         optimizer = self.recipe.optimizer(net)
+        self.averaged = copy.deepcopy(net).to(loop.device) if self.recipe.follows else None  # before DeepSpeed puts its own into the network
         self.engine = Engine(net, optimizer, settings.zero_stage, settings.precision, recipe_settings.clip_norm, self.micro, loop.device)
         self.state, self.stopping = State(0, self.total), False
         if found:
@@ -325,11 +326,11 @@ class Attempt:
 
     def _judged(self, net: Supernet) -> Supernet:
         """The network with the weights that children are cut from, see `judged_weights`."""
+        if self.averaged is None:
+            return net
         kept = {name.removeprefix(AVERAGE): value for name, value in self.recipe.state().items() if name.startswith(AVERAGE)}
-        if kept:
-            net = copy.deepcopy(net)
-            net.load_state_dict(kept, strict=False)
-        return net
+        self.averaged.load_state_dict({**net.state_dict(), **kept})
+        return self.averaged
 
     def _save(self) -> None:
         """A checkpoint, written by rank 0; it knows neither the number of ranks nor the ZeRO stage."""

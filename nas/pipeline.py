@@ -15,8 +15,8 @@ import numpy as np
 from nas import checkpoint
 from nas.device import driver
 from nas.evaluate import Batches, Evaluator
-from nas.experiment import Experiment
-from nas.export import export_child, exported
+from nas.experiment import Experiment, parse
+from nas.export import export_child, exported, homes
 from nas.loop import build, checkpoints, judged_weights, total_steps
 from nas.mirror import Mirror
 from nas.quantize.child import done_before, quantize_child
@@ -33,6 +33,7 @@ from nas.space import Arch
 from nas.stopping import Stopper, watching
 from nas.supernet import Supernet
 from nas.tasks import load_task
+from nas.tasks.task import Task
 from nas.tracking import Tracker, address
 from nas.train import finished, state_of, train
 
@@ -61,10 +62,9 @@ class Pipeline:
         worked: whether any stage had something to do.
     """
 
-    def __init__(self, experiment: Experiment, run: Path, fence: checkpoint.Fence, tracker: Tracker, watch: Watcher) -> None:
-        self.experiment, self.run, self.fence, self.tracker, self.watch = experiment, run, fence, tracker, watch
-        self.task = load_task(experiment)
-        self.net = build(experiment, self.task)
+    def __init__(self, experiment: Experiment, task: Task, net: Supernet, run: Path, fence: checkpoint.Fence, tracker: Tracker, watch: Watcher) -> None:
+        self.experiment, self.task, self.net = experiment, task, net
+        self.run, self.fence, self.tracker, self.watch = run, fence, tracker, watch
         self.supernet = ""
         self.ray, self.stopper = ExitStack(), Stopper(fence, watch.say)
         self.worked = False
@@ -95,7 +95,7 @@ class Pipeline:
             tracker = Tracker(run, address(run, tracking.uri), tracking.experiment or experiment.name)
             try:
                 tracker.start()
-                pipeline = cls(experiment, run, fence, tracker, watch)
+                pipeline = cls(experiment, task, net, run, fence, tracker, watch)
                 if kept:
                     kept.lost = lambda: pipeline.stopper.ask("another attempt has taken over the run: saving and ending")
                 with pipeline.stopper.listening(), pipeline.ray:
@@ -198,7 +198,7 @@ class Pipeline:
             self.watch.advance(number, len(open_), places[arch].name, "children", None)
             self.tracker.poke()
             self.stopper.check()
-        self.watch.end(f"{len(open_)} children in {(target or folder / 'x').parent}")
+        self.watch.end(f"{len(open_)} children in {target.parent if target else folder}")
 
     def to_finetune(self, ids: list[str]) -> list[str]:
         """Those of these children that the experiment wants trained on: the best first."""
@@ -269,7 +269,7 @@ class Pipeline:
             self.watch.advance(done, total, note, "layers", None)
             self.stopper.check()
 
-        settings, modules = self.experiment, ("searchspaces", self.experiment.space.name.partition(":")[0].split(".")[0])
+        settings, modules = self.experiment, homes(self.experiment.space.name)
         device, size = driver(settings.train.use_gpu), settings.search.score_batch
         figures = quantize_child(source, wish, self.task, device, self.fence, modules, size, settings.export.onnx, tell)
         self.watch.end(str(folder / figures["id"]))
@@ -322,7 +322,7 @@ def finetune_experiment(experiment: Experiment, run: Path, record: Record, train
     tracking = experiment.tracking.model_copy(update=tracked)
     search = experiment.search.model_copy(update={"constraints": Constraints()})
     changed = {"name": f"{experiment.name}-{record.id}", "space": space, "recipe": recipe, "tracking": tracking, "search": search, "finetune": None}
-    return experiment.model_copy(update=changed)
+    return parse(experiment.model_copy(update=changed).model_dump(mode="json"), "the section finetune")
 
 
 def choose(history: History, experiment: Experiment, only: str | None = None) -> list[Record]:

@@ -51,11 +51,15 @@ def train(experiment: Experiment, run: Path, fence: checkpoint.Fence, notify: No
     with session(), following(run / "train" / "metrics.jsonl", notify):
         check_room(experiment)
         prebuild()
+        done = -1
         for part in count():  # more than one where workers have saved and returned since a machine of theirs is being taken away
             _fit(experiment, run, fence, has_gpus(experiment.train.use_gpu), part)
             state = state_of(run)
             if state is None or share_done(state, experiment.train.max_minutes) >= 1 or fence.stopping():
                 return
+            if state.step <= done:
+                raise TrainingFailed(f"the workers were asked to leave their machines twice at step {done:,}; the same command continues")
+            done = state.step
 
 
 def _fit(experiment: Experiment, run: Path, fence: checkpoint.Fence, gpu: bool, part: int) -> None:

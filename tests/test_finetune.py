@@ -143,9 +143,10 @@ def test_the_average_of_the_weights() -> None:
         assert recipe.state()[AVERAGE + "weight"].item() == pytest.approx(wanted, abs=1e-6)
 
 
-def test_a_killed_finetune_goes_on_bit_equal(supernet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_a_killed_finetune_goes_on_bit_equal(zero_stage: int, supernet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """AdamW's moments, the average and drop-path, from step 4 of 9."""
-    experiment = child_of(supernet, "recipe.drop_path=0.2", "recipe.dropout=0.1")
+    experiment = child_of(supernet, "recipe.drop_path=0.2", "recipe.dropout=0.1", f"train.zero_stage={zero_stage}")
     undisturbed = trained(tmp_path / "undisturbed", experiment)
 
     class Killed(Exception):
@@ -169,7 +170,8 @@ def test_a_killed_finetune_goes_on_bit_equal(supernet: Path, tmp_path: Path, mon
     assert {tuple(line["panel"]) for line in told if "panel" in line} == {("largest",)}, "a space of one has one child to look at"
 
 
-def test_the_panel_judges_the_average(supernet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("zero_stage", [0, 3])
+def test_the_panel_judges_the_average(zero_stage: int, supernet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Tensor]] = []
 
     class Watched(nas.loop.Evaluator):
@@ -178,7 +180,7 @@ def test_the_panel_judges_the_average(supernet: Path, tmp_path: Path, monkeypatc
             return super().__call__(arch)
 
     monkeypatch.setattr(nas.loop, "Evaluator", Watched)
-    found = trained(tmp_path / "run", child_of(supernet))
+    found = trained(tmp_path / "run", child_of(supernet, f"train.zero_stage={zero_stage}"))
     judged = judged_weights(found)
     parameters = [name for name in judged if AVERAGE + name in load_file(found / "recipe.safetensors")]
     assert parameters and all(torch.equal(seen[-1][name], judged[name]) for name in parameters)
@@ -198,6 +200,16 @@ def test_the_experiment_of_a_finetune(tmp_path: Path) -> None:
     assert derived.tracking.uri == f"sqlite:///{tmp_path / 'mlflow.db'}" and derived.tracking.experiment == "vit-resnas-digits"
     inheriting = experiment.model_copy(update={"finetune": experiment.finetune.model_copy(update={"fresh": False})})
     assert finetune_experiment(inheriting, tmp_path / "run", record, tmp_path / "step", None).space.inherit == str(tmp_path / "step")
+
+
+def test_a_batch_that_the_workers_cannot_share_is_refused_before_anything_begins(tmp_path: Path) -> None:
+    """At once where nas run would come to it, else when the finetune is asked for."""
+    with pytest.raises(ExperimentError, match=r"finetune\.recipe\.batch 63 does not divide among train\.workers 2"):
+        load_experiment("vit-resnas-digits", ["finetune.recipe.batch=63"])
+    experiment = load_experiment("vit-resnas-digits", ["finetune.recipe.batch=63", "finetune.children=0"])
+    record = Record(3, load_supernet("vit_resnas", "d8").space.smallest(), {"accuracy": 1.0}, {"macs": 1}, 0.0, None)
+    with pytest.raises(ExperimentError, match=r"the section finetune: .*\n.*batch 63 does not divide"):
+        finetune_experiment(experiment, tmp_path / "run", record, tmp_path / "step", None)
 
 
 def test_a_space_of_one_has_a_panel_of_one() -> None:

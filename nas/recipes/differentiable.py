@@ -36,8 +36,7 @@ class Differentiable(Recipe):
     names = ("loss",)
 
     def __init__(self, task: Any, options: Any) -> None:
-        self.task = task
-        self.options = options
+        super().__init__(task, options)
         self.alpha: Tensor | None = None
         self.adam: torch.optim.Adam | None = None
 

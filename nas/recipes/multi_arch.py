@@ -7,7 +7,6 @@ stratified, and open from the largest to the smallest over the first part of the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +28,6 @@ class MultiArch(Recipe):
     """
 
     names = ("loss",)
-
-    def __init__(self, task: Any, options: Any) -> None:
-        self.task = task
-        self.options = options
 
     def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:
         o = self.options

@@ -39,9 +39,14 @@ class Step:
 
 
 class Recipe:
-    """The contract. A recipe is built as ``Recipe(task, options)``.
+    """The contract.
+
+    Args:
+        task: gives the losses and the teacher's signal.
+        options: the recipe section of an experiment.
 
     Attributes:
+        teacher: a network in evaluation mode that takes the same images; the loop sets it where ``options.teacher`` names one.
         feeds: the shares of the training data that it wants, by name.
         names: what each loss of a step is called, in the order they are yielded.
         follows: whether `stepped` wants to see the weights after each step.
@@ -50,6 +55,10 @@ class Recipe:
     feeds: Mapping[str, float] = {"train": 1.0}
     names: tuple[str, ...]
     follows: bool = False
+    teacher: nn.Module | None = None
+
+    def __init__(self, task: Any, options: Any) -> None:
+        self.task, self.options = task, options
 
     def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:
         """The losses of one step. The loop calls backward after each, so gradients are *summed*, and steps once at the end.

@@ -25,8 +25,7 @@ class Sandwich(Recipe):
     """
 
     def __init__(self, task: Any, options: Any) -> None:
-        self.task = task
-        self.options = options
+        super().__init__(task, options)
         self.names = ("largest", *(f"random{i}" for i in range(options.random_children)), "smallest")
 
     def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:

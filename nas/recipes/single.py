@@ -22,17 +22,12 @@ class Single(Recipe):
     Args:
         task: mixes images and labels, and gives the losses.
         options: the recipe section of an experiment.
-
-    Attributes:
-        teacher: a network in evaluation mode that takes the same images; the loop sets it.
     """
 
     names = ("loss",)
 
     def __init__(self, task: Any, options: Any) -> None:
-        self.task = task
-        self.options = options
-        self.teacher: nn.Module | None = None
+        super().__init__(task, options)
         self.average: dict[str, Tensor] = {}
         self.follows = options.average > 0
 
@@ -69,11 +64,9 @@ class Single(Recipe):
         """
         decay = min(1 - 1 / max(self.options.average * step.total, 1.0), step.index / (step.index + 1))
         for name, parameter in net.named_parameters():
-            mean = self.average.get(AVERAGE + name)
-            if mean is None:
-                self.average[AVERAGE + name] = parameter.detach().float().clone()
-            else:
-                mean.lerp_(parameter.float(), 1 - decay)
+            value = parameter.detach().float()
+            mean = self.average.get(AVERAGE + name, value).to(value.device)  # what a checkpoint gave back lies on the CPU
+            self.average[AVERAGE + name] = torch.lerp(mean, value, 1 - decay)
 
     def state(self) -> dict[str, Any]:
         return {name: value.cpu().contiguous() for name, value in self.average.items()}

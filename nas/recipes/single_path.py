@@ -7,7 +7,6 @@ For a family that quantizes it runs under quantization noise by default, so that
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +24,6 @@ class SinglePath(Recipe):
     """
 
     names = ("loss",)
-
-    def __init__(self, task: Any, options: Any) -> None:
-        self.task = task
-        self.options = options
 
     def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:
         arch = step.module.space.sample(step.rng)
