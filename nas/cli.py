@@ -240,13 +240,14 @@ def spaces(
     from nas.plots import human
     from nas.supernet import built_in_spaces, find_space, load_supernet
 
-    table = Table("space", "size", "networks", "smallest MACs", "params", "largest MACs", "params", "input", box=None)
+    table = Table(Column("space", no_wrap=True), Column("size", no_wrap=True), "networks", "smallest MACs", "params", "largest MACs", "params", "input", box=None)
     for name in [space] if space else built_in_spaces():
         for each in [size] if size else list(find_space(name).SIZES):
             net = load_supernet(name, each)
             small, large = net.cost(net.space.smallest()), net.cost(net.space.largest())
             figures = [human(n) for n in (small.macs, small.params, large.macs, large.params)]
-            table.add_row(name, each, f"{net.space.cardinality:,}", *figures, " x ".join(map(str, net.input_shape)))
+            networks = net.space.cardinality
+            table.add_row(name, each, f"{networks:,}" if networks < 1e9 else f"{networks:.1e}", *figures, " x ".join(map(str, net.input_shape)))
             if size:
                 for choice in net.space.choices.values():
                     console.print(f"  {choice.name}: {', '.join(map(str, choice.values))}", highlight=False)
@@ -332,7 +333,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     tested = [metric, *dict.fromkeys(name for row in rows for name in row["tested"] if name != metric)]
     costs = {"bitops": "BitOPs", "macs": "MACs", "params": "parameters"}
     heads = [costs[name] for name in (*bits, "macs", "params")]
-    table = Table("child", *heads, f"validation {metric}", *(f"test {name}" for name in tested), box=None)
+    table = Table(Column("child", no_wrap=True, min_width=max(len(row["id"]) for row in rows)), *heads, f"validation {metric}", *(f"test {name}" for name in tested), box=None)
     for row in rows:
         validation = row["validation"] if row["validation"] is not None else row["exported_validation"]
         figures = [validation, *(row["tested"].get(name) for name in tested)]

@@ -383,7 +383,7 @@ def register(run_dir: Path, uri: str, experiment: str, child: nn.Module, arch: s
     Raises:
         ValueError: MLflow has no run of that child.
     """
-    store = _Store(check_uri(uri), experiment, run_dir)
+    store = _Store(check_uri(uri), experiment, run_dir.absolute())
     import mlflow.pytorch
     import torch
     from mlflow.exceptions import MlflowException

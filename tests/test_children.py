@@ -60,7 +60,7 @@ def test_every_snippet_of_the_page_runs(child: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_registered_child_is_loaded_by_its_alias(child: Path) -> None:
+def test_a_registered_child_is_loaded_by_its_alias(child: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In another process, with no class of raynas at hand; and the batch is free."""
     run = child.parents[1]
     told = CliRunner().invoke(app, ["register", str(run), child.name, "digits", "--alias", "champion"])
@@ -68,8 +68,9 @@ def test_a_registered_child_is_loaded_by_its_alias(child: Path) -> None:
     tracker = Tracker(run, None, "bignas-digits")
     tracker.start()
     assert tracker.close(120) == 0
-    for version in ("1", "2"):
-        told = CliRunner().invoke(app, ["register", str(run), child.name, "digits", "--alias", "champion"])
+    monkeypatch.chdir(run.parent)
+    for version, place in (("1", run), ("2", Path(run.name))):
+        told = CliRunner().invoke(app, ["register", str(place), child.name, "digits", "--alias", "champion"])
         assert told.exit_code == 0 and f"digits, version {version}" in told.output, told.output
     [snippet] = [s for s in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "models:/" in s]
     pixels = torch.rand(5, 1, 8, 8)
