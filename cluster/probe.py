@@ -98,7 +98,7 @@ def mirror_problem(uri: str | None, token: str) -> str | None:
         store.delete_file(path)
         return None if found == token.encode() else "what was written did not come back"
     except Exception as error:  # an address, credentials, the network: whatever it is, is the finding
-        return str(error).strip().splitlines()[0][:200]
+        return f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
 
 
 def make_storage(storage: str, token: str) -> str | None:

@@ -9,18 +9,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 from rich.console import Console
 from rich.table import Column, Table
 
 from nas import cli_cluster
+from nas.cluster_values import object_store
 from nas.experiment import Experiment, load_experiment
 
 if TYPE_CHECKING:
     from nas.pipeline import Pipeline
 
+class Commands(typer.core.TyperGroup):
+    """The list of commands, without the one of options, which says that there is --help: together they do not fit a screen."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        self.format_commands(ctx, formatter)
+
+
 console = Console(soft_wrap=True)
 app = typer.Typer(
     name="nas",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -94,7 +104,8 @@ def run(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes
 
     Example: nas run bignas-digits --set search.candidates=100
     """
-    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes), mirror) as pipeline:
+    kept = object_store(mirror) if mirror else None
+    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes), kept) as pipeline:
         pipeline.train()
         pipeline.search()
         ids = pipeline.export()
@@ -198,6 +209,7 @@ def register(
     """
     import json
 
+    from nas.checkpoint import sha256
     from nas.export import homes, load_child
     from nas.space import Arch
     from nas.tracking import address
@@ -210,7 +222,8 @@ def register(
     net = load_child(folder, homes(settings.space.name))
     about = json.loads((folder / "arch.json").read_text())
     uri, arch = address(run, settings.tracking.uri), Arch(about["arch"]).id  # a finetuned child is named otherwise
-    version = enter(run, uri, settings.tracking.experiment or settings.name, net, arch, about["input"]["shape"], name, alias)
+    label, experiment = f"{child}-{sha256(folder / 'model.safetensors')[:8]}", settings.tracking.experiment or settings.name
+    version = enter(run, uri, experiment, net, arch, label, about["input"]["shape"], about["input"].get("any_size", False), name, alias)
     console.print(f"{name}, version {version}: mlflow.pytorch.load_model('models:/{name}{'@' + alias if alias else '/' + version}')", highlight=False)
 
 
@@ -240,7 +253,8 @@ def spaces(
     from nas.plots import human
     from nas.supernet import built_in_spaces, find_space, load_supernet
 
-    table = Table(Column("space", no_wrap=True), Column("size", no_wrap=True), "networks", "smallest MACs", "params", "largest MACs", "params", "input", box=None)
+    names = (Column(head, no_wrap=True) for head in ("space", "size"))
+    table = Table(*names, "networks", "smallest MACs", "params", "largest MACs", "params", "input", box=None)
     for name in [space] if space else built_in_spaces():
         for each in [size] if size else list(find_space(name).SIZES):
             net = load_supernet(name, each)
@@ -333,7 +347,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     tested = [metric, *dict.fromkeys(name for row in rows for name in row["tested"] if name != metric)]
     costs = {"bitops": "BitOPs", "macs": "MACs", "params": "parameters"}
     heads = [costs[name] for name in (*bits, "macs", "params")]
-    table = Table(Column("child", no_wrap=True, min_width=max(len(row["id"]) for row in rows)), *heads, f"validation {metric}", *(f"test {name}" for name in tested), box=None)
+    heads += [f"validation {metric}", *(f"test {name}" for name in tested)]
+    table = Table(Column("child", no_wrap=True, min_width=max(len(row["id"]) for row in rows)), *heads, box=None)
     for row in rows:
         validation = row["validation"] if row["validation"] is not None else row["exported_validation"]
         figures = [validation, *(row["tested"].get(name) for name in tested)]

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from nas.cluster_values import below
+from nas.cluster_values import below, object_store
 from nas.experiment import Experiment, dump, load_experiment
 
 if TYPE_CHECKING:
@@ -227,6 +227,7 @@ def restore(uri: str, to: Path | None) -> None:
     """A run as its mirror has it; the mirror is only read."""
     from nas.mirror import Mirror
 
+    uri = object_store(uri)
     target = (to or Path("fetched") / urlsplit(uri).path.rpartition("/")[2]).absolute()
     if target.exists():
         raise ValueError(f"{target} is there already; give another --to")

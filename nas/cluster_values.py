@@ -32,10 +32,10 @@ def absolute(path: str) -> str:
 def object_store(uri: str) -> str:
     """An address in an object store, without its last slash. Credentials have no place in it: everyone who sees the job would see them."""
     parts = urlsplit(uri)
-    if parts.scheme not in ("s3", "gs") or not parts.netloc:
-        raise ValueError(f"given {uri!r}; allowed: s3://BUCKET/PREFIX or gs://BUCKET/PREFIX")
     if "@" in parts.netloc or re.search(r"(?i)(key|token|secret|password)=", parts.query):
         raise ValueError("an address with a key in it would be seen by everyone who sees the job: let the cluster's machines have the credentials")
+    if parts.scheme not in ("s3", "gs") or not parts.netloc:
+        raise ValueError(f"given {uri!r}; allowed: s3://BUCKET/PREFIX or gs://BUCKET/PREFIX")
     return urlunsplit(parts._replace(path=parts.path.rstrip("/")))
 
 

@@ -58,7 +58,7 @@ def export_child(target: Path, arch: Arch, evaluator: Evaluator, test: Batches, 
     def fill(directory: Path) -> None:
         save_file({name: value.contiguous() for name, value in child.cpu().state_dict().items()}, directory / "model.safetensors")
         (directory / "model.py").write_text(bundle(net.sources))
-        (directory / "arch.json").write_text(json.dumps(_identity(net, child, arch, about), indent=1))
+        (directory / "arch.json").write_text(json.dumps(_identity(net, child, arch, about, task.any_size), indent=1))
         if onnx:
             write_onnx(child, sample.cpu(), directory / "model.onnx", task.any_size)
         figures["parity"] = parity(net, child, arch, sample.cpu(), directory)
@@ -78,10 +78,10 @@ def exported(target: Path, supernet: str) -> bool:
         return False
 
 
-def _identity(net: Supernet, child: nn.Module, arch: Arch, about: dict[str, Any]) -> dict[str, Any]:
+def _identity(net: Supernet, child: nn.Module, arch: Arch, about: dict[str, Any], any_size: bool) -> dict[str, Any]:
     home = f"{type(child).__module__}:{type(child).__qualname__}"
-    shape = list(net.input_shape)
-    return {**about, "arch": dict(arch), "child": home, "network": child.config, "input": {"shape": shape, "range": [0, 1]}}
+    takes = {"shape": list(net.input_shape), "any_size": any_size, "range": [0, 1]}
+    return {**about, "arch": dict(arch), "child": home, "network": child.config, "input": takes}
 
 
 def bundle(sources: Iterable[Path]) -> str:
@@ -92,8 +92,7 @@ def bundle(sources: Iterable[Path]) -> str:
         drop: set[int] = set()
         for node in ast.parse(source).body:
             ours = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("nas", "searchspaces", "__future__")
-            first = node is ast.parse(source).body[0] and isinstance(node, ast.Expr)
-            if ours or (isinstance(node, ast.Expr) and node.lineno == 1) or first:
+            if ours or (isinstance(node, ast.Expr) and node.lineno == 1):
                 drop.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
         text.append("".join(line for number, line in enumerate(source.splitlines(keepends=True), 1) if number not in drop).strip() + "\n")
     return "\n\n".join(text)

@@ -200,8 +200,9 @@ class Mirror:
             Damaged: there is none.
         """
         problems = []
-        for attempt in reversed(self._attempts()):
-            for number in reversed(self._numbers(attempt)):
+        with self._told():
+            commits = [(attempt, number) for attempt in reversed(self._attempts()) for number in reversed(self._numbers(attempt))]
+            for attempt, number in commits:
                 try:
                     self._fetch(attempt, self._read_commit(attempt, number))
                     self.say(f"restored from {self.uri} ({attempt}, commit {number})")
@@ -383,8 +384,19 @@ def whole_files(run: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _sealed(run: Path, directory: Path) -> Iterator[tuple[str, Path]]:
-    names = json.loads((directory / MANIFEST).read_text())["files"]
-    yield from ((str((directory / name).relative_to(run)), directory / name) for name in (*names, MANIFEST))
+    """The files that a manifest names; none where it is not one, or names what is no file of this directory: another may have written it."""
+    try:
+        names = [*json.loads((directory / MANIFEST).read_text())["files"], MANIFEST]
+    except (ValueError, KeyError, TypeError):
+        return
+    paths = [directory / str(name) for name in names]
+    if all(_ours(path.relative_to(run)) and path.is_file() and not path.is_symlink() for path in paths):
+        yield from ((str(path.relative_to(run)), path) for path in paths)
+
+
+def _ours(name: Path) -> bool:
+    """Whether a path within a run is made of the names that its files have."""
+    return all(NAME.fullmatch(part) for part in name.parts)
 
 
 def _plain(run: Path, entry: Path) -> Iterator[tuple[str, Path]]:
@@ -392,7 +404,7 @@ def _plain(run: Path, entry: Path) -> Iterator[tuple[str, Path]]:
     paths = [entry] if entry.is_file() else sorted(entry.rglob("*")) if NAME.fullmatch(entry.name) else []
     for path in paths:
         name = path.relative_to(run)
-        if all(NAME.fullmatch(part) for part in name.parts) and path.is_file() and not path.is_symlink():
+        if _ours(name) and path.is_file() and not path.is_symlink():
             yield str(name), path
 
 

@@ -67,6 +67,7 @@ class Pipeline:
         self.run, self.fence, self.tracker, self.watch = run, fence, tracker, watch
         self.supernet = ""
         self.ray, self.stopper = ExitStack(), Stopper(fence, watch.say)
+        self.inner: Pipeline | None = None  # of a finetune while it goes on
         self.worked = False
 
     @classmethod
@@ -97,7 +98,7 @@ class Pipeline:
                 tracker.start()
                 pipeline = cls(experiment, task, net, run, fence, tracker, watch)
                 if kept:
-                    kept.lost = lambda: pipeline.stopper.ask("another attempt has taken over the run: saving and ending")
+                    kept.lost = lambda: pipeline.ask("another attempt has taken over the run: saving and ending")
                 with pipeline.stopper.listening(), pipeline.ray:
                     yield pipeline
             except BaseException:
@@ -220,11 +221,14 @@ class Pipeline:
         (record,) = choose(self._history(), self.experiment, child)
         run, name = self.run / "finetune" / record.id, f"{record.id}-finetuned"
         derived = finetune_experiment(self.experiment, self.run, record, trained, self._teacher())
-        with Pipeline.open(derived, run, self.watch) as inner:
-            inner.train()
-            inner.export_only(self.run / "children" / name, {"finetuned": {"epochs": derived.recipe.epochs, "from": derived.space.inherit and record.id}})
-            inner.report()
-            self.worked |= inner.worked
+        with Pipeline.open(derived, run, self.watch) as self.inner:
+            self.stopper.check()
+            self.inner.train()
+            about = {"finetuned": {"epochs": derived.recipe.epochs, "from": derived.space.inherit and record.id}}
+            self.inner.export_only(self.run / "children" / name, about)
+            self.inner.report()
+            self.worked |= self.inner.worked
+        self.inner = None
         self.tracker.poke()
         return name
 
@@ -275,6 +279,12 @@ class Pipeline:
         self.watch.end(str(folder / figures["id"]))
         return figures
 
+    def ask(self, why: str) -> None:
+        """Ask the run to save and end, with whatever of it is at work; from any thread."""
+        for each in (self.inner, self):
+            if each is not None:
+                each.stopper.ask(why)
+
     def report(self) -> Path:
         """RUN/report.html."""
         return write_report(self.run)
@@ -284,7 +294,7 @@ class Pipeline:
         self.ray.enter_context(session())
         self.ray.enter_context(self.stopper.listening())
         notice = "this machine is being taken away: saving and ending"
-        self.ray.enter_context(watching(leaving, lambda: self.stopper.ask(notice)))
+        self.ray.enter_context(watching(leaving, lambda: self.ask(notice)))
 
     def _begin(self, stage: str, note: str) -> None:
         self.stopper.check()

@@ -216,15 +216,23 @@ def metric_of(history: History | None, children: Mapping[str, Mapping[str, Any]]
 
 
 def read_pictures(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
-    """The pictures of every exported child that has some, by id: ``title`` and ``panels``, whose ``file`` is a path."""
+    """The pictures of every exported child that has some, by id: ``title`` and ``panels``, whose ``file`` is a path.
+
+    Of a child that another may have written only files of its own are shown.
+    """
     found: dict[str, list[dict[str, Any]]] = {}
-    for index in sorted((run_dir / "children").glob("*/pictures.json")):
-        pictures = _parsed(index.read_bytes())
+    for name in read_children(run_dir):
+        directory = run_dir / "children" / name
+        pictures = _parsed((directory / "pictures.json").read_bytes()) if (directory / "pictures.json").is_file() else None
         if isinstance(pictures, list):
-            found[index.parent.name] = [
-                {**picture, "panels": [{**panel, "file": index.parent / panel["file"]} for panel in picture["panels"]]} for picture in pictures
-            ]
+            given = [{**picture, "panels": [{**panel, "file": directory / panel["file"]} for panel in picture["panels"]]} for picture in pictures]
+            if all(_within(panel["file"], directory) for picture in given for panel in picture["panels"]):
+                found[name] = given
     return found
+
+
+def _within(file: Path, directory: Path) -> bool:
+    return file.is_file() and file.resolve().is_relative_to(directory.resolve())
 
 
 def front_table(run_dir: Path | str) -> list[dict[str, Any]]:

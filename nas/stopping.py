@@ -25,7 +25,7 @@ class Stopper:
     """
 
     def __init__(self, fence: Fence, say: Callable[[str], None]) -> None:
-        self.fence, self.say, self.asked = fence, say, threading.Event()
+        self.fence, self.say, self.asked, self.signalled = fence, say, threading.Event(), False
 
     def check(self) -> None:
         """Raises: KeyboardInterrupt, where the run has been asked to end."""
@@ -40,8 +40,9 @@ class Stopper:
             self.say(why)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        if self.asked.is_set():
+        if self.signalled:
             raise KeyboardInterrupt
+        self.signalled = True  # whatever else has asked before, the first signal leaves the time to save
         self.ask(f"{signal.Signals(number).name}: saving and ending; once more ends at once")
 
     @contextmanager

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from nas.sources import read_json
-from nas.unsent import FIGURES, VIEW_KEY, Item, Key, Sent, Unsent
+from nas.unsent import FIGURES, VIEW_KEY, VIEW_TAG, Item, Key, Sent, Unsent
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -365,16 +365,22 @@ def page_of(uri: str, experiment: str) -> str:
     from mlflow import MlflowClient
 
     found = MlflowClient(uri).get_experiment_by_name(experiment)
-    return f"/#/experiments/{found.experiment_id}/runs?viewStateShareKey={VIEW_KEY}&compareRunsMode=CHART" if found else "/"
+    if not found:
+        return "/"
+    view = f"viewStateShareKey={VIEW_KEY}&" if VIEW_TAG in found.tags else ""  # a search leaves it, when its command ends
+    return f"/#/experiments/{found.experiment_id}/runs?{view}compareRunsMode=CHART"
 
 
-def register(run_dir: Path, uri: str, experiment: str, child: nn.Module, arch: str, shape: Sequence[int], name: str, alias: str | None) -> str:
+def register(
+    run_dir: Path, uri: str, experiment: str, child: nn.Module, arch: str, label: str, shape: Sequence[int], any_size: bool, name: str, alias: str | None
+) -> str:
     """Make an exported child a version of a registered model, for `mlflow.pytorch.load_model`; raynas itself never loads one.
 
     Args:
         child: in evaluation mode.
         arch: its id, which is in the tags of its run in MLflow; the model belongs to that run.
-        shape: of one input, ``(C, H, W)``; the batch dimension is free.
+        label: tells this child's files from those of others of that architecture, and from an earlier export's.
+        shape: of one input, ``(C, H, W)``; the batch dimension is free, and with `any_size` height and width are too.
         name, alias: of the registered model; an alias moves from the version that had it.
 
     Returns:
@@ -385,9 +391,11 @@ def register(run_dir: Path, uri: str, experiment: str, child: nn.Module, arch: s
     """
     store = _Store(check_uri(uri), experiment, run_dir.absolute())
     import mlflow.pytorch
+    import numpy as np
     import torch
     from mlflow.exceptions import MlflowException
-    from mlflow.models import infer_signature
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
 
     query = f"tags.`raynas.run` = '{store.raynas_run}' and tags.`raynas.arch` = '{arch}'"
     runs = store.client.search_runs([store.experiment], query, max_results=1, order_by=["attributes.start_time DESC"])
@@ -395,15 +403,17 @@ def register(run_dir: Path, uri: str, experiment: str, child: nn.Module, arch: s
         raise ValueError(f"MLflow at {uri} has no run of the child {arch}; nas export {run_dir} sends it")
     pixels = torch.rand(2, *shape)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        signature = infer_signature(pixels.numpy(), child(pixels).numpy())
+        axes = [[-1, t.shape[1], -1, -1] if any_size else [-1, *t.shape[1:]] for t in (pixels, child(pixels))]
+        takes, gives = (Schema([TensorSpec(np.dtype(np.float32), each)]) for each in axes)
+        signature = ModelSignature(inputs=takes, outputs=gives)
         needs = [f"torch=={torch.__version__.partition('+')[0]}"]
         mlflow.pytorch.save_model(
             child, f"{folder}/model", signature=signature, input_example=pixels.numpy(), pip_requirements=needs, serialization_format="pt2"
         )
-        store.client.log_artifacts(runs[0].info.run_id, f"{folder}/model", "model")
+        store.client.log_artifacts(runs[0].info.run_id, f"{folder}/model", f"models/{label}")
     with contextlib.suppress(MlflowException):  # it is there already
         store.client.create_registered_model(name)
-    version = store.client.create_model_version(name, f"runs:/{runs[0].info.run_id}/model", runs[0].info.run_id, tags={"raynas.arch": arch})
+    version = store.client.create_model_version(name, f"runs:/{runs[0].info.run_id}/models/{label}", runs[0].info.run_id, tags={"raynas.arch": arch})
     if alias:
         store.client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)

@@ -21,6 +21,7 @@ from nas.sources import History, Lines, front_table, journals, read_children, tr
 
 FIGURES = 800  # in one request; MLflow takes 1,000 metrics and 1 MB
 VIEW_KEY = "raynas"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"  # of the experiment; MLflow's page looks there
 AXES = 10  # choices in parallel coordinates; more cannot be told apart
 
 Key = tuple[str | int, ...]
@@ -220,7 +221,7 @@ class Unsent:
         text = view(history)
         key = ("view", history.supernet)
         if self.sent.values.get(key) != _digest(text):
-            yield Item(key, _digest(text), ("search", history.supernet), shared={f"mlflow.sharedViewState.{VIEW_KEY}": text})
+            yield Item(key, _digest(text), ("search", history.supernet), shared={VIEW_TAG: text})
 
 
 def view(history: History) -> str:

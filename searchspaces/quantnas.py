@@ -46,7 +46,8 @@ class QuantNAS(Supernet):
     Args:
         table: what it may be made of.
         scale, bits, adq, input_bits: the table's own by default; see `Table`.
-        noise: how noise is mixed in: ``"clean"``, or ``"published"``, the authors' way (`nas.elastic.quantizer.noisy_as_published`).
+        noise: how noise is mixed in: ``"clean"``, or ``"published"``, the authors' way (`nas.elastic.quantizer.noisy_as_published`);
+            in both, convolutions that are not searched have noise too, where the authors round them.
         channels: of the images; 3.
         mean: of the pixels, one number a channel.
         image: side in pixels of the input that costs are for.

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import nas
+from nas import checkpoint
 from nas.checkpoint import Fence
 from nas.cli import app
 from nas.evaluate import Batches, Evaluator
@@ -21,7 +24,7 @@ from nas.export import export_child
 from nas.loop import build
 from nas.search.journal import Journal, Record
 from nas.tasks import load_task
-from nas.tracking import Tracker, default_uri
+from nas.tracking import Tracker, default_uri, register
 
 PAGE = Path(__file__).parent.parent / "docs" / "children.md"
 ARGUMENTS = ["search.calibration=64", "search.calibration_batch=64"]
@@ -89,6 +92,37 @@ print(mlflow.MlflowClient().get_model_version_by_alias('digits', 'champion').ver
     figures, version = done.stdout.strip().splitlines()[-2:]
     assert version == "2"
     torch.testing.assert_close(torch.tensor(json.loads(figures)), expected.flatten())
+
+
+def test_a_version_keeps_its_files_whatever_is_registered_after_it(child: Path) -> None:
+    """Another child of the same architecture, as one that was trained on is; and one that takes images of any size."""
+    import mlflow.pytorch
+
+    run, other = child.parents[1], child.with_name(f"{child.name}-finetuned")
+
+    def changed(directory: Path) -> None:
+        for path in child.iterdir():
+            if path.name != checkpoint.MANIFEST:
+                shutil.copy(path, directory)
+        tensors = load_file(child / "model.safetensors")
+        save_file({name: value * 2 if name.endswith("bias") else value for name, value in tensors.items()}, directory / "model.safetensors")
+
+    checkpoint.write_directory(other, changed, {})
+    tracker = Tracker(run, None, "bignas-digits")
+    tracker.start()
+    assert tracker.close(120) == 0
+    for each in (child, other):
+        assert CliRunner().invoke(app, ["register", str(run), each.name, "two"]).exit_code == 0
+    mlflow.set_tracking_uri(default_uri(run))
+    x = torch.rand(3, 1, 8, 8)
+    for version, each in (("1", child), ("2", other)):
+        torch.testing.assert_close(mlflow.pytorch.load_model(f"models:/two/{version}")(x), nas.load_child(each)(x))
+    assert not torch.allclose(nas.load_child(child)(x), nas.load_child(other)(x))
+
+    enlarger = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.PixelShuffle(2)).eval()
+    register(run, default_uri(run), "bignas-digits", enlarger, child.name, "enlarger", (1, 8, 8), True, "enlarger", None)
+    x = torch.rand(1, 1, 14, 9)
+    torch.testing.assert_close(mlflow.pytorch.load_model("models:/enlarger/1")(x), enlarger(x))
 
 
 def test_what_is_not_exported_is_told(child: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.test_run import Ended, command, sets
 
-SCREEN = 30  # lines of a small terminal
+SCREEN = 24  # lines of a terminal
 COMMANDS = ("run", "train", "search", "export", "finetune", "quantize", "register", "report", "spaces", "doctor", "ui")
 
 pytestmark = pytest.mark.timeout(300)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from cluster import jobs, pack, probe
 from cluster.check import Needs, _problems
@@ -26,6 +27,7 @@ from cluster.jobs import GRACE_S, Work, submit
 from cluster.manifests import Pods, ray_up, rayjob
 from cluster.names import Refused, inside, split_id, submission_id
 from nas.checkpoint import Fence
+from nas.cli import app
 from nas.cli_cluster import needs_of, pods_of, work_of
 from nas.experiment import ExperimentError, load_experiment
 from nas.stopping import Stopper, watching
@@ -241,12 +243,20 @@ def test_plain_variables_are_taken() -> None:
         ("/mnt/runs", "allowed: s3://BUCKET"),
         ("s3://", "allowed: s3://BUCKET"),
         ("s3://AKIA:secret@bucket/runs", "with a key in it"),
+        ("s3a://AKIA:secret@bucket/runs", "with a key in it"),
         ("s3://bucket/runs?access_key=a&secret_key=b", "with a key in it"),
     ],
 )
 def test_a_mirror_is_an_object_store_without_credentials(mirror: str, says: str) -> None:
     with pytest.raises(ExperimentError, match=says):
         load_experiment("bignas-digits", [f"cluster.mirror={mirror}"])
+
+
+@pytest.mark.parametrize("words", [["run", "bignas-digits", "--mirror"], ["fetch"]])
+def test_an_address_with_a_key_is_refused_and_not_repeated(words: list[str]) -> None:
+    told = CliRunner().invoke(app, [*words, "s3://AKIAX:topsecret@bucket/runs/x"])
+    assert isinstance(told.exception, ValueError) and "with a key in it" in str(told.exception)
+    assert "topsecret" not in told.output + str(told.exception)
 
 
 def test_the_job_keeps_the_mirror_of_its_own_run() -> None:
@@ -422,6 +432,16 @@ def test_the_first_signal_asks_and_the_second_ends(tmp_path: Path, number: signa
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) == before
+
+
+def test_a_signal_after_a_notice_leaves_the_time_to_save(tmp_path: Path) -> None:
+    """Ctrl-C while a run that loses its machine is saving: the second one ends it, as ever."""
+    stopper = Stopper(Fence.take(tmp_path), lambda text: None)
+    with stopper.listening():
+        stopper.ask("taken away")
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_machine_that_is_taken_away_ends_its_run_in_order_and_once(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from nas.recipes.differentiable import Differentiable, architecture, entropy, en
 from nas.recipes.recipe import Step
 from nas.settings import Differentiable as Settings
 from nas.settings import SinglePath as SinglePathSettings
-from nas.supernet import Pass, Soft, Supernet, load_supernet
+from nas.supernet import Pass, Supernet, load_supernet
 from tests.conformance import ready
 
 
@@ -78,6 +78,7 @@ def test_the_entropys_weight_is_the_published_one(warmup: int, first: int, publi
     weights = [entropy_weight(epoch, 20, warmup) for epoch in range(20)]
     assert weights[:first] == [0.0] * first
     assert weights[first:] == pytest.approx(published, abs=0.0006)
+    assert entropy_weight(19, 20, 19) == 0.0, "one epoch of learning is none of it to ramp"
 
 
 def test_entropy_is_summed_over_slots_and_finite_where_probabilities_vanish() -> None:
@@ -213,4 +214,3 @@ def test_a_random_path_is_trained_under_noise() -> None:
     owned = {name for name, _ in net.extract(arch).named_parameters()}
     trained = {name for name, p in net.named_parameters() if p.grad is not None and p.grad.any()}
     assert trained == {name for name in owned if "_step" not in name}
-    assert isinstance(mixture(net, torch.zeros(66)), Soft)

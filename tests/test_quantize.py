@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import nas
 from nas import checkpoint
+from nas.elastic import quantizer
 from nas.evaluate import Batches, Evaluator
 from nas.experiment import load_experiment
 from nas.export import export_child, write_onnx
@@ -434,49 +435,60 @@ def test_super_resolution(tmp_path: Path) -> None:
     assert integer_layers(tmp_path / "model.onnx") == 3
 
 
-class Rounding(nn.Module):
-    """A layer that was trained with a quantizer of its own."""
+def test_the_least_budget_can_be_met() -> None:
+    """Whatever the spread of prices, and the solver's tolerance of the whole: a person types back what the refusal has told."""
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        base = (10 ** rng.uniform(2, 9, 12)).astype(np.int64)[:, None]
+        prices, losses = base * np.array([[16, 64]]), rng.random((12, 2)) * [[1.0, 0.01]] + [[1.0, 0.0]]
+        least = int(prices.min(1).sum())
+        assert allocate(losses, prices, least) == [0] * 12
+        cheapest = int(np.argmin(base))
+        more = allocate(losses, prices, least + 48 * int(base.min()))
+        assert more[cheapest] == 1 and sum(more) == 1
+        with pytest.raises(ValueError, match=f"costs at most {least - 1:,}; the least is {least:,}"):
+            allocate(losses, prices, least - 1)
+
+
+class Shared(nn.Module):
+    """Two convolutions before one batch norm."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight, self.relu = nn.Parameter(torch.randn(4, 3, 1, 1)), True
-
-    def forward(self, x: Tensor, quant: str = "real") -> Tensor:
-        weight = (self.weight * 3).round() / 3 if quant == "real" else self.weight
-        return F.conv2d(F.relu(x), weight)
-
-    def float_layer(self) -> nn.Module:
-        return Plain(self.weight)
-
-
-class Plain(nn.Module):
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 1, bias=False)
-        self.conv.weight = nn.Parameter(weight.detach().clone())
-
-    def forward(self, x: Tensor, quant: str = "real") -> Tensor:
-        return self.conv(F.relu(x))
-
-
-class Searched(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = Rounding(), nn.Conv2d(4, 2, 1)
+        self.a, self.b, self.norm = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.a(x, quant="real"))
+        return self.norm(self.a(x)) + self.norm(self.b(x))
 
 
-def test_a_child_with_quantizers_of_its_own() -> None:
+def test_a_norm_that_is_used_twice_stays() -> None:
+    torch.manual_seed(5)
+    net, x = Shared().eval(), torch.rand(4, 3, 5, 5)
+    nn.init.uniform_(net.norm.running_var, 0.5, 2)
+    folded, norms, layers = fold(net, x)
+    assert norms == () and len(layers) == 2 and torch.allclose(folded(x), net(x))
+
+
+@pytest.mark.parametrize("size", ["basic-c12", "rfdn-c12"])
+def test_a_child_with_quantizers_of_its_own(size: str) -> None:
     """It is quantized anew, from the weights that it was trained to."""
     torch.manual_seed(8)
-    net, x = Searched(), torch.randn(32, 3, 4, 4)
-    bare, names = plain(net)
-    assert names == ["a"] and torch.allclose(bare(x), net.b(net.a(x, quant="off"))) and not torch.allclose(bare(x), net(x))
-    child, _, layers = fold(bare, x)
-    assert [layer.name for layer in layers] == ["a.conv", "b"]
-    small = calibrate(child, layers, {"a.conv": 4, "b": 8}, list(x.split(8)), 1, 0)
-    plan = {"plain": names, "folded": [], "layers": {"a.conv": {"weight_bits": 4, "input_bits": 8}, "b": {"weight_bits": 8, "input_bits": 8}}}
-    again = load_quantized(Searched(), plan, pack(small))
-    assert torch.equal(again(x), small(x)) and again.b.input.scale == again.a.conv.output.scale  # type: ignore[union-attr]
+    net = nas.load_supernet("quantnas", size)
+    arch = net.space.sample(np.random.default_rng(4))
+    child, x = net.extract(arch).eval(), torch.randint(256, (8, 3, 16, 16)) / 255
+    quantizer.fit(child, [(x, None)])
+    bare, names = plain(child)
+    assert len(names) == sum(isinstance(module, quantizer.QuantConv2d) for module in child.modules()) > 5
+    real = child(x)
+    child.quantize(False)
+    torch.testing.assert_close(bare(x), child(x), atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(real, child(x), atol=1e-3)
+    folded, norms, layers = fold(bare, x)
+    assert {layer.name for layer in layers} == {f"{name}.conv" for name in names}
+    bits = {layer.name: 4 for layer in layers}
+    small = calibrate(folded, layers, bits, list(x.split(2)), 1, 0)
+    both = {layer.name: widths(layer, 4) for layer in layers}
+    plan = {"plain": names, "folded": list(norms), "layers": {name: {"weight_bits": w, "input_bits": i} for name, (w, i) in both.items()}}
+    again = load_quantized(type(child)(**child.config), plan, pack(small))
+    assert torch.equal(again(x), small(x))
+

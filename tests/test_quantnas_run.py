@@ -63,7 +63,7 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_
     if recipe == "single_path":
         (tmp_path / "whole" / "experiment.yaml").write_text(dump(told))
         with pytest.raises(ValueError, match="only differentiable finds"):
-            proposed(tmp_path / "whole", build(told, load_task(told)), load_task(told))
+            proposed(tmp_path / "whole", build(told, load_task(told)))
     if recipe == "differentiable":
         alpha = load_file(whole[-1] / "recipe.safetensors")["alpha"]
         assert alpha.any(), "the logits have not moved"
@@ -72,13 +72,15 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_
         net = build(other, task)
         found = architecture(net, alpha)
         assert found != net.space.smallest()
-        assert proposed(tmp_path / "whole", net, task) == found
+        assert proposed(tmp_path / "whole", net) == found
         search = open_search(experiment("single_path", f"search.propose_from=[{tmp_path / 'whole'}]"), net, task)
         asked = search.ask()
         assert asked is not None and asked.arch == found and search.identity["first"] == [found.id]
+        larger = experiment("single_path", "data.scale=4")
+        assert dict(proposed(tmp_path / "whole", build(larger, load_task(larger)))) == dict(found), "operations by name, though x4 orders them otherwise"
         with pytest.raises(ValueError, match="not in this space"):
-            proposed(tmp_path / "whole", net.fix(net.space.smallest()), task)
-        assert not load_file(whole[0] / "recipe.safetensors").get("alpha", torch.zeros(1)).any(), "they have before the end of their warm-up"
+            proposed(tmp_path / "whole", net.fix(net.space.smallest()))
+        assert not load_file(whole[0] / "recipe.safetensors")["alpha"].any(), "they have before the end of their warm-up"
 
 
 def test_a_child_is_calibrated_judged_and_exported(one_rank: None, tmp_path: Path) -> None:
@@ -90,7 +92,7 @@ def test_a_child_is_calibrated_judged_and_exported(one_rank: None, tmp_path: Pat
     net.load_state_dict(load_file(newest / "weights.safetensors"))
     evaluator = Evaluator(net, task, told.search, torch.device("cpu"))
     arch = net.space.smallest()
-    assert evaluator(arch)["psnr"] > 28.0, "after 14 steps near the enlarged image, not the noise of steps that do not fit"
+    assert evaluator(arch)["psnr"] > 31.0, "after 14 steps near the enlarged image, not the noise of steps that do not fit"
     raw = net.extract(arch)
     child = evaluator.child(arch)
     steps = [name for name, _ in raw.named_parameters() if "_step" in name]

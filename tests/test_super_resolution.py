@@ -267,6 +267,8 @@ def test_broken_folders_are_told(nowhere: Path) -> None:
     Image.fromarray(noise(40, 40)).save(nowhere / "mine" / "test" / "small.png")
     with pytest.raises(ValueError, match=r"all but one of the 3 training images hold 2 crops of 32 x 32"):
         SuperResolution(wanted, 0)
+    with pytest.raises(ValueError, match=r"small is smaller than 45 pixels \(with data.border 16\)"):
+        SuperResolution(settings(name="sr-folder", path="mine", patch=16, validation=1, border=16), 0)
     task = SuperResolution(wanted.model_copy(update={"validation": 2}), 0)
     assert len(task.train) == 1 and len(task.validation) == 2
     with pytest.raises(ValueError, match=r"0 is 40 x 40 pixels; data.patch 24 at scale 2 needs 48"):
@@ -460,6 +462,13 @@ def test_it_trains_is_judged_exported_and_shown(tmp_path: Path) -> None:
     shown = task.scores(child(x).detach(), y)["psnr"]
     assert re.search(rf"<b>child</b> {shown:.2f} dB", page)
     assert not re.findall(r"src=\"(?!data:)", page)
+    (tmp_path / "secret.png").write_bytes(b"mine")
+    index = target / "pictures.json"
+    for file in ("../../../secret.png", "pictures/none.png"):
+        pictures = json.loads(index.read_text())
+        pictures[0]["panels"][0]["file"] = file
+        index.write_text(json.dumps(pictures))
+        assert "data:image/png" not in write_report(run).read_text(), "only files of the child's own directory, and what is there"
 
 
 @pytest.mark.usefixtures("one_rank")

@@ -175,9 +175,11 @@ def test_the_view_of_all_candidates_comes_with_a_run(run: Path) -> None:
     """The names in it are those that MLflow has; looked at in Chromium against MLflow 3.17 when it was written."""
     from mlflow import MlflowClient
 
+    uri = default_uri(run)
+    assert send(run) == 0
+    assert "viewStateShareKey" not in page_of(uri, "nas"), "MLflow shows an error for a view that is not there yet"
     search(run, range(20))
     assert send(run) == 0
-    uri = default_uri(run)
     page = page_of(uri, "nas")
     experiment = MlflowClient(uri).get_experiment_by_name("nas")
     assert f"/experiments/{experiment.experiment_id}/runs?viewStateShareKey=raynas&" in page and page_of(uri, "other") == "/"

@@ -135,7 +135,7 @@ class QuantConv2d(nn.Module):
         starts = POSITIVE_STEPS if relu else SIGNED_STEPS
         widths = widths if input_bits is None else [b for b in (input_bits,) if b]
         self.input_step = nn.ParameterDict({str(b): _start(starts[b], 1) for b in widths})
-        self.register_buffer("fitted", torch.zeros(()))  # 1 once the steps belong to the weights: fitted, or inherited and trained
+        self.register_buffer("fitted", torch.zeros(()))  # 1 once `fit` has set the steps; training goes on from there
 
     def forward(
         self, x: Tensor, shares: Shares | None = None, quant: str = "real", generator: torch.Generator | None = None, published: bool = False
@@ -201,6 +201,10 @@ class QuantConv2d(nn.Module):
 
         return _mean([(x if bits == FULL else on_grid(bits), share) for bits, share in shares])
 
+    def float_layer(self) -> nn.Module:
+        """A plain convolution of the same weights, called like this one: what is quantized anew."""
+        return Rectified(self)
+
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
         """Set every step to the one of least squared error for the weights, and for an input x such as `forward` gets."""
@@ -211,6 +215,21 @@ class QuantConv2d(nn.Module):
         for bits, step in self.input_step.items():
             step.copy_(fit_log_step(values, int(bits), not self.relu))
         self.fitted.fill_(1)
+
+
+class Rectified(nn.Module):
+    """A `QuantConv2d` without its quantizers, made of torch's own convolution."""
+
+    def __init__(self, layer: QuantConv2d) -> None:
+        super().__init__()
+        c_out, c_in, *kernel = layer.weight.shape
+        self.relu = layer.relu
+        self.conv = nn.Conv2d(c_in * layer.groups, c_out, (kernel[0], kernel[1]), layer.stride, layer.padding, groups=layer.groups, bias=False)
+        self.conv.weight = nn.Parameter(layer.weight.detach().clone())
+
+    def forward(self, x: Tensor, *shares: Any, **how: Any) -> Tensor:
+        """x: ``(N, c_in, H, W)``; how it would be quantized is not looked at."""
+        return self.conv(F.relu(x) if self.relu else x)
 
 
 def _start(step: float, rows: int) -> nn.Parameter:

@@ -158,16 +158,22 @@ def allocate(losses: np.ndarray, prices: np.ndarray, most: int) -> list[int]:
         ValueError: there is none.
     """
     count, choices = losses.shape
+    extra = prices - prices.min(1, keepdims=True)
+    left = most - int(prices.min(1).sum())  # over the least that any choice costs: what the solver's tolerance is relative to
+    if left < 0:
+        raise ValueError(f"no choice of bits costs at most {most:,}; the least is {most - left:,}")
+    weights = np.minimum(extra, left + 1).reshape(1, -1) / max(left, 1)
+    affordable = Bounds(0, (extra <= left).ravel().astype(float))
     one_each = LinearConstraint(np.kron(np.eye(count), np.ones(choices)), 1, 1)
     scale = losses.max() or 1.0  # the solver's tolerances are absolute
     bound = 1.0
     for _ in range(3):
-        within = LinearConstraint(prices.reshape(1, -1) / most, -np.inf, bound)
-        found = milp(losses.ravel() / scale, integrality=np.ones(losses.size), bounds=Bounds(0, 1), constraints=[one_each, within], options={"mip_rel_gap": 0})
+        within = LinearConstraint(weights, -np.inf, bound)
+        found = milp(losses.ravel() / scale, integrality=np.ones(losses.size), bounds=affordable, constraints=[one_each, within], options={"mip_rel_gap": 0})
         if found.x is None:
             break
         chosen = found.x.reshape(count, choices).argmax(1)
         if sum(int(prices[row, column]) for row, column in enumerate(chosen)) <= most:
             return [int(column) for column in chosen]
         bound -= 1e-6  # within the solver's tolerance, but over the budget
-    raise ValueError(f"no choice of bits costs at most {most:,}; the least is {int(prices.min(1).sum()):,}")
+    raise ValueError(f"the solver found no choice of bits that costs at most {most:,}; give some more")

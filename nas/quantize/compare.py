@@ -125,14 +125,15 @@ def compare(
         batches: calibration examples, at least two batches.
         tell: see `Work`.
     """
-    names, plans = [layer.name for layer in costs.layers], 1 + bool(wish.budget)
+    names, chooses = [layer.name for layer in costs.layers], bool(wish.budget) and len(wish.bits) > 1
     if wish.budget:
         check_budget(costs, wish.bits, wish.budget)
-    work = Work(tell, len(names) * ((RTN + 1) * plans + 2 * SENSITIVITY * bool(wish.budget)) + 2 * TUNING * plans)
+    work = Work(tell, len(names) * ((RTN + 1) * (1 + chooses) + 2 * SENSITIVITY * chooses) + 2 * TUNING * (1 + chooses))
     tries = [(f"{_widest(costs, wish)} bits", dict.fromkeys(names, _widest(costs, wish)))]
-    if wish.budget:
+    if wish.budget and chooses:
         few, tick = batches[:SENSITIVITY_BATCHES], work.tick("sensitivity", SENSITIVITY)
-        tries.append(("allocated bits", allocated(child, costs, wish.bits, wish.budget, few, tick)))
+        bits = allocated(child, costs, wish.bits, wish.budget, few, tick)
+        tries += [("allocated bits", bits)] if bits != tries[0][1] else []
     size = costs.bytes + sum(4 * (layer.weights + layer.channels) for layer in costs.layers)
     rows: list[dict[str, Any]] = [{"method": "fp32", "bitops": costs.macs * FLOAT_BITS**2, "bytes": size, **judge(child)}]
     for title, bits in tries:
@@ -161,4 +162,4 @@ def _widest(costs: Costs, wish: Wish) -> int:
     """The most bits that all layers can have alike."""
     names = [layer.name for layer in costs.layers]
     fits = [b for b in wish.bits if not wish.budget or costs.total(dict.fromkeys(names, b), wish.budget.kind) <= wish.budget.most]
-    return max(fits, default=min(wish.bits))
+    return max(fits)

@@ -81,11 +81,12 @@ def fold(child: nn.Module, x: Tensor) -> tuple[nn.Module, tuple[str, ...], tuple
     owner = {node: name.rpartition(".")[0] for node, name in program.graph_signature.inputs_to_parameters.items()}
     nodes = [n for n in program.graph.nodes if n.op == "call_function"]
     calls = [(n, owner.get(str(n.args[1]), "")) for n in nodes if n.target in LAYERS]
+    norms = Counter(owner.get(str(n.args[1]), "") for n in nodes if n.target == aten.batch_norm.default)
     times, folded = Counter(name for _, name in calls), {}
     calls = [(n, name) for n, name in calls if name and times[name] == 1 and type(child.get_submodule(name)) in KINDS]
     for node, name in calls:
         reader = _only_reader(node, ORDERS)
-        if reader is not None and reader.target == aten.batch_norm.default and (norm := owner.get(str(reader.args[1]), "")):
+        if reader is not None and reader.target == aten.batch_norm.default and norms[norm := owner.get(str(reader.args[1]), "")] == 1 and norm:
             layer: Any = child.get_submodule(name)
             fuse: Any = fuse_conv_bn_eval if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval
             child.set_submodule(name, fuse(layer, child.get_submodule(norm)))

@@ -150,4 +150,4 @@ def entropy_weight(epoch: int, epochs: int, warmup: int) -> float:
     quarter = epochs // 4
     if epoch < quarter:
         return 0.0
-    return epoch / (epochs - 1) * math.log(epoch - quarter + 2, epochs - quarter + 1)
+    return epoch / max(epochs - 1, 1) * math.log(epoch - quarter + 2, epochs - quarter + 1)

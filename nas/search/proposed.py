@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 
@@ -13,16 +12,16 @@ from nas.loop import build, checkpoints
 from nas.recipes.differentiable import architecture
 from nas.space import Arch
 from nas.supernet import Supernet
+from nas.tasks import load_task
 from nas.train import finished, state_of
 
 
-def proposed(run: Path, net: Supernet, task: Any) -> Arch:
+def proposed(run: Path, net: Supernet) -> Arch:
     """The architecture of each slot's largest logit at the end of another run.
 
     Args:
         run: its directory.
         net: the network of this search, whose space must have that architecture.
-        task: of this search, which tells a network what it must know of the data.
 
     Raises:
         ValueError: it is no finished run of the recipe differentiable, or its architecture is not in this space.
@@ -35,7 +34,8 @@ def proposed(run: Path, net: Supernet, task: Any) -> Arch:
         raise ValueError(f"search.propose_from names {run}, whose recipe is {other.recipe.name}; only differentiable finds an architecture by itself")
     if newest is None or state is None or not finished(run, other, state.total):
         raise ValueError(f"search.propose_from names {run}, which is not trained to its end: nas train {run / 'experiment.yaml'}")
-    found = architecture(build(other, task), load_file(newest / "recipe.safetensors")["alpha"])
+    its_own = build(other, load_task(other))  # what the logits stand for depends on its data too
+    found = architecture(its_own, load_file(newest / "recipe.safetensors")["alpha"])
     try:
         return net.space.arch(found)
     except ValueError as error:

@@ -200,7 +200,7 @@ def open_search(experiment: Experiment, net: Supernet, task: Any) -> Search:
     search = searcher(
         settings.algorithm, net.space, lambda arch: vars(net.cost(arch)), objective, budget, seed=experiment.seed, window=settings.window
     )
-    search.begin_with([proposed(Path(run), net, task) for run in settings.propose_from])
+    search.begin_with([proposed(Path(run), net) for run in settings.propose_from])
     return search
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from nas.settings import SuperResolutionSettings
+from nas.tasks import quality
 from nas.tasks.datasets import missing, roots
 from nas.tasks.draws import permutation, uniform
 from nas.tasks.files import MOST_BYTES, readable
@@ -203,9 +204,11 @@ def load_photos(settings: SuperResolutionSettings) -> tuple[list[Photo], list[Ph
         parts = [_files(base / settings.train), _files(base / settings.test)]
     _guard_memory([file for part in parts for file in part])
     learnt, judged = ([_photo(file) for file in part] for part in parts)
+    border = settings.scale if settings.border is None else settings.border
+    least = max(SMALLEST, 2 * border + quality.WINDOW + settings.scale)  # what is left of it must hold a window of SSIM
     for photo in judged:
-        if min(photo.pixels.shape[:2]) < SMALLEST:
-            raise ValueError(f"the test image {photo.name} is smaller than {SMALLEST} pixels; remove it")
+        if min(photo.pixels.shape[:2]) < least:
+            raise ValueError(f"the test image {photo.name} is smaller than {least} pixels (with data.border {border}); remove it")
     return learnt, judged
 
 

@@ -21,6 +21,7 @@ from nas.tasks.tiles import in_tiles
 COST_SIDE = 32  # low-resolution pixels square that a cost is stated for, as in the literature on BitOPs
 CLEARLY = 0.3  # dB above bicubic from which a network has learnt something
 SHOWN = 3  # test images in the pictures of a child
+WHOLE = 4  # tiles along an image that is also run in one piece, to tell what tiles cost
 
 
 class SuperResolution(Task):
@@ -100,7 +101,7 @@ class SuperResolution(Task):
             output = self.predict(child, x)
             given = {"bicubic": enlarge(x, self.scale), "child": output}
             notes = {name: f"{self._psnr(image, truth):.2f} dB" for name, image in given.items()}
-            if (tiled := self.settings.tile) and max(x.shape[-2:]) > tiled:
+            if (tiled := self.settings.tile) and tiled < max(x.shape[-2:]) <= WHOLE * tiled:  # larger ones may not fit into memory in one piece
                 notes["child"] += f"; in one piece {self._psnr(child(x), truth):.2f} dB"
             found.append(compare(self.titles[row], {**given, "truth": truth.expand_as(output)}, {**notes, "truth": ""}))
         return found

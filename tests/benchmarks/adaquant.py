@@ -56,7 +56,10 @@ def trained(preset: str, seed: int) -> tuple[nn.Module, Any]:
     task = load_task(experiment)
     net = build(experiment, task)
     rng = np.random.default_rng(seed)
-    arch = next(arch for arch in iter(lambda: net.space.sample(rng), None) if 1.5e6 < net.cost(arch).macs < 2.5e6)
+    drawn = (net.space.sample(rng) for _ in range(10_000))
+    arch = next((arch for arch in drawn if 1.5e6 < net.cost(arch).macs < 2.5e6), None)
+    if arch is None:
+        raise ValueError(f"{preset}: none of 10,000 draws has 1.5 to 2.5 million MACs; give a preset whose space has such children")
     child = net.extract(arch).train()
     for module in child.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
