@@ -10,6 +10,7 @@ import pytest
 
 # Read when torch and DeepSpeed are first imported, here and in every process that a test starts.
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "DS_ACCELERATOR": "cpu"}
+os.environ.pop("MLFLOW_TRACKING_URI", None)  # tests track beside their own runs
 
 
 @pytest.hookimpl(wrapper=True)

@@ -94,7 +94,7 @@ print(mlflow.MlflowClient().get_model_version_by_alias('digits', 'champion').ver
     torch.testing.assert_close(torch.tensor(json.loads(figures)), expected.flatten())
 
 
-def test_a_version_keeps_its_files_whatever_is_registered_after_it(child: Path) -> None:
+def test_a_version_keeps_its_files_whatever_is_registered_after_it(child: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another child of the same architecture, as one that was trained on is; and one that takes images of any size."""
     import mlflow.pytorch
 
@@ -113,7 +113,7 @@ def test_a_version_keeps_its_files_whatever_is_registered_after_it(child: Path) 
     assert tracker.close(120) == 0
     for each in (child, other):
         assert CliRunner().invoke(app, ["register", str(run), each.name, "two"]).exit_code == 0
-    mlflow.set_tracking_uri(default_uri(run))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", default_uri(run))  # mlflow.set_tracking_uri would set it for every later test
     x = torch.rand(3, 1, 8, 8)
     for version, each in (("1", child), ("2", other)):
         torch.testing.assert_close(mlflow.pytorch.load_model(f"models:/two/{version}")(x), nas.load_child(each)(x))
