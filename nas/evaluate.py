@@ -99,8 +99,8 @@ class Evaluator:
         self.validation = Batches(task.validation, validation, settings.score_batch, device)
 
     def child(self, arch: Arch) -> nn.Module:
-        """The extracted child, calibrated, ready to run."""
-        child = self.net.extract(arch)
+        """The extracted child, calibrated, ready to run; its convolutions' weights in the order that they are quickest in."""
+        child = self.net.extract(arch).to(memory_format=torch.channels_last)
         recalibrate(child, self.calibration)
         return child
 

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.train_step
 
-Measured twice, on two cores that others used as well: elastic over static 1.11 and 1.09 (single steps from 0.86 to 1.37), 117 and 133
-images/s, 5 % of a convolution peak of 109 and 117 GFLOP/s. The aim of 1.1 lies within the noise. Where the time goes (--profile): some
+Seven runs: elastic over static 1.05 to 1.16, median 1.11 (single steps from 0.79 to 1.54), 130 to 178 images/s, 5 to 7 % of a
+convolution peak of 115 to 120 GFLOP/s. Where the time goes (--profile): some
 55 % is the backward of convolutions, most of it depthwise ones, which are bound by memory; oneDNN's weight gradient of a 5x5 depthwise
 kernel takes 14 times that of a 3x3 (1.37 against 0.10 ms at 96 channels, 8x8, batch 32).
 """
