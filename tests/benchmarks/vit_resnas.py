@@ -15,33 +15,25 @@ Supernets are judged by the mean over the same 20 random children, extracted, on
 from __future__ import annotations
 
 import argparse
-import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from unittest import mock
 
 import numpy as np
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from nas import checkpoint
 from nas.evaluate import Batches, Evaluator, score
 from nas.experiment import Experiment, load_experiment
-from nas.loop import Loop, build, checkpoints, judged_weights
-from nas.search import Record
-from nas.search.tune import open_search
+from nas.loop import build
 from nas.space import Arch
 from nas.tasks import load_task
+from tests.benchmarks.trainings import CPU, Figures, Trainer, report, searched
 
-CPU = torch.device("cpu")
 TRAINING = 55_000  # examples of an epoch
-WINDOW = (6_800_000, 7_600_000)
+WINDOW = (0.95, 1.05)  # of the hand-made network's MACs
 CANDIDATES = 200
-Rows = dict[str, list[dict[str, float]]]
 
 
 def experiment(recipe: str, seed: int, examples: int, child: Arch | None = None) -> Experiment:
@@ -59,23 +51,7 @@ SANDWICH = "{name: sandwich, epochs: 1, batch: 128, optimizer: adamw, lr: 1e-3, 
 SINGLE = "{name: single, epochs: 1, batch: 128, lr: 1e-3, weight_decay: 0.05}"
 
 
-def trained(told: Experiment, run: Path, deadline: float) -> Evaluator | None:
-    """The network after its whole training; None where the time is over before."""
-    run.mkdir(parents=True, exist_ok=True)
-    fence = checkpoint.Fence.take(run)
-    with mock.patch.object(checkpoint.Fence, "stopping", lambda self: time.monotonic() > deadline):
-        Loop(told, run, fence, 0, 1, CPU).train()
-    found = checkpoint.newest_valid(checkpoints(run))
-    assert found is not None
-    if checkpoint.verify(found)["step"] < checkpoint.verify(found)["total"]:
-        return None
-    task = load_task(told)
-    net = build(told, task)
-    net.load_state_dict(judged_weights(found))
-    return Evaluator(net, task, told.search, CPU)
-
-
-def tested(evaluator: Evaluator, archs: list[Arch]) -> dict[str, float]:
+def tested(evaluator: Evaluator, archs: list[Arch]) -> Figures:
     """Mean test figures over these children."""
     test = Batches(evaluator.task.test, 2000, 500, CPU)
     figures = [score(evaluator.child(arch), test, evaluator.task) for arch in archs]
@@ -88,13 +64,10 @@ def some(evaluator: Evaluator) -> list[Arch]:
 
 
 def hand_made() -> Arch:
-    """Every block, the middle width, heads and hidden width of every stage; its MACs lie in the window."""
+    """Every block, the middle width, heads and hidden width of every stage."""
     told = experiment(SINGLE, 0, 128)
-    net = build(told, load_task(told))
-    middle = {name: 1 if set(choice.values) == {0, 1} else choice.values[(len(choice.values) - 1) // 2] for name, choice in net.space.choices.items()}
-    arch = net.space.arch(middle)
-    print(f"hand-made: {net.cost(arch).macs:,} MACs", flush=True)
-    return arch
+    space = build(told, load_task(told)).space
+    return space.arch({name: 1 if set(c.values) == {0, 1} else c.values[(len(c.values) - 1) // 2] for name, c in space.choices.items()})
 
 
 @contextmanager
@@ -109,89 +82,65 @@ def without_skip() -> Iterator[None]:
         yield
 
 
-def skip(o: argparse.Namespace, seed: int, deadline: float) -> Iterator[tuple[str, dict[str, float] | None]]:
-    told = experiment(SINGLE, seed, o.examples, hand_made())
-    found = trained(told, o.dir / f"skip-{seed}", deadline)
-    yield "with its skip", found and tested(found, [found.net.space.largest()])
-    with without_skip():
-        found = trained(told, o.dir / f"no-skip-{seed}", deadline)
-        yield "without", found and tested(found, [found.net.space.largest()])
+class Bench:
+    """The parts; each gives what one seed shows."""
+
+    def __init__(self, o: argparse.Namespace) -> None:
+        self.train, self.examples = Trainer(o.dir, o.minutes), o.examples
+
+    def skip(self, seed: int) -> Iterator[tuple[str, Figures]]:
+        told = experiment(SINGLE, seed, self.examples, hand_made())
+        found = self.train(told, f"skip-{seed}")
+        yield "with its skip", tested(found, [found.net.space.largest()])
+        with without_skip():
+            found = self.train(told, f"no-skip-{seed}")
+            yield "without", tested(found, [found.net.space.largest()])
+
+    def supernet(self, count: int, seed: int) -> Evaluator:
+        return self.train(experiment(MULTI.format(archs=count), seed, self.examples), f"archs{count}-{seed}")
+
+    def archs(self, seed: int) -> Iterator[tuple[str, Figures]]:
+        for count in (1, 8):
+            found = self.supernet(count, seed)
+            yield f"A = {count}", tested(found, some(found))
+
+    def rules(self, seed: int) -> Iterator[tuple[str, Figures]]:
+        found = self.supernet(8, seed)
+        yield "multi-architectural, 8", tested(found, some(found))
+        net, rng = found.net, np.random.default_rng(1)
+        usual = mean(net.cost(net.space.sample(rng)).macs for _ in range(500))
+        a_step = net.cost(net.space.largest()).macs + net.cost(net.space.smallest()).macs + 2 * usual
+        found = self.train(experiment(SANDWICH, seed, round(self.examples * usual / a_step)), f"sandwich-{seed}")
+        yield "sandwich rule", tested(found, some(found))
+
+    def search(self, seed: int) -> Iterator[tuple[str, Figures]]:
+        supernet = self.supernet(8, 0)
+        given = hand_made()
+        macs = supernet.net.cost(given).macs
+        chosen = {"hand-made": given, **{name: best(name, supernet, macs) for name in ("fittest", "random")}}
+        for name, arch in chosen.items():
+            found = self.train(experiment(SINGLE, seed, self.examples, arch), f"alone-{arch.id}-{seed}")
+            yield name, {"MMACs": supernet.net.cost(arch).macs / 1e6, **tested(found, [found.net.space.largest()])}
 
 
-def archs(o: argparse.Namespace, seed: int, deadline: float) -> Iterator[tuple[str, dict[str, float] | None]]:
-    for count in (1, 8):
-        found = trained(experiment(MULTI.format(archs=count), seed, o.examples), o.dir / f"archs{count}-{seed}", deadline)
-        yield f"A = {count}", found and tested(found, some(found))
-
-
-def rules(o: argparse.Namespace, seed: int, deadline: float) -> Iterator[tuple[str, dict[str, float] | None]]:
-    found = trained(experiment(MULTI.format(archs=8), seed, o.examples), o.dir / f"archs8-{seed}", deadline)
-    yield "multi-architectural, 8", found and tested(found, some(found))
-    if found is None:
-        return
-    net = found.net
-    rng, costs = np.random.default_rng(1), []
-    for _ in range(500):
-        costs.append(net.cost(net.space.sample(rng)).macs)
-    a_step = net.cost(net.space.largest()).macs + net.cost(net.space.smallest()).macs + 2 * mean(costs)
-    found = trained(experiment(SANDWICH, seed, round(o.examples * mean(costs) / a_step)), o.dir / f"sandwich-{seed}", deadline)
-    yield "sandwich rule", found and tested(found, some(found))
-
-
-def search(o: argparse.Namespace, seed: int, deadline: float) -> Iterator[tuple[str, dict[str, float] | None]]:
-    supernet = trained(experiment(MULTI.format(archs=8), 0, o.examples), o.dir / "archs8-0", deadline)
-    if supernet is None:
-        return
-    chosen = {"hand-made": hand_made(), **{name: best(name, supernet) for name in ("fittest", "random")}}
-    for name, arch in chosen.items():
-        found = trained(experiment(SINGLE, seed, o.examples, arch), o.dir / f"alone-{arch.id}-{seed}", deadline)
-        yield f"{name} ({supernet.net.cost(arch).macs:,} MACs)", found and tested(found, [arch])
-
-
-def best(algorithm: str, evaluator: Evaluator) -> Arch:
-    """The best of so many candidates by validation cross-entropy on inherited weights."""
+def best(algorithm: str, evaluator: Evaluator, macs: int) -> Arch:
+    """The best of so many candidates of about these MACs by validation cross-entropy on inherited weights."""
     told = experiment(SINGLE, 0, 128)
-    constraints = told.search.constraints.model_copy(update={"min_macs": WINDOW[0], "max_macs": WINDOW[1]})
-    told = told.model_copy(update={"search": told.search.model_copy(update={"algorithm": algorithm, "constraints": constraints})})
-    engine, records = open_search(told, evaluator.net, evaluator.task), []
-    for _ in range(CANDIDATES):
-        candidate = engine.ask()
-        assert candidate is not None
-        records.append(Record(candidate.k, candidate.arch, evaluator(candidate.arch), dict(engine.cost(candidate.arch)), 0.0, None))
-        engine.tell(records[-1])
+    constraints = told.search.constraints.model_copy(update={"min_macs": round(WINDOW[0] * macs), "max_macs": round(WINDOW[1] * macs)})
+    update = {"algorithm": algorithm, "constraints": constraints, "candidates": CANDIDATES}
+    records = searched(told.model_copy(update={"search": told.search.model_copy(update=update)}), evaluator)
     return min(records, key=lambda record: record.metrics["cross_entropy"]).arch  # type: ignore[index]
-
-
-PARTS: dict[str, Callable[[argparse.Namespace, int, float], Iterator[tuple[str, dict[str, float] | None]]]] = {
-    "skip": skip,
-    "archs": archs,
-    "rules": rules,
-    "search": search,
-}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("part", choices=("skip", "archs", "rules", "search"))
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--examples", type=int, default=60_000)
     parser.add_argument("--minutes", type=float, default=60)
     o = parser.parse_args()
-    torch.set_num_threads(1)
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")  # what Ray Train would have set
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    deadline, rows = time.monotonic() + 60 * o.minutes, Rows()
-    for seed in range(o.seeds):
-        for name, figures in PARTS[o.part](o, seed, deadline):
-            if figures is None:
-                print("the time is over; the same command continues")
-                return
-            rows.setdefault(name, []).append(figures)
-            print(f"seed {seed}, {name}: accuracy {figures['accuracy']:.2f}, cross-entropy {figures['cross_entropy']:.4f}", flush=True)
-    for name, found in rows.items():
-        spread = {key: (mean(f[key] for f in found), stdev(f[key] for f in found) if len(found) > 1 else 0.0) for key in found[0]}
-        print(f"| {name} | {spread['accuracy'][0]:.2f} ± {spread['accuracy'][1]:.2f} | {spread['cross_entropy'][0]:.4f} ± {spread['cross_entropy'][1]:.4f} |")
+    report(getattr(Bench(o), o.part), o.seeds)
 
 
 if __name__ == "__main__":

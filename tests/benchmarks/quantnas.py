@@ -1,0 +1,167 @@
+"""What QuantNAS claims, on BSDS200 x2, tested on Set5, Set14 and BSD100: PSNR on luma, and BitOPs for 32 x 32 low-resolution pixels.
+
+    python -m tests.benchmarks.quantnas front --data FOLDER --dir build/quantnas --seeds 3
+
+FOLDER holds the folders BSDS200_train, Set5, Set14 and BSD100 with high-resolution images.
+
+Parts:
+    front   space basic-c18: one hand-made network with 8 and with 4 bits everywhere; bits alone chosen for it (all 256 ways scored on the
+            supernet); evolution and random search within budgets of BitOPs; the differentiable search. Whatever is found is trained
+            from scratch with real quantizers, all alike
+    noise   space basic-c12, a third of the steps: supernets trained under noise and without, with ADQ and without; PSNR with real
+            quantizers of the same 20 random children
+    alpha   space basic-c12, a third of the steps: the differentiable search with its entropy term and without
+    long    one network of FSRCNN's cost, unquantized, for 20 times as many steps
+
+A training continues where it was killed, and one that is done is not done twice: all are runs in --dir. ``--minutes`` bounds the whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file
+
+from nas import checkpoint
+from nas.evaluate import Batches, Evaluator, score
+from nas.experiment import Experiment, load_experiment
+from nas.loop import build, checkpoints
+from nas.recipes.differentiable import architecture, entropy
+from nas.space import Arch
+from nas.supernet import Supernet
+from nas.tasks import load_task
+from tests.benchmarks.trainings import CPU, Figures, Trainer, report, searched
+
+BATCH, CANDIDATES = 8, 150
+FSRCNN = 12_464 * 32**2  # MACs x2 for 32 x 32 low-resolution pixels: 5x5x56, 1x1x12, four of 3x3, 1x1x56, 9x9 transposed
+TESTS = ("Set5", "Set14", "BSD100")
+SUPERNET = "{{name: single_path, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, quant: {quant}}}"
+MIXTURE = "{{name: differentiable, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, alpha_lr: 1e-2, bitops: 1e-3, entropy: {entropy}}}"
+ALONE = "{{name: single, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, weight_decay: 0.0, label_smoothing: 0.0, quant: {quant}}}"
+
+
+class Bench:
+    """The experiments of this benchmark: a recipe for so many steps, on a size, with a seed."""
+
+    def __init__(self, o: argparse.Namespace) -> None:
+        self.o, self.train = o, Trainer(o.dir, o.minutes)
+        self.data = f"{{name: sr-folder, path: {o.data}, train: BSDS200_train, test: Set5, scale: 2, patch: 24, validation: 64, rotate: true}}"
+        told = load_experiment("quantnas-photos", [f"data={self.data}"])
+        self.examples, self.tests = len(load_task(told).train), {}
+        for name in TESTS:
+            task = load_task(told.model_copy(update={"data": told.data.model_copy(update={"test": name})}))
+            self.tests[name] = task, Batches(task.test, len(task.test), 1, CPU)
+
+    def experiment(self, recipe: str, steps: int, seed: int, size: str, child: Arch | None = None, half: bool = False, **how: Any) -> Experiment:
+        """`half`: an epoch goes through one half of the examples, as that of the differentiable search does."""
+        epochs = steps * BATCH / (self.examples / 2 if half else self.examples)
+        options = how.pop("options", {})
+        told = recipe.format(epochs=epochs, warmup=0.05 * epochs, **how)
+        base = load_experiment("quantnas-photos", [f"space.size={size}", f"data={self.data}", f"seed={seed}", f"recipe={told}"])
+        return base.model_copy(
+            update={
+                "train": base.train.model_copy(update={"workers": 1, "zero_stage": 0, "checkpoint_every": 250}),
+                "space": base.space.model_copy(update={"child": dict(child) if child else None, "options": options}),
+                "search": base.search.model_copy(update={"candidates": CANDIDATES}),
+            }
+        )
+
+    def alone(self, arch: Arch, net: Supernet, seed: int, size: str) -> Figures:
+        """The network trained from scratch with real quantizers, and tested."""
+        told = self.experiment(ALONE, self.o.steps, seed, size, arch, quant="real")
+        return {"GBitOPs": net.cost(arch).bitops / 1e9, **self.tested(self.train(told, f"alone-{size}-{arch.id}-{seed}"))}
+
+    def tested(self, found: Evaluator) -> Figures:
+        """PSNR of a space of one on every test set."""
+        child = found.child(found.net.space.largest())
+        return {name: score(child, batches, task)["psnr"] for name, (task, batches) in self.tests.items()}
+
+    def differentiable(self, steps: int, seed: int, size: str, term: float) -> tuple[Supernet, Arch, float]:
+        """What the search has found, and its entropy at the end, nats over all slots."""
+        told = self.experiment(MIXTURE, steps, seed, size, half=True, entropy=term)
+        name = f"mixture-{size}-{term}-{seed}"
+        net = self.train(told, name).net
+        found = checkpoint.newest_valid(checkpoints(self.o.dir / name))
+        assert found is not None
+        alpha = load_file(found / "recipe.safetensors")["alpha"]
+        return net, architecture(net, alpha), float(entropy(net, alpha))
+
+    def front(self, seed: int) -> Iterator[tuple[str, Figures]]:
+        size, steps = "basic-c18", self.o.steps
+        shared = self.train(self.experiment(SUPERNET, 2 * steps, seed, size, quant="noise"), f"supernet-{size}-{seed}")
+        net = shared.net
+        eight, four = hand_made(net, 8), hand_made(net, 4)
+        low, high = net.cost(four).bitops, net.cost(eight).bitops
+        middle = round((low * high) ** 0.5)
+        yield "hand-made, 8 bits", self.alone(eight, net, seed, size)
+        yield "hand-made, 4 bits", self.alone(four, net, seed, size)
+        yield "hand-made, bits chosen", self.alone(best_bits(shared, eight, middle), net, seed, size)
+        for budget, name in ((low, "as 4 bits"), (middle, "between"), (high, "as 8 bits")):
+            yield f"evolution, {name}", self.alone(self.best("evolution", shared, seed, budget), net, seed, size)
+        yield "random search, between", self.alone(self.best("random", shared, seed, middle), net, seed, size)
+        _, found, _ = self.differentiable(steps, seed, size, 1e-3)
+        yield "differentiable search", self.alone(found, net, seed, size)
+
+    def best(self, algorithm: str, shared: Evaluator, seed: int, budget: int) -> Arch:
+        """The best of so many candidates within a budget of BitOPs, on inherited weights."""
+        told = self.experiment(SUPERNET, self.o.steps, seed, "basic-c18", quant="noise")
+        constraints = told.search.constraints.model_copy(update={"max_bitops": budget})
+        told = told.model_copy(update={"search": told.search.model_copy(update={"algorithm": algorithm, "constraints": constraints})})
+        return max(searched(told, shared), key=lambda record: record.metrics["psnr"] if record.cost["bitops"] <= budget else 0.0).arch  # type: ignore[index]
+
+    def noise(self, seed: int) -> Iterator[tuple[str, Figures]]:
+        for name, quant, adq in (("noise, ADQ", "noise", True), ("no noise, ADQ", "off", True), ("noise, no ADQ", "noise", False)):
+            told = self.experiment(SUPERNET, self.o.steps // 3, seed, "basic-c12", quant=quant, options={"adq": adq})
+            found, rng = self.train(told, f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"), np.random.default_rng(0)
+            figures = [found(found.net.space.sample(rng))["psnr"] for _ in range(20)]
+            yield name, {"mean validation PSNR": float(np.mean(figures)), "smallest": min(figures), "largest": max(figures)}
+
+    def alpha(self, seed: int) -> Iterator[tuple[str, Figures]]:
+        for term in (0.0, 1e-3, 1e-2):
+            net, arch, left = self.differentiable(self.o.steps // 3, seed, "basic-c12", term)
+            yield f"entropy term {term:g}", {"entropy left, nats": left, **self.alone(arch, net, seed, "basic-c12")}
+
+    def long(self, seed: int) -> Iterator[tuple[str, Figures]]:
+        told = self.experiment(ALONE, 1, seed, "basic-c12", quant="off")
+        net = build(told, load_task(told))
+        rng = np.random.default_rng(0)
+        arch = min((net.space.sample(rng) for _ in range(500)), key=lambda arch: abs(net.cost(arch).macs - FSRCNN))
+        print(f"{net.cost(arch).macs / 32**2:.0f} MACs a low-resolution pixel, {net.cost(arch).params:,} parameters", flush=True)
+        told = self.experiment(ALONE, 20 * self.o.steps, seed, "basic-c12", arch, quant="off")
+        yield "long", self.tested(self.train(told, f"long-{seed}"))
+
+
+def hand_made(net: Supernet, bits: int) -> Arch:
+    """3 x 3 convolutions wherever a slot may hold one, the same bits everywhere."""
+    return net.space.named({name: "conv3" if name.endswith(".op") else bits for name in net.space.choices})  # type: ignore[attr-defined]
+
+
+def best_bits(shared: Evaluator, arch: Arch, budget: int) -> Arch:
+    """The best of all ways to give this network's slots 4 or 8 bits within a budget of BitOPs, on inherited weights."""
+    net, slots = shared.net, [name for name in arch if name.endswith(".bits")]
+    found = []
+    for code in range(2 ** len(slots)):
+        given = net.space.arch({**arch, **{slot: 8 if code >> i & 1 else 4 for i, slot in enumerate(slots)}})
+        if net.cost(given).bitops <= budget:
+            found.append((shared(given)["psnr"], given))
+    return max(found, key=lambda pair: pair[0])[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("front", "noise", "alpha", "long"))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=1500, help="of a network trained alone; a supernet has twice as many")
+    parser.add_argument("--minutes", type=float, default=60)
+    o = parser.parse_args()
+    report(getattr(Bench(o), o.part), o.seeds)
+
+
+if __name__ == "__main__":
+    main()
