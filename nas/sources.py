@@ -191,7 +191,7 @@ def read_training(run_dir: Path) -> Training:
 
 
 def training_figures(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The figures of one training line by name: ``loss/largest``, ``lr``, ``panel/smallest/accuracy``."""
+    """The figures of one training line by name: ``loss/largest``, ``lr``, ``panel/smallest/accuracy``, ``recipe/entropy``."""
     for name in ("lr", "epoch"):
         if name in line:
             yield name, line[name]
@@ -200,6 +200,8 @@ def training_figures(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     for child, figures in (line.get("panel") or {}).items():
         for name, value in figures.items():
             yield f"panel/{child}/{name}", value
+    for name, value in (line.get("recipe") or {}).items():
+        yield f"recipe/{name}", value
 
 
 def read_children(run_dir: Path) -> dict[str, dict[str, Any]]:

@@ -16,9 +16,10 @@ from nas.evaluate import Batches, Evaluator
 from nas.experiment import Experiment, dump, load_experiment
 from nas.export import export_child
 from nas.loop import Loop, build, checkpoints
-from nas.recipes.differentiable import architecture
+from nas.recipes.differentiable import architecture, entropy
 from nas.search.proposed import proposed
 from nas.search.tune import open_search
+from nas.sources import read_training, training_figures
 from nas.tasks import load_task
 
 SPACE = """
@@ -76,6 +77,12 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_
         search = open_search(experiment("single_path", f"search.propose_from=[{tmp_path / 'whole'}]"), net, task)
         asked = search.ask()
         assert asked is not None and asked.arch == found and search.identity["first"] == [found.id]
+        own = open_search(told, build(told, task), task, whole[-1]).ask()
+        assert own is not None and own.arch == found, "a run's own search begins with what it found"
+        line = read_training(tmp_path / "whole").panels[-1]
+        figures, net = dict(training_figures(line)), build(told, task)
+        assert figures["recipe/entropy"] == pytest.approx(float(entropy(net, alpha))) and 0 < figures["recipe/entropy"] < entropy(net, 0 * alpha)
+        assert net.cost(net.space.smallest()).bitops < figures["recipe/expected_bitops"] < net.cost(net.space.largest()).bitops
         larger = experiment("single_path", "data.scale=4")
         assert dict(proposed(tmp_path / "whole", build(larger, load_task(larger)))) == dict(found), "operations by name, though x4 orders them otherwise"
         with pytest.raises(ValueError, match="not in this space"):

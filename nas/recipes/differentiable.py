@@ -77,6 +77,13 @@ class Differentiable(Recipe):
             total = total + o.bitops * (net.expected_bitops(mixture(net, self.alpha)) / uniform).float()
         return total
 
+    def figures(self, net: Supernet) -> dict[str, float]:
+        """Entropy of the logits, nats summed over slots, and the BitOPs that their mixture expects."""
+        if self.alpha is None:
+            return {}
+        alpha = self.alpha.detach()
+        return {"entropy": float(entropy(net, alpha)), "expected_bitops": float(net.expected_bitops(mixture(net, alpha)))}
+
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         """Adam over the weights; the logits are not among them.
 

@@ -78,6 +78,10 @@ class Recipe:
     def stepped(self, net: Supernet, step: Step) -> None:
         """Called after each step with the bare network, all of its weights in place; only where `follows` is true."""
 
+    def figures(self, net: Supernet) -> dict[str, float]:
+        """What else is worth following in a training, by name; looked at as often as the panel."""
+        return {}
+
     def state(self) -> dict[str, Any]:
         """What must be kept besides the weights and the optimizer: tensors and plain values."""
         return {}

@@ -1,4 +1,4 @@
-"""What a finished differentiable search found, as a candidate of this one."""
+"""What a differentiable search found, as the first candidate of a search over children."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from nas.space import Arch
 from nas.supernet import Supernet
 from nas.tasks import load_task
 from nas.train import finished, state_of
+
+
+def found_by(trained: Path, net: Supernet) -> Arch:
+    """The architecture of each slot's largest logit in a checkpoint of the recipe differentiable; `net` is the network of that run."""
+    return architecture(net, load_file(trained / "recipe.safetensors")["alpha"])
 
 
 def proposed(run: Path, net: Supernet) -> Arch:
@@ -35,7 +40,7 @@ def proposed(run: Path, net: Supernet) -> Arch:
     if newest is None or state is None or not finished(run, other, state.total):
         raise ValueError(f"search.propose_from names {run}, which is not trained to its end: nas train {run / 'experiment.yaml'}")
     its_own = build(other, load_task(other))  # what the logits stand for depends on its data too
-    found = architecture(its_own, load_file(newest / "recipe.safetensors")["alpha"])
+    found = found_by(newest, its_own)
     try:
         return net.space.arch(found)
     except ValueError as error:

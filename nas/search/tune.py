@@ -24,7 +24,7 @@ from nas.evaluate import Evaluator
 from nas.experiment import Experiment, parse
 from nas.loop import build, judged_weights
 from nas.search import Budget, Candidate, Exhausted, Journal, Objective, Record, Search, check_budget, resume, searcher
-from nas.search.proposed import proposed
+from nas.search.proposed import found_by, proposed
 from nas.session import check_room, gpus, has_gpus, session
 from nas.space import Arch
 from nas.stopping import aside
@@ -189,8 +189,11 @@ class Asker(Searcher):
         """Nothing: see `save`."""
 
 
-def open_search(experiment: Experiment, net: Supernet, task: Any) -> Search:
+def open_search(experiment: Experiment, net: Supernet, task: Any, trained: Path | None = None) -> Search:
     """The search that an experiment describes, over the children of `net`, with nothing asked yet.
+
+    Args:
+        trained: the supernet's checkpoint. What the recipe differentiable found there is the first candidate.
 
     Raises:
         ValueError: the space cannot meet the constraints; says by how much.
@@ -200,7 +203,8 @@ def open_search(experiment: Experiment, net: Supernet, task: Any) -> Search:
     search = searcher(
         settings.algorithm, net.space, lambda arch: vars(net.cost(arch)), objective, budget, seed=experiment.seed, window=settings.window
     )
-    search.begin_with([proposed(Path(run), net) for run in settings.propose_from])
+    own = [found_by(trained, net)] if trained and experiment.recipe.name == "differentiable" else []
+    search.begin_with([*own, *(proposed(Path(run), net) for run in settings.propose_from)])
     return search
 
 
@@ -262,7 +266,7 @@ def search_children(experiment: Experiment, run: Path, fence: checkpoint.Fence, 
         SearchFailed: no worker could judge anything.
     """
     task, settings = load_task(experiment), experiment.search
-    search = open_search(experiment, build(experiment, task), task)
+    search = open_search(experiment, build(experiment, task), task, trained)
     supernet = checkpoint.verify(trained)["files"]["weights.safetensors"]["sha256"]
     journal, missing = open_journal(experiment, run, supernet, search)
     with journal:
