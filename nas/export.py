@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nas import checkpoint
+from nas.elastic.quantizer import integers, pack, unpack
 from nas.evaluate import Batches, Evaluator, score
 from nas.quantize.layers import load_quantized
 from nas.space import Arch
@@ -59,8 +60,10 @@ def export_child(target: Path, arch: Arch, evaluator: Evaluator, test: Batches, 
         save_file({name: value.contiguous() for name, value in child.cpu().state_dict().items()}, directory / "model.safetensors")
         (directory / "model.py").write_text(bundle(net.sources))
         (directory / "arch.json").write_text(json.dumps(_identity(net, child, arch, about, task.any_size), indent=1))
+        if net.quantizes:
+            save_file(pack(child), directory / "packed.safetensors")
         if onnx:
-            write_onnx(child, sample.cpu(), directory / "model.onnx", task.any_size)
+            write_onnx(integers(child) if net.quantizes else child, sample.cpu(), directory / "model.onnx", task.any_size)
         figures["parity"] = parity(net, child, arch, sample.cpu(), directory)
         (directory / "metrics.json").write_text(json.dumps(figures, indent=1))
         save_pictures(pictures, directory)
@@ -135,7 +138,7 @@ def parity(net: Supernet, child: nn.Module, arch: Arch, x: Tensor, directory: Pa
     """Largest differences of outputs on real examples `x` ``(n, C, H, W)``, with the files as they were just written.
 
     ``supernet``: against the supernet, both on batch statistics, quantizers off (the steps are the child's own);
-    ``reloaded``: the child rebuilt from its files; ``onnx``: the ONNX file in ONNX Runtime.
+    ``reloaded``: the child rebuilt from its files; ``packed``: from the packed one; ``onnx``: the ONNX file in ONNX Runtime.
     """
     home = next(net.parameters()).device
     on_batch = copy.deepcopy(child).to(home).train()
@@ -146,6 +149,9 @@ def parity(net: Supernet, child: nn.Module, arch: Arch, x: Tensor, directory: Pa
     reloaded = type(child)(**child.config)  # type: ignore[arg-type]
     reloaded.load_state_dict(load_file(directory / "model.safetensors"))
     found["reloaded"] = _apart(child(x), reloaded.eval()(x))
+    if (directory / "packed.safetensors").exists():
+        reloaded.load_state_dict(unpack(reloaded, load_file(directory / "packed.safetensors")))
+        found["packed"] = _apart(child(x), reloaded(x))
     if (directory / "model.onnx").exists():
         import onnxruntime
 
@@ -156,6 +162,19 @@ def parity(net: Supernet, child: nn.Module, arch: Arch, x: Tensor, directory: Pa
 
 def _apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
+
+
+PACKED = """
+`packed.safetensors` has the same child with its weights as levels of their grids, those of at most 4 bits two to a byte:
+
+```python
+from model import unpack
+
+net.load_state_dict(unpack(net, load_file("packed.safetensors")))
+```
+
+`model.onnx` carries the same levels and steps, between QuantizeLinear and DequantizeLinear of bytes.
+"""
 
 
 def homes(space: str) -> tuple[str, ...]:
@@ -222,6 +241,6 @@ net = {name}(**json.load(open("arch.json"))["network"])
 net.load_state_dict(load_file("model.safetensors"))
 net.eval()
 ```
-
+{PACKED if "packed" in figures["parity"] else ""}
 With ONNX Runtime: `onnxruntime.InferenceSession("model.onnx").run(None, {{"pixels": array}})`. With raynas: `nas.load_child(".")`.
 """

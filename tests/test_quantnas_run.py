@@ -7,19 +7,24 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from nas.checkpoint import Fence
-from nas.evaluate import Batches, Evaluator
+from nas.elastic.quantizer import QuantConv2d, integers, pack, unpack
+from nas.evaluate import Batches, Evaluator, recalibrate
 from nas.experiment import Experiment, dump, load_experiment
-from nas.export import export_child
+from nas.export import export_child, write_onnx
 from nas.loop import Loop, build, checkpoints
+from nas.quantize.child import OnnxFile
 from nas.recipes.differentiable import architecture, entropy
 from nas.search.proposed import proposed
 from nas.search.tune import open_search
 from nas.sources import read_training, training_figures
+from nas.supernet import load_supernet
 from nas.tasks import load_task
 
 SPACE = """
@@ -90,6 +95,42 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_
         assert not load_file(whole[0] / "recipe.safetensors")["alpha"].any(), "they have before the end of their warm-up"
 
 
+@pytest.mark.parametrize("layout", ["basic-c12", "rfdn-c12"])
+def test_files_carry_the_grids_that_a_child_was_trained_on(layout: str, tmp_path: Path) -> None:
+    """Mixed bits: packed weights give the same output, ONNX Runtime too but for values amid two levels, which float errors may part."""
+    rng = np.random.default_rng(3)
+    net = load_supernet("quantnas", layout, bits=[2, 4, 8, 16])
+    child = net.extract(net.space.sample(rng)).eval()
+    x = torch.rand(2, 3, 24, 20)
+    recalibrate(child, [(x, x)])
+    with torch.no_grad():
+        for layer in child.modules():
+            if isinstance(layer, QuantConv2d):  # as training leaves them: not where they were fitted
+                for step in (*layer.weight_step.values(), *layer.input_step.values()):
+                    step += 0.3 * torch.randn_like(step)
+    tensors = pack(child)
+    again = type(child)(**child.config).eval()
+    again.load_state_dict(unpack(again, tensors))
+    expected = child(x)
+    assert torch.equal(again(x), expected) and not torch.equal(child.quantize(False)(x), expected)
+    child.quantize(True)
+    narrow = [layer for layer in child.modules() if isinstance(layer, QuantConv2d) and layer.bits[0] <= 8]
+    assert {layer.bits[0] for layer in narrow} == {2, 4, 8}
+    sizes = {name: tensors[f"{name}.weight"] for name, layer in child.named_modules() if isinstance(layer, QuantConv2d)}
+    for name, layer in ((n, m) for n, m in child.named_modules() if isinstance(m, QuantConv2d)):
+        bits = layer.bits[0]
+        assert sizes[name].nbytes == (-(-layer.weight.numel() // 2) if bits <= 4 else layer.weight.numel() * (1 if bits == 8 else 4))
+    write_onnx(integers(child), x, tmp_path / "model.onnx", True)
+    other = torch.rand(1, 3, 30, 21)
+    for images in (x, other):
+        apart = (OnnxFile(tmp_path / "model.onnx")(images) - child(images)).abs()
+        assert float(apart.detach().median()) < 1e-5
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    bytes_ = {initializer.name for initializer in graph.initializer if initializer.data_type == onnx.TensorProto.INT8 and initializer.dims}
+    weights = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in bytes_]
+    assert len(weights) == len(narrow)
+
+
 def test_a_child_is_calibrated_judged_and_exported(one_rank: None, tmp_path: Path) -> None:
     """With fitted steps, on photographs that were not trained on; its files give what it gives, ONNX within the steps of its grids."""
     told = experiment("single_path")
@@ -110,5 +151,6 @@ def test_a_child_is_calibrated_judged_and_exported(one_rank: None, tmp_path: Pat
     figures = export_child(tmp_path / "children" / arch.id, arch, evaluator, test, about, True, Fence.take(tmp_path))
     assert figures["bitops"] == net.cost(arch).bitops
     assert figures["parity"]["supernet"] < 1e-5 and figures["parity"]["reloaded"] == 0 and figures["parity"]["onnx"] < 0.02
+    assert figures["parity"]["packed"] == 0
     kept = json.loads((tmp_path / "children" / arch.id / "arch.json").read_text())
     assert kept["network"]["slots"]["head1"] == ["conv3g3", 4]

@@ -6,6 +6,7 @@ logarithms: under Adam a step itself is destroyed within a few updates. Noise fo
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -230,6 +231,82 @@ class Rectified(nn.Module):
     def forward(self, x: Tensor, *shares: Any, **how: Any) -> Tensor:
         """x: ``(N, c_in, H, W)``; how it would be quantized is not looked at."""
         return self.conv(F.relu(x) if self.relu else x)
+
+
+class Integers(nn.Module):
+    """A `QuantConv2d` of one bit-width up to 8 as whole numbers and steps: what an ONNX file and a packed one carry.
+
+    Attributes:
+        levels: int8 ``(c_out, c_in / groups, h, w)``.
+        step: of the weights, ``(c_out,)``.
+        input_step: of the input; None for one that lies on a grid already.
+    """
+
+    levels: Tensor
+    step: Tensor
+    input_step: Tensor | None
+
+    def __init__(self, layer: QuantConv2d) -> None:
+        super().__init__()
+        self.relu, self.how, (bits,) = layer.relu, (layer.stride, layer.padding, 1, layer.groups), layer.bits
+        self.input_bits = bits if layer.input_bits is None else layer.input_bits
+        low, high = levels(bits, True)
+        step = layer.weight_step[str(bits)].detach().exp()
+        self.register_buffer("step", step)
+        self.register_buffer("levels", (layer.weight.detach() / step.view(-1, 1, 1, 1)).clamp(low, high).round().to(torch.int8))
+        self.register_buffer("input_step", layer.input_step[str(self.input_bits)].detach().exp().squeeze() if self.input_bits else None)
+        if self.input_step is not None:
+            self.range = [float(end * self.input_step) for end in levels(self.input_bits, not self.relu)]
+
+    def forward(self, x: Tensor, *shares: Any, **how: Any) -> Tensor:
+        """x: ``(N, c_in, H, W)``. Exported, it goes through QuantizeLinear and DequantizeLinear of bytes, as the weights do."""
+        x = F.relu(x) if self.relu else x
+        if self.input_step is not None:
+            x = x.clamp(*self.range)  # the byte that carries fewer bits would saturate later
+            zero = torch.zeros((), dtype=torch.uint8 if self.relu else torch.int8)
+            x = torch.onnx.ops.symbolic("QuantizeLinear", (x, self.input_step, zero), dtype=zero.dtype, shape=x.shape)
+            x = torch.onnx.ops.symbolic("DequantizeLinear", (x, self.input_step, zero), dtype=torch.float32, shape=x.shape)
+        zeros, shape = torch.zeros_like(self.step, dtype=torch.int8), self.levels.shape
+        weight = torch.onnx.ops.symbolic("DequantizeLinear", (self.levels, self.step, zeros), {"axis": 0}, dtype=torch.float32, shape=shape)
+        return F.conv2d(x, weight, None, *self.how)
+
+
+def integers(net: nn.Module) -> nn.Module:
+    """A copy of a child for export to ONNX, its quantized convolutions as `Integers`; those of more than 8 bits stay what they are."""
+    net = copy.deepcopy(net)
+    for name, layer in _narrow(net).items():
+        net.set_submodule(name, Integers(layer))
+    return net
+
+
+def _narrow(net: nn.Module) -> dict[str, QuantConv2d]:
+    """The quantized convolutions of a child whose levels fit a byte, by name."""
+    return {name: layer for name, layer in net.named_modules() if isinstance(layer, QuantConv2d) and max(layer.bits) <= 8}
+
+
+def pack(net: nn.Module) -> dict[str, Tensor]:
+    """A child's tensors, its quantized weights as levels: int8, or where they have at most 4 bits two to a byte (uint8), the first one low."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    for name, layer in _narrow(net).items():
+        whole = Integers(layer).levels.cpu()
+        if layer.bits[0] <= 4:
+            nibbles = F.pad(whole.flatten() & 15, (0, whole.numel() % 2)).view(torch.uint8)
+            whole = nibbles[::2] | nibbles[1::2] << 4
+        tensors[f"{name}.weight"] = whole
+    return tensors
+
+
+def unpack(net: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a child from what `pack` gave; weights stand on their grid, so the child computes what it did."""
+    tensors = dict(tensors)
+    for name, layer in _narrow(net).items():
+        whole, (bits,) = tensors[f"{name}.weight"], layer.bits
+        if bits <= 4:
+            whole = torch.stack((whole & 15, whole >> 4), 1).flatten()[: layer.weight.numel()].to(torch.int8)
+            whole = torch.where(whole > 7, whole - 16, whole)
+        step = tensors[f"{name}.weight_step.{bits}"].exp().view(-1, 1, 1, 1)
+        tensors[f"{name}.weight"] = whole.view(layer.weight.shape) * step
+    return tensors
 
 
 def _start(step: float, rows: int) -> nn.Parameter:
