@@ -345,10 +345,11 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         return
     metric, bits = rows[0]["metric"], ["bitops"] if rows[0]["cost"] == "bitops" else []
     tested = [metric, *dict.fromkeys(name for row in rows for name in row["tested"] if name != metric)]
-    costs = {"bitops": "BitOPs", "macs": "MACs", "params": "parameters"}
+    costs = {"bitops": "BitOPs", "macs": "MACs", "params": "params"}
     heads = [costs[name] for name in (*bits, "macs", "params")]
-    heads += [f"validation {metric}", *(f"test {name}" for name in tested)]
-    table = Table(Column("child", no_wrap=True, min_width=max(len(row["id"]) for row in rows)), *heads, box=None)
+    heads += [head.replace("_", " ") for head in (f"validation {metric}", *(f"test {name}" for name in tested))]  # so that it may be broken
+    columns = [Column(head, min_width=max(map(len, head.split()))) for head in heads]
+    table = Table(Column("child", no_wrap=True, min_width=max(len(row["id"]) for row in rows)), *columns, box=None)
     for row in rows:
         validation = row["validation"] if row["validation"] is not None else row["exported_validation"]
         figures = [validation, *(row["tested"].get(name) for name in tested)]

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from nas.checkpoint import Fence
 from nas.elastic.quantizer import QuantConv2d, integers, pack, unpack
@@ -100,7 +100,7 @@ def test_files_carry_the_grids_that_a_child_was_trained_on(layout: str, tmp_path
     """Mixed bits: packed weights give the same output, ONNX Runtime too but for values amid two levels, which float errors may part."""
     rng = np.random.default_rng(3)
     net = load_supernet("quantnas", layout, bits=[2, 4, 8, 16])
-    child = net.extract(net.space.sample(rng)).eval()
+    child = net.extract(net.space.sample(rng)).eval().to(memory_format=torch.channels_last)
     x = torch.rand(2, 3, 24, 20)
     recalibrate(child, [(x, x)])
     with torch.no_grad():
@@ -108,7 +108,8 @@ def test_files_carry_the_grids_that_a_child_was_trained_on(layout: str, tmp_path
             if isinstance(layer, QuantConv2d):  # as training leaves them: not where they were fitted
                 for step in (*layer.weight_step.values(), *layer.input_step.values()):
                     step += 0.3 * torch.randn_like(step)
-    tensors = pack(child)
+    save_file(pack(child), tmp_path / "packed.safetensors")
+    tensors = load_file(tmp_path / "packed.safetensors")
     again = type(child)(**child.config).eval()
     again.load_state_dict(unpack(again, tensors))
     expected = child(x)

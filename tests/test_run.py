@@ -194,7 +194,7 @@ def test_it_prints_the_front_and_what_to_do_next(done: Done) -> None:
         figures = json.loads((path / "metrics.json").read_text())
         shown = [f"{figures[part]['accuracy']:.2f}" for part in ("validation", "test")]
         assert rows[path.name][-3:-1] == shown, "validation and test accuracy stand in the table"
-    for title in ("child", "MACs", "parameters", "validation", "test"):
+    for title in ("child", "MACs", "params", "validation", "test"):
         assert title in text
     assert str(done.run / "report.html") in text and str(done.run / "children") in text
     assert "nas ui runs/bignas-digits" in text

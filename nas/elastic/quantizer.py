@@ -288,7 +288,7 @@ def pack(net: nn.Module) -> dict[str, Tensor]:
     """A child's tensors, its quantized weights as levels: int8, or where they have at most 4 bits two to a byte (uint8), the first one low."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     for name, layer in _narrow(net).items():
-        whole = Integers(layer).levels.cpu()
+        whole = Integers(layer).levels.cpu().contiguous()
         if layer.bits[0] <= 4:
             nibbles = F.pad(whole.flatten() & 15, (0, whole.numel() % 2)).view(torch.uint8)
             whole = nibbles[::2] | nibbles[1::2] << 4
