@@ -1,6 +1,17 @@
 """What quantization costs a step: noise against real quantizers, of one path and of a mixture of all, in one process, one thread.
 
-python -m tests.benchmarks.quant_step
+    python -m tests.benchmarks.quant_step
+
+Measured on a quiet machine with --repeats 5; milliseconds of a forward and a backward pass under noise, medians of ratios:
+
+| | noise, ms | noise / off | real / off | noise / real |
+| --- | --- | --- | --- | --- |
+| basic-c18 x2, 8 of 24 px, one path | 55 | 1.10 | 1.20 | 0.81 |
+| the same, mixture of all | 170 | 1.51 | 2.93 | 0.52 |
+| basic (C = 36) x4, 2 of 45 px, one path | 123 | 1.05 | 1.14 | 0.91 |
+| the same, mixture | 466 | 1.58 | 2.45 | 0.64 |
+| rfdn (C = 48) x4, 2 of 24 px, one path | 132 | 1.29 | 1.49 | 0.86 |
+| the same, mixture | 969 | 1.57 | 2.57 | 0.61 |
 """
 
 from __future__ import annotations
