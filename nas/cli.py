@@ -182,7 +182,7 @@ def quantize(
 ) -> None:
     """Quantize an exported child: AdaQuant on training images, bits allocated by an integer program where there is a budget.
 
-    Example: nas quantize runs/bignas-digits 66806ce6c662 --bits 4
+    Example: nas quantize runs/bignas-digits e5b4bb4dae2e --bits 4
     """
     from nas.quantize.compare import read_wish
 
@@ -287,16 +287,21 @@ def doctor(experiment: Annotated[str | None, typer.Argument(metavar="[EXPERIMENT
 
 @app.command()
 def ui(run: Annotated[Path, RUN], port: Annotated[int, typer.Option(help="On this machine alone.")] = 5000) -> None:
-    """Open MLflow on the store of this run, to compare candidates; runs beside it share the store.
+    """Open MLflow on the store of this run, to compare candidates; runs beside it share the store. Of a server only the page is named.
 
     Example: nas ui runs/bignas-digits
     """
-    from nas.tracking import address, page_of, ui_command
+    from nas.tracking import address, page_of, reachable, ui_command
 
     settings = experiment_of(run)
-    uri = address(run, settings.tracking.uri)
+    uri, name = address(run, settings.tracking.uri), settings.tracking.experiment or settings.name
+    if uri.startswith(("http://", "https://")):
+        if why := reachable(uri):
+            raise ValueError(f"{uri}, where this run is tracked, does not answer: {why}")
+        console.print(f"{uri.rstrip('/')}{page_of(uri, name)}", highlight=False, soft_wrap=True)
+        return
     command = [*ui_command(uri), "--port", str(port)]
-    page = page_of(uri, settings.tracking.experiment or settings.name)
+    page = page_of(uri, name)
     console.print(f"http://127.0.0.1:{port}{page}\n(Ctrl-C ends it)", highlight=False, soft_wrap=True)
     raise typer.Exit(subprocess.call(command))
 

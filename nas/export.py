@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nas import checkpoint
-from nas.elastic.quantizer import integers, pack, unpack
+from nas.elastic.quantizer import integers, narrow, pack, unpack
 from nas.evaluate import Batches, Evaluator, score
 from nas.quantize.layers import load_quantized
 from nas.space import Arch
@@ -57,13 +57,14 @@ def export_child(target: Path, arch: Arch, evaluator: Evaluator, test: Batches, 
     pictures = task.pictures(child, test.device)
 
     def fill(directory: Path) -> None:
-        save_file({name: value.contiguous() for name, value in child.cpu().state_dict().items()}, directory / "model.safetensors")
+        child.cpu().to(memory_format=torch.contiguous_format)  # as it will be loaded
+        save_file(child.state_dict(), directory / "model.safetensors")
         (directory / "model.py").write_text(bundle(net.sources))
         (directory / "arch.json").write_text(json.dumps(_identity(net, child, arch, about, task.any_size), indent=1))
-        if net.quantizes:
+        if narrow(child):
             save_file(pack(child), directory / "packed.safetensors")
         if onnx:
-            write_onnx(integers(child) if net.quantizes else child, sample.cpu(), directory / "model.onnx", task.any_size)
+            write_onnx(integers(child), sample.cpu(), directory / "model.onnx", task.any_size)
         figures["parity"] = parity(net, child, arch, sample.cpu(), directory)
         (directory / "metrics.json").write_text(json.dumps(figures, indent=1))
         save_pictures(pictures, directory)
@@ -165,15 +166,17 @@ def _apart(a: Tensor, b: Tensor) -> float:
 
 
 PACKED = """
-`packed.safetensors` has the same child with its weights as levels of their grids, those of at most 4 bits two to a byte:
+`packed.safetensors` has the same child with its weights of at most 8 bits as levels of their grids, those of at most 4 bits two to a byte:
 
 ```python
 from model import unpack
 
 net.load_state_dict(unpack(net, load_file("packed.safetensors")))
 ```
-
-`model.onnx` carries the same levels and steps, between QuantizeLinear and DequantizeLinear of bytes.
+"""
+INTEGERS = """
+`model.onnx` carries the same levels and steps, between QuantizeLinear and DequantizeLinear of bytes. On x86 CPUs without VNNI, ONNX Runtime's
+kernels for 8-bit weights can saturate; its session option `session.x64quantprecision` = `1` avoids that.
 """
 
 
@@ -241,6 +244,6 @@ net = {name}(**json.load(open("arch.json"))["network"])
 net.load_state_dict(load_file("model.safetensors"))
 net.eval()
 ```
-{PACKED if "packed" in figures["parity"] else ""}
+{PACKED if "packed" in figures["parity"] else ""}{INTEGERS if {"packed", "onnx"} <= figures["parity"].keys() else ""}
 With ONNX Runtime: `onnxruntime.InferenceSession("model.onnx").run(None, {{"pixels": array}})`. With raynas: `nas.load_child(".")`.
 """

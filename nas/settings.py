@@ -65,7 +65,7 @@ def _as_tuple(value: object) -> object:
 
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-Quant = Literal["off", "noise", "real"]
+Quant = Annotated[Literal["off", "noise", "real"], BeforeValidator(lambda value: "off" if value is False else value)]  # YAML reads off as false
 Count = Annotated[int, BeforeValidator(count), Field(gt=0)]
 
 

@@ -22,7 +22,7 @@ from nas.loop import Loop, build, checkpoints
 from nas.quantize.child import OnnxFile
 from nas.recipes.differentiable import architecture, entropy
 from nas.search.proposed import proposed
-from nas.search.tune import open_search
+from nas.search.tune import open_search, search_children
 from nas.sources import read_training, training_figures
 from nas.supernet import load_supernet
 from nas.tasks import load_task
@@ -84,6 +84,11 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_
         assert asked is not None and asked.arch == found and search.identity["first"] == [found.id]
         own = open_search(told, build(told, task), task, whole[-1]).ask()
         assert own is not None and own.arch == found, "a run's own search begins with what it found"
+        tight = experiment(recipe, "search.candidates=1", f"search.constraints.max_bitops={net.cost(net.space.smallest()).bitops}")
+        with pytest.raises(ValueError, match=rf"exclude what was found \({found.id}: bitops .*search\.candidates is 1"):
+            search_children(tight, tmp_path / "whole", Fence.take(tmp_path / "whole"), whole[-1])
+        with pytest.raises(ValueError, match="before the logits learn"):
+            open_search(told, net, task, whole[0])
         line = read_training(tmp_path / "whole").panels[-1]
         figures, net = dict(training_figures(line)), build(told, task)
         assert figures["recipe/entropy"] == pytest.approx(float(entropy(net, alpha))) and 0 < figures["recipe/entropy"] < entropy(net, 0 * alpha)
@@ -98,6 +103,7 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_
 @pytest.mark.parametrize("layout", ["basic-c12", "rfdn-c12"])
 def test_files_carry_the_grids_that_a_child_was_trained_on(layout: str, tmp_path: Path) -> None:
     """Mixed bits: packed weights give the same output, ONNX Runtime too but for values amid two levels, which float errors may part."""
+    torch.manual_seed(0)
     rng = np.random.default_rng(3)
     net = load_supernet("quantnas", layout, bits=[2, 4, 8, 16])
     child = net.extract(net.space.sample(rng)).eval().to(memory_format=torch.channels_last)
@@ -125,7 +131,7 @@ def test_files_carry_the_grids_that_a_child_was_trained_on(layout: str, tmp_path
     other = torch.rand(1, 3, 30, 21)
     for images in (x, other):
         apart = (OnnxFile(tmp_path / "model.onnx")(images) - child(images)).abs()
-        assert float(apart.detach().median()) < 1e-5
+        assert float(apart.detach().quantile(0.9)) < 1e-6
     graph = onnx.load(tmp_path / "model.onnx").graph
     bytes_ = {initializer.name for initializer in graph.initializer if initializer.data_type == onnx.TensorProto.INT8 and initializer.dims}
     weights = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in bytes_]

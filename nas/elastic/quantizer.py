@@ -272,14 +272,14 @@ class Integers(nn.Module):
 
 
 def integers(net: nn.Module) -> nn.Module:
-    """A copy of a child for export to ONNX, its quantized convolutions as `Integers`; those of more than 8 bits stay what they are."""
+    """A copy of a child for export to ONNX, its `narrow` convolutions as `Integers`; whatever else it is made of stays what it is."""
     net = copy.deepcopy(net)
-    for name, layer in _narrow(net).items():
+    for name, layer in narrow(net).items():
         net.set_submodule(name, Integers(layer))
     return net
 
 
-def _narrow(net: nn.Module) -> dict[str, QuantConv2d]:
+def narrow(net: nn.Module) -> dict[str, QuantConv2d]:
     """The quantized convolutions of a child whose levels fit a byte, by name."""
     return {name: layer for name, layer in net.named_modules() if isinstance(layer, QuantConv2d) and max(layer.bits) <= 8}
 
@@ -287,7 +287,7 @@ def _narrow(net: nn.Module) -> dict[str, QuantConv2d]:
 def pack(net: nn.Module) -> dict[str, Tensor]:
     """A child's tensors, its quantized weights as levels: int8, or where they have at most 4 bits two to a byte (uint8), the first one low."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    for name, layer in _narrow(net).items():
+    for name, layer in narrow(net).items():
         whole = Integers(layer).levels.cpu().contiguous()
         if layer.bits[0] <= 4:
             nibbles = F.pad(whole.flatten() & 15, (0, whole.numel() % 2)).view(torch.uint8)
@@ -299,7 +299,7 @@ def pack(net: nn.Module) -> dict[str, Tensor]:
 def unpack(net: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of a child from what `pack` gave; weights stand on their grid, so the child computes what it did."""
     tensors = dict(tensors)
-    for name, layer in _narrow(net).items():
+    for name, layer in narrow(net).items():
         whole, (bits,) = tensors[f"{name}.weight"], layer.bits
         if bits <= 4:
             whole = torch.stack((whole & 15, whole >> 4), 1).flatten()[: layer.weight.numel()].to(torch.int8)

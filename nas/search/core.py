@@ -164,7 +164,7 @@ class Search(ABC):
         self._seen: set[Arch] = set()
         self._points: dict[int, tuple[float, float]] = {}
         self._told = 0  # records 0 ... _told - 1 are all here
-        self._first: list[Arch] = []
+        self.first: list[Arch] = []
 
     @abstractmethod
     def draws(self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator) -> Iterator[Arch]:
@@ -187,13 +187,13 @@ class Search(ABC):
     def identity(self) -> dict[str, Any]:
         """What a journal must be keyed by on the search's part, as plain JSON."""
         goal = {"metric": self.objective.metric, "cost": self.objective.cost, "better": self.objective.better}
-        first = {"first": [arch.id for arch in self._first]} if self._first else {}
+        first = {"first": [arch.id for arch in self.first]} if self.first else {}
         return {"algorithm": self.name, "seed": self.seed, "window": self.window, "objective": goal, **first}
 
     def begin_with(self, archs: Sequence[Arch]) -> None:
         """Propose these before the algorithm begins; those beyond the budget are left out by it, as any draw would be."""
         assert not self.next_k
-        self._first = list(dict.fromkeys(archs))
+        self.first = list(dict.fromkeys(archs))
 
     def budget(self, k: int) -> Budget:
         """What candidate k may cost."""
@@ -226,7 +226,7 @@ class Search(ABC):
         budget = self.budget(k)
         violations = np.array([budget.violation(cost) for cost in self._costs[:known]])
         rng = np.random.default_rng([self.seed, self.tag, k])
-        given, own = self._first[k : k + 1], max(0, k - len(self._first))
+        given, own = self.first[k : k + 1], max(0, k - len(self.first))
         draws = chain(given, self.draws(own, self._archs[:known], points, violations, rng))
         arch = find(self.space, lambda arch: budget.violation(self.cost(arch)), self._seen, draws, rng)
         if arch is None:

@@ -17,8 +17,15 @@ from nas.train import finished, state_of
 
 
 def found_by(trained: Path, net: Supernet) -> Arch:
-    """The architecture of each slot's largest logit in a checkpoint of the recipe differentiable; `net` is the network of that run."""
-    return architecture(net, load_file(trained / "recipe.safetensors")["alpha"])
+    """The architecture of each slot's largest logit in a checkpoint of the recipe differentiable; `net` is the network of that run.
+
+    Raises:
+        ValueError: the logits have not learnt anything yet.
+    """
+    alpha = load_file(trained / "recipe.safetensors")["alpha"]
+    if not alpha.any():
+        raise ValueError("training ended within recipe.alpha_warmup, before the logits learn: train on before you search")
+    return architecture(net, alpha)
 
 
 def proposed(run: Path, net: Supernet) -> Arch:

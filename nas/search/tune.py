@@ -272,11 +272,21 @@ def search_children(experiment: Experiment, run: Path, fence: checkpoint.Fence, 
     with journal:
         if len(journal.records) >= settings.candidates:
             return None
+        if not journal.records:
+            _check_first(search, settings.candidates)
         deadline = time.monotonic() + 60 * settings.max_minutes if settings.max_minutes else float("inf")
         asker = Asker(search, journal, missing, settings.candidates, settings.trials, settings.batch, deadline, notify, fence)
         with session():
             _run(experiment, run, fence, asker, trained)
         return asker.exhausted
+
+
+def _check_first(search: Search, candidates: int) -> None:
+    """Refuse a budget that leaves nothing of what other searches found, where little else would be looked at."""
+    budget, first = search.budget(search.next_k), search.first
+    if first and candidates <= len(first) and all(budget.violation(search.cost(arch)) for arch in first):
+        costs = "; ".join(f"{arch.id}: " + ", ".join(f"{name} {search.cost(arch)[name]:,}" for name in budget.constraints) for arch in first)
+        raise ValueError(f"search.constraints ({budget}) exclude what was found ({costs}), and search.candidates is {candidates}: raise one of them")
 
 
 def _run(experiment: Experiment, run: Path, fence: checkpoint.Fence, asker: Asker, trained: Path) -> None:

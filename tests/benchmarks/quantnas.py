@@ -13,7 +13,8 @@ Parts:
     alpha   space basic-c12, a third of the steps: the differentiable search with its entropy term and without
     long    one network of FSRCNN's cost, unquantized, for 20 times as many steps
 
-A training continues where it was killed, and one that is done is not done twice: all are runs in --dir. ``--minutes`` bounds the whole.
+A training continues where it was killed, and one that is done is not done twice: all are runs in --dir. ``--minutes`` bounds the
+trainings; the scoring between them comes on top.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ from tests.benchmarks.trainings import CPU, Figures, Trainer, report, searched
 BATCH, CANDIDATES = 8, 150
 FSRCNN = 12_464 * 32**2  # MACs x2 for 32 x 32 low-resolution pixels: 5x5x56, 1x1x12, four of 3x3, 1x1x56, 9x9 transposed
 TESTS = ("Set5", "Set14", "BSD100")
-SUPERNET = "{{name: single_path, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, quant: {quant}}}"
+SUPERNET = "{{name: single_path, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, quant: '{quant}'}}"
 MIXTURE = "{{name: differentiable, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, alpha_lr: 1e-2, bitops: 1e-3, entropy: {entropy}}}"
-ALONE = "{{name: single, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, weight_decay: 0.0, label_smoothing: 0.0, quant: {quant}}}"
+ALONE = "{{name: single, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, weight_decay: 0.0, label_smoothing: 0.0, quant: '{quant}'}}"
 
 
 class Bench:
@@ -126,12 +127,12 @@ class Bench:
             yield f"entropy term {term:g}", {"entropy left, nats": left, **self.alone(arch, net, seed, "basic-c12")}
 
     def long(self, seed: int) -> Iterator[tuple[str, Figures]]:
-        told = self.experiment(ALONE, 1, seed, "basic-c12", quant="off")
+        told = self.experiment(ALONE, 1, seed, "basic-c12", quant="off", options={"bits": [32]})
         net = build(told, load_task(told))
         rng = np.random.default_rng(0)
         arch = min((net.space.sample(rng) for _ in range(500)), key=lambda arch: abs(net.cost(arch).macs - FSRCNN))
         print(f"{net.cost(arch).macs / 32**2:.0f} MACs a low-resolution pixel, {net.cost(arch).params:,} parameters", flush=True)
-        told = self.experiment(ALONE, 20 * self.o.steps, seed, "basic-c12", arch, quant="off")
+        told = self.experiment(ALONE, 20 * self.o.steps, seed, "basic-c12", arch, quant="off", options={"bits": [32]})
         yield "long", self.tested(self.train(told, f"long-{seed}"))
 
 
