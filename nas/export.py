@@ -28,6 +28,7 @@ from nas.supernet import Supernet, main_head
 from nas.tasks.pictures import save_pictures
 
 PARITY_EXAMPLES = 64
+EXPORTS = 3  # torch.export (2.14) fails once in a hundred times, its nodes in an order that it refuses itself, and does not when asked again
 
 
 def export_child(target: Path, arch: Arch, evaluator: Evaluator, test: Batches, about: dict[str, Any], onnx: bool, fence: checkpoint.Fence) -> dict[str, Any]:
@@ -104,26 +105,36 @@ def bundle(sources: Iterable[Path]) -> str:
 
 def write_onnx(child: nn.Module, x: Tensor, path: Path, any_size: bool = False) -> None:
     """The child as one ONNX file, any batch size, weights inside; of any height and width too, where the task wants that."""
-    from torch.export import Dim
-
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")  # the exporter talks about its own insides
-        torch.onnx.export(
-            child.eval(),
-            (x,),
-            path,
-            dynamo=True,
-            external_data=False,
-            input_names=["pixels"],
-            output_names=["output"],
-            dynamic_shapes={"x": {0: Dim("batch", min=1), **({2: Dim.AUTO, 3: Dim.AUTO} if any_size else {})}},
-            verbose=False,
-        )
+        for left in reversed(range(EXPORTS)):
+            try:
+                _export(child.eval(), x, path, any_size)
+                break
+            except torch.onnx.OnnxExporterError:
+                if not left:
+                    raise
     quiet.setLevel(level)
     _anonymise(path)
+
+
+def _export(child: nn.Module, x: Tensor, path: Path, any_size: bool) -> None:
+    from torch.export import Dim
+
+    torch.onnx.export(
+        child,
+        (x,),
+        path,
+        dynamo=True,
+        external_data=False,
+        input_names=["pixels"],
+        output_names=["output"],
+        dynamic_shapes={"x": {0: Dim("batch", min=1), **({2: Dim.AUTO, 3: Dim.AUTO} if any_size else {})}},
+        verbose=False,
+    )
 
 
 def _anonymise(path: Path) -> None:

@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from nas.checkpoint import Fence
 from nas.cli import app
 from nas.evaluate import Batches, Evaluator
 from nas.experiment import dump, load_experiment
-from nas.export import export_child
+from nas.export import export_child, write_onnx
 from nas.loop import build
 from nas.search.journal import Journal, Record
 from nas.tasks import load_task
@@ -128,3 +130,21 @@ def test_a_version_keeps_its_files_whatever_is_registered_after_it(child: Path, 
 def test_what_is_not_exported_is_told(child: Path) -> None:
     told = CliRunner().invoke(app, ["register", str(child.parents[1]), "nobody", "digits"])
     assert isinstance(told.exception, ValueError) and f"exported there: {child.name}" in str(told.exception)
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_an_exporter_that_fails_now_and_then_is_asked_again(failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export, calls = torch.onnx.export, []
+
+    def flaky(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        if len(calls) <= failures:
+            raise torch.onnx.OnnxExporterError("in no order")
+        return export(*args, **options)
+
+    monkeypatch.setattr(torch.onnx, "export", flaky)
+    net = nas.load_supernet("bignas", "d8")
+    child, x = net.extract(net.space.smallest()), torch.rand(2, 1, 8, 8)
+    with nullcontext() if failures == 2 else pytest.raises(torch.onnx.OnnxExporterError, match="in no order"):
+        write_onnx(child, x, tmp_path / "model.onnx")
+    assert len(calls) == 3 and (tmp_path / "model.onnx").exists() == (failures == 2)
