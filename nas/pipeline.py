@@ -25,7 +25,7 @@ from nas.recipes import load_recipe
 from nas.report import write_report
 from nas.run import open_run
 from nas.search import Record
-from nas.search.tune import budget_of, check_constraints, journal_path, objective_of, search_children
+from nas.search.tune import budget_of, check_constraints, journal_path, objective_of, open_search, search_children
 from nas.session import leaving, session
 from nas.settings import Constraints
 from nas.sources import History
@@ -116,6 +116,7 @@ class Pipeline:
         if finished(self.run, self.experiment, total):
             self.watch.say(f"train: done before ({state_of(self.run).step:,} steps)")  # type: ignore[union-attr]
             return
+        open_search(self.experiment, self.net, self.task)  # what the search shall begin with is refused now, not after the training
         self._begin("train", "starting Ray and the workers")
         self._ray()
         panel: dict[str, str] = {}
@@ -330,7 +331,7 @@ def finetune_experiment(experiment: Experiment, run: Path, record: Record, train
     recipe = settings.recipe.model_copy(update={"teacher": str(teacher) if teacher else settings.recipe.teacher})
     tracked = {"uri": address(run, experiment.tracking.uri), "experiment": experiment.tracking.experiment or experiment.name}
     tracking = experiment.tracking.model_copy(update=tracked)
-    search = experiment.search.model_copy(update={"constraints": Constraints()})
+    search = experiment.search.model_copy(update={"constraints": Constraints(), "propose_from": ()})
     changed = {"name": f"{experiment.name}-{record.id}", "space": space, "recipe": recipe, "tracking": tracking, "search": search, "finetune": None}
     return parse(experiment.model_copy(update=changed).model_dump(mode="json"), "the section finetune")
 

@@ -12,8 +12,10 @@ import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from nas.checkpoint import Fence
+from nas.cli import app
 from nas.elastic.quantizer import QuantConv2d, integers, pack, unpack
 from nas.evaluate import Batches, Evaluator, recalibrate
 from nas.experiment import Experiment, dump, load_experiment
@@ -98,6 +100,13 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_
         with pytest.raises(ValueError, match="not in this space"):
             proposed(tmp_path / "whole", net.fix(net.space.smallest()))
         assert not load_file(whole[0] / "recipe.safetensors")["alpha"].any(), "they have before the end of their warm-up"
+
+
+def test_what_cannot_be_proposed_is_refused_before_the_training(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    told = CliRunner().invoke(app, ["run", "quantnas-photos", "--run-dir", str(run), "--set", f"search.propose_from=[{tmp_path}/nowhere]"])
+    assert isinstance(told.exception, ValueError) and "nowhere, which is no run directory" in str(told.exception)
+    assert not (run / "train").exists() and not (run / "supernet").exists()
 
 
 @pytest.mark.parametrize("layout", ["basic-c12", "rfdn-c12"])

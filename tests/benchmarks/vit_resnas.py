@@ -33,7 +33,7 @@ from tests.benchmarks.trainings import CPU, Figures, Trainer, report, searched
 
 TRAINING = 55_000  # examples of an epoch
 WINDOW = (0.95, 1.05)  # of the hand-made network's MACs
-CANDIDATES = 200
+CANDIDATES = 150  # each judged on 1,000 validation images
 
 
 def experiment(recipe: str, seed: int, examples: int, child: Arch | None = None) -> Experiment:
@@ -43,7 +43,7 @@ def experiment(recipe: str, seed: int, examples: int, child: Arch | None = None)
     base = load_experiment("vit-resnas-fashion-mnist", changes)
     train = base.train.model_copy(update={"workers": 1, "zero_stage": 0, "checkpoint_every": 100})
     space = base.space.model_copy(update={"child": dict(child) if child else None})
-    return base.model_copy(update={"train": train, "space": space})
+    return base.model_copy(update={"train": train, "space": space, "search": base.search.model_copy(update={"validation": 1000})})
 
 
 MULTI = "{{name: multi_arch, epochs: 1, batch: 128, archs: {archs}, lr: 1e-3, weight_decay: 0.05}}"
@@ -90,7 +90,7 @@ class Bench:
 
     def skip(self, seed: int) -> Iterator[tuple[str, Figures]]:
         told = experiment(SINGLE, seed, self.examples, hand_made())
-        found = self.train(told, f"skip-{seed}")
+        found = self.train(told, f"alone-{hand_made().id}-{seed}")
         yield "with its skip", tested(found, [found.net.space.largest()])
         with without_skip():
             found = self.train(told, f"no-skip-{seed}")
