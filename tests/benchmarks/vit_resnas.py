@@ -10,6 +10,21 @@ Parts:
 
 A training continues where it was killed, and one that is done is not done twice: all are runs in --dir. ``--minutes`` bounds the whole.
 Supernets are judged by the mean over the same 20 random children, extracted, on 2,000 test images; nothing is chosen by them.
+
+Measured with 60,000 examples a training, about one epoch, seeds 0 and 1; test accuracy in percent, cross-entropy in nats:
+
+| | accuracy | cross-entropy |
+| --- | --- | --- |
+| hand-made network with its skip | 80.50 ± 0.49 | 0.596 ± 0.009 |
+| without | 80.53 ± 0.95 | 0.602 ± 0.014 |
+| A = 1 | 76.74 ± 0.60 | 0.682 ± 0.002 |
+| A = 8 | 77.37 ± 0.97 | 0.654 ± 0.014 |
+| multi-architectural, 8 (seed 0) | 78.05 | 0.644 |
+| sandwich rule at as many MACs (seed 0) | 33.52 | 1.655 |
+
+The skip shows no effect here, though the paper has it among what matters: one epoch and two reductions are little. Eight sub-networks
+a step are better than one on both seeds in both figures, by less than seeds differ. The sandwich rule passes each example through four networks, so as
+many MACs are 110 steps here: too few for it to have begun.
 """
 
 from __future__ import annotations
