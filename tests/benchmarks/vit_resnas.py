@@ -24,7 +24,7 @@ Measured with 60,000 examples a training, about one epoch, seeds 0 and 1; test a
 
 The skip shows no effect here, though the paper has it among what matters: one epoch and two reductions are little. Eight sub-networks
 a step are better than one on both seeds in both figures, by less than seeds differ. The sandwich rule passes each example through four networks, so as
-many MACs are 110 steps here: too few for it to have begun.
+many MACs are 103 steps here: too few for it to have begun.
 """
 
 from __future__ import annotations
