@@ -26,9 +26,9 @@ Measured with 60,000 examples a training, about one epoch, seeds 0 and 1; test a
 | best of 150 random ones, 8.2 M MACs (seed 0) | 80.35 | 0.608 |
 
 The skip shows no effect here, though the paper has it among what matters: one epoch and two reductions are little. Eight sub-networks
-a step are better than one on both seeds in both figures, by less than seeds differ. What the search found is the best of the three, on one seed and by little more than
-seeds differ. The sandwich rule passes each example through four networks, so as
-many MACs are 103 steps here: too few for it to have begun.
+a step are better than one on both seeds in both figures, by less than seeds differ. What the search found is the best of the three, on one seed
+and by little more than seeds differ. The sandwich rule passes each example through four networks, so as many MACs are 103 steps here: too few
+for it to have begun.
 """
 
 from __future__ import annotations
