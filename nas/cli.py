@@ -253,15 +253,15 @@ def spaces(
     from nas.plots import human
     from nas.supernet import built_in_spaces, find_space, load_supernet
 
-    names = (Column(head, no_wrap=True) for head in ("space", "size"))
-    table = Table(*names, "networks", "smallest MACs", "params", "largest MACs", "params", "input", box=None)
+    names, rest = ((Column(head, no_wrap=True) for head in heads) for heads in (("space", "size", "networks"), ("params", "input")))
+    table = Table(*names, "smallest MACs", "params", "largest MACs", *rest, box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in [space] if space else built_in_spaces():
         for each in [size] if size else list(find_space(name).SIZES):
             net = load_supernet(name, each)
             small, large = net.cost(net.space.smallest()), net.cost(net.space.largest())
             figures = [human(n) for n in (small.macs, small.params, large.macs, large.params)]
             networks = net.space.cardinality
-            table.add_row(name, each, f"{networks:,}" if networks < 1e9 else f"{networks:.1e}", *figures, " x ".join(map(str, net.input_shape)))
+            table.add_row(name, each, f"{networks:,}" if networks < 1e6 else f"{networks:.1e}", *figures, "x".join(map(str, net.input_shape)))
             if size:
                 for choice in net.space.choices.values():
                     console.print(f"  {choice.name}: {', '.join(map(str, choice.values))}", highlight=False)

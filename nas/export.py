@@ -110,31 +110,35 @@ def write_onnx(child: nn.Module, x: Tensor, path: Path, any_size: bool = False) 
     quiet.setLevel(logging.ERROR)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")  # the exporter talks about its own insides
-        for left in reversed(range(EXPORTS)):
-            try:
-                _export(child.eval(), x, path, any_size)
-                break
-            except torch.onnx.OnnxExporterError:
-                if not left:
-                    raise
-    quiet.setLevel(level)
+        try:
+            _export(child.eval(), x, path, any_size)
+        finally:
+            quiet.setLevel(level)
     _anonymise(path)
 
 
 def _export(child: nn.Module, x: Tensor, path: Path, any_size: bool) -> None:
+    """At most `EXPORTS` tries; the last error is raised."""
     from torch.export import Dim
 
-    torch.onnx.export(
-        child,
-        (x,),
-        path,
-        dynamo=True,
-        external_data=False,
-        input_names=["pixels"],
-        output_names=["output"],
-        dynamic_shapes={"x": {0: Dim("batch", min=1), **({2: Dim.AUTO, 3: Dim.AUTO} if any_size else {})}},
-        verbose=False,
-    )
+    shapes = {"x": {0: Dim("batch", min=1), **({2: Dim.AUTO, 3: Dim.AUTO} if any_size else {})}}
+    for left in reversed(range(EXPORTS)):
+        try:
+            torch.onnx.export(
+                child,
+                (x,),
+                path,
+                dynamo=True,
+                external_data=False,
+                input_names=["pixels"],
+                output_names=["output"],
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+            return
+        except torch.onnx.OnnxExporterError:
+            if not left:
+                raise
 
 
 def _anonymise(path: Path) -> None:

@@ -179,7 +179,10 @@ class Pipeline:
             ValueError: there is nothing to choose from, or no such candidate.
         """
         self._load()
-        chosen = choose(self._history(), self.experiment, only)
+        chosen, wanted = choose(self._history(), self.experiment, only), self.experiment.export.children
+        if only is None and len(chosen) < wanted:
+            budget = budget_of(self.experiment)
+            self.watch.say(f"export: {len(chosen)} of {wanted} children: the front{f' within {budget}' if budget.constraints else ''} has no more")
         self._export([record.arch for record in chosen])
         return [record.id for record in chosen]
 

@@ -18,8 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from nas import tracking
+from nas.cli import app
+from nas.experiment import dump, load_experiment
 from nas.search.journal import Journal, Record
 from nas.space import Choice, Space
 from nas.tracking import Tracker, check_uri, default_uri, page_of, ui_command
@@ -414,9 +417,14 @@ def test_a_server_that_comes_late_and_dies_misses_nothing(run: Path, port: int, 
         arrived(url, records)
         assert steps(url, "train", "lr") == [10, 20, 30, 40, 50]
         assert len(steps(url, "search", "evaluated")) == 44
+        (run / "experiment.yaml").write_text(dump(load_experiment("bignas-digits", [f"tracking.uri={url}", "tracking.experiment=nas"])))
+        told = CliRunner().invoke(app, ["ui", str(run)])
+        assert told.exit_code == 0 and told.stdout.strip() == url + page_of(url, "nas") and "viewStateShareKey" in told.stdout
     finally:
         for server in servers:
             server.kill()
+    told = CliRunner().invoke(app, ["ui", str(run)])
+    assert isinstance(told.exception, ValueError) and "does not answer" in str(told.exception)
 
 
 def test_folders_are_refused_with_the_reason() -> None:

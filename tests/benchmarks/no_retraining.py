@@ -34,55 +34,32 @@ costs a training of its own.
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from safetensors.torch import load_file
 from torch import nn
 
-from nas import checkpoint
 from nas.evaluate import Batches, Evaluator, recalibrate, score
 from nas.experiment import Experiment, load_experiment
-from nas.loop import Loop, build, checkpoints, make_feeds, total_steps
+from nas.loop import build, make_feeds, total_steps
 from nas.recipes import load_recipe
 from nas.recipes.recipe import decayed, schedule
 from nas.search import Record, front
-from nas.search.tune import open_search
 from nas.space import Arch
-from nas.supernet import Pass, Supernet
+from nas.supernet import Pass
 from nas.tasks import load_task
 from searchspaces.bignas import BigNAS
+from tests.benchmarks.trainings import CPU, Trainer, searched
 
-CPU = torch.device("cpu")
 RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
 TUNING_SEED = 1000
 
 
-def trained(experiment: Experiment) -> tuple[Supernet, Evaluator]:
-    """The supernet after its whole schedule, and its evaluator."""
-    task = load_task(experiment)
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder)
-        Loop(experiment, run, checkpoint.Fence.take(run), 0, 1, CPU).train()
-        net = build(experiment, task)
-        net.load_state_dict(load_file(checkpoint.newest_valid(checkpoints(run)) / "weights.safetensors"))
-    return net, Evaluator(net, task, experiment.search, CPU)
-
-
-def searched(experiment: Experiment, evaluator: Evaluator, children: int) -> list[Arch]:
-    """Children of the front of the preset's search, spread over it."""
-    search = open_search(experiment, evaluator.net, evaluator.task)
-    records = []
-    for _ in range(experiment.search.candidates):
-        candidate = search.ask()
-        record = Record(candidate.k, candidate.arch, evaluator(candidate.arch), dict(search.cost(candidate.arch)), 0.0, None)
-        search.tell(record)
-        records.append(record)
+def of_the_front(records: list[Record], children: int) -> list[Arch]:
+    """Children of the front, spread over it."""
     points = np.array([(-r.metrics["accuracy"], r.cost["macs"]) for r in records])
     on_front = sorted((records[i] for i in front(points)), key=lambda record: record.cost["macs"])
     places = np.unique(np.linspace(0, len(on_front) - 1, min(children, len(on_front))).round().astype(int))
@@ -128,9 +105,12 @@ def main() -> None:
     parser.add_argument("--children", type=int, default=5)
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")  # what Ray Train would have set
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    with tempfile.TemporaryDirectory() as folder:
+        compare(options, Trainer(Path(folder)))
+
+
+def compare(options: argparse.Namespace, train: Trainer) -> None:
+    """Print the table."""
     overrides = [*options.set, "train.workers=1", "train.zero_stage=0"]
 
     tuning = load_experiment(options.preset, [*overrides, f"seed={TUNING_SEED}"])
@@ -143,15 +123,15 @@ def main() -> None:
     print("| seed | child | MACs | cut: test accuracy | cross-entropy | alone: test accuracy | cross-entropy |\n|" + " --- |" * 7)
     for seed in range(options.seeds):
         experiment = load_experiment(options.preset, [*overrides, f"seed={seed}"])
-        net, evaluator = trained(experiment)
+        evaluator = train(experiment, str(seed))
         test = Batches(evaluator.task.test, len(evaluator.task.test), 500, CPU)
-        for arch in searched(experiment, evaluator, options.children):
+        for arch in of_the_front(searched(experiment, evaluator), options.children):
             cut = score(evaluator.child(arch), test, evaluator.task)
             solo = score(alone(experiment, evaluator, arch, rate), test, evaluator.task)
             gains.append(solo["cross_entropy"] - cut["cross_entropy"])
             accuracies.append(cut["accuracy"] - solo["accuracy"])
             figures = f"{cut['accuracy']:.2f} | {cut['cross_entropy']:.4f} | {solo['accuracy']:.2f} | {solo['cross_entropy']:.4f}"
-            print(f"| {seed} | {arch.id} | {net.cost(arch).macs:,} | {figures} |", flush=True)
+            print(f"| {seed} | {arch.id} | {evaluator.net.cost(arch).macs:,} | {figures} |", flush=True)
     for name, values in (("cross-entropy, alone minus cut", gains), ("accuracy, cut minus alone", accuracies)):
         print(f"{name}: {mean(values):+.4f} (standard deviation over {len(values)} pairs {stdev(values):.4f})")
 

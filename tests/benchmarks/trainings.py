@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -33,14 +34,14 @@ class Trainer:
 
     Args:
         root: each training is a run in it; one that is done is not done twice.
-        minutes: for all of them together.
+        minutes: for all of them together; None: as long as it takes.
     """
 
-    def __init__(self, root: Path, minutes: float) -> None:
+    def __init__(self, root: Path, minutes: float | None = None) -> None:
         torch.set_num_threads(1)
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")  # what Ray Train would have set
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        self.root, self.deadline = root, time.monotonic() + 60 * minutes
+        self.root, self.deadline = root, math.inf if minutes is None else time.monotonic() + 60 * minutes
 
     def __call__(self, told: Experiment, name: str) -> Evaluator:
         """The network after its whole training.

@@ -5,7 +5,7 @@
 Parts:
     skip    a hand-made network from scratch, with the skip of its spatial reductions and without it
     archs   multi-architectural sampling with 1 and with 8 sub-networks a step; examples and, by the grouped pass, MACs are equal
-    rules   multi-architectural sampling (8) against the sandwich rule at as many MACs, so on fewer examples
+    rules   multi-architectural sampling (8) against the sandwich rule: as many steps and as many MACs a step, so fewer examples in each
     search  from scratch, all alike: the child found by `fittest` on the supernet of `archs`, the best of as many random ones, the hand-made one
 
 A training continues where it was killed, and one that is done is not done twice: all are runs in --dir. ``--minutes`` bounds the whole.
@@ -52,6 +52,7 @@ from tests.benchmarks.trainings import CPU, Figures, Trainer, report, searched
 
 TRAINING = 55_000  # examples of an epoch
 WINDOW = (0.95, 1.05)  # of the hand-made network's MACs
+BATCH = 128  # of all but the sandwich rule
 CANDIDATES = 150  # each judged on 1,000 validation images
 
 
@@ -66,7 +67,7 @@ def experiment(recipe: str, seed: int, examples: int, child: Arch | None = None)
 
 
 MULTI = "{{name: multi_arch, epochs: 1, batch: 128, archs: {archs}, lr: 1e-3, weight_decay: 0.05}}"
-SANDWICH = "{name: sandwich, epochs: 1, batch: 128, optimizer: adamw, lr: 1e-3, weight_decay: 0.05, dropout: 0.0}"
+SANDWICH = "{{name: sandwich, epochs: 1, batch: {batch}, optimizer: adamw, lr: 1e-3, weight_decay: 0.05, dropout: 0.0}}"
 SINGLE = "{name: single, epochs: 1, batch: 128, lr: 1e-3, weight_decay: 0.05}"
 
 
@@ -129,22 +130,23 @@ class Bench:
         net, rng = found.net, np.random.default_rng(1)
         usual = mean(net.cost(net.space.sample(rng)).macs for _ in range(500))
         a_step = net.cost(net.space.largest()).macs + net.cost(net.space.smallest()).macs + 2 * usual
-        found = self.train(experiment(SANDWICH, seed, round(self.examples * usual / a_step)), f"sandwich-{seed}")
+        batch = round(BATCH * usual / a_step)
+        found = self.train(experiment(SANDWICH.format(batch=batch), seed, self.examples * batch // BATCH), f"sandwich-{batch}-{seed}")
         yield "sandwich rule", tested(found, some(found))
 
     def search(self, seed: int) -> Iterator[tuple[str, Figures]]:
-        supernet = self.supernet(8, 0)
+        supernet = self.supernet(8, seed)
         given = hand_made()
         macs = supernet.net.cost(given).macs
-        chosen = {"hand-made": given, **{name: best(name, supernet, macs) for name in ("fittest", "random")}}
+        chosen = {"hand-made": given, **{name: best(name, supernet, macs, seed) for name in ("fittest", "random")}}
         for name, arch in chosen.items():
             found = self.train(experiment(SINGLE, seed, self.examples, arch), f"alone-{arch.id}-{seed}")
             yield name, {"MMACs": supernet.net.cost(arch).macs / 1e6, **tested(found, [found.net.space.largest()])}
 
 
-def best(algorithm: str, evaluator: Evaluator, macs: int) -> Arch:
+def best(algorithm: str, evaluator: Evaluator, macs: int, seed: int) -> Arch:
     """The best of so many candidates of about these MACs by validation cross-entropy on inherited weights."""
-    told = experiment(SINGLE, 0, 128)
+    told = experiment(SINGLE, seed, 128)
     constraints = told.search.constraints.model_copy(update={"min_macs": round(WINDOW[0] * macs), "max_macs": round(WINDOW[1] * macs)})
     update = {"algorithm": algorithm, "constraints": constraints, "candidates": CANDIDATES}
     records = searched(told.model_copy(update={"search": told.search.model_copy(update=update)}), evaluator)
