@@ -120,7 +120,7 @@ class SuperResolutionSettings(Section):
     test: str = Field(default="test", description="sr-folder only: the folder in path to test on, for example Set5")
     scale: Literal[2, 3, 4] = Field(description="how many times larger the output is")
     patch: Annotated[int, Field(ge=8)] = Field(description="side of a low-resolution training crop, pixels")
-    validation: PositiveInt = Field(description="crops held out for the search, of images that are not trained on")
+    validation: PositiveInt = Field(description="crops held out for the search, four times patch square, of images that are not trained on")
     flip: bool = Field(default=True, description="mirror left and right with probability 1/2")
     rotate: bool = Field(default=False, description="turn by 0, 90, 180 or 270 degrees")
     border: NonNegativeInt | None = Field(default=None, description="pixels cut off before PSNR and SSIM; null: as many as the scale")

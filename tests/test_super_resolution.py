@@ -46,7 +46,7 @@ SET5_X2 = {"baby": 37.07, "bird": 36.81, "butterfly": 27.43, "head": 34.86, "wom
 
 
 def settings(**changes: Any) -> SuperResolutionSettings:
-    return SuperResolutionSettings.model_validate({"name": "photos", "scale": 2, "patch": 24, "validation": 16} | changes)
+    return SuperResolutionSettings.model_validate({"name": "photos", "scale": 2, "patch": 24, "validation": 8} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +124,9 @@ def test_figures_are_of_the_image_as_stored_and_finite(photos: SuperResolution) 
 
 
 def test_scores_add_up(photos: SuperResolution) -> None:
-    x, y = photos.validation.batch(np.arange(9))
+    x, y = photos.validation.batch(np.arange(7))
     up = enlarge(x, 2)
-    parts = [photos.scores(up[a:b], y[a:b]) for a, b in ((0, 4), (4, 9))]
+    parts = [photos.scores(up[a:b], y[a:b]) for a, b in ((0, 4), (4, 7))]
     whole = photos.summarise({name: parts[0][name] + parts[1][name] for name in parts[0]})
     assert whole == pytest.approx(photos.summarise(photos.scores(up, y)), rel=1e-6)
     assert set(whole) == set(photos.metrics) and photos.better == "higher"
@@ -149,7 +149,7 @@ def test_the_three_parts_share_no_image(photos: SuperResolution) -> None:
     used = [{part.photos[row].name for row in part.cells[:, 0]} for part in (photos.train, photos.validation)]  # type: ignore[attr-defined]
     assert used[0] | used[1] == {name.partition(".")[0] for name in TRAIN_PHOTOS} and not used[0] & used[1] and len(used[1]) == 2
     assert not set(photos.titles) & (used[0] | used[1]) and len(photos.test) == 3
-    assert len(photos.validation) == 16
+    assert len(photos.validation) == 8
     assert [SuperResolution(settings(), seed).validation.cells.tolist() for seed in (0, 0)] == [photos.validation.cells.tolist()] * 2  # type: ignore[attr-defined]
     assert any(SuperResolution(settings(), seed).validation.cells.tolist() != photos.validation.cells.tolist() for seed in (1, 2))  # type: ignore[attr-defined]
 
@@ -176,12 +176,12 @@ def test_sides_that_the_scale_does_not_divide(nowhere: Path) -> None:
     for folder in ("train", "test"):
         (nowhere / "mine" / folder).mkdir(parents=True)
         for i in range(3):
-            Image.fromarray(noise(101 + i, 67, i)).save(nowhere / "mine" / folder / f"{i}.png")
+            Image.fromarray(noise(101 + i, 97, i)).save(nowhere / "mine" / folder / f"{i}.png")
     task = SuperResolution(settings(name="sr-folder", path="mine", scale=3, patch=8, validation=2), 0)
     x, y = task.test.batch(np.array([1]))
-    assert x.shape == (1, 3, 34, 22) and y.shape == (1, 3, 102, 66)
-    assert torch.equal(y[0] * 255, torch.from_numpy(noise(102, 67, 1)).permute(2, 0, 1)[:, :102, :66].float())
-    low = np.asarray(Image.fromarray(noise(102, 67, 1)[:102, :66]).resize((22, 34), Image.Resampling.BICUBIC))
+    assert x.shape == (1, 3, 34, 32) and y.shape == (1, 3, 102, 96)
+    assert torch.equal(y[0] * 255, torch.from_numpy(noise(102, 97, 1)).permute(2, 0, 1)[:, :102, :96].float())
+    low = np.asarray(Image.fromarray(noise(102, 97, 1)[:102, :96]).resize((32, 34), Image.Resampling.BICUBIC))
     assert torch.equal((x[0] * 255).round(), torch.from_numpy(low.copy()).permute(2, 0, 1).float())
 
 
@@ -221,13 +221,13 @@ def test_crops_mirrors_and_turns_are_all_and_only_the_possible_ones() -> None:
         assert len(seen) == count
 
 
-def test_a_validation_crop_is_the_middle_of_its_cell_and_twice_as_large(photos: SuperResolution) -> None:
-    x, y = photos.validation.batch(np.array([0, 15]))
-    assert x.shape[-2:] == (48, 48) and y.shape[-2:] == (96, 96)
-    image, top, left, bottom, right = photos.validation.cells[15]  # type: ignore[attr-defined]
+def test_a_validation_crop_is_the_middle_of_its_cell_and_four_times_as_large(photos: SuperResolution) -> None:
+    x, y = photos.validation.batch(np.array([0, 7]))
+    assert x.shape[-2:] == (96, 96) and y.shape[-2:] == (192, 192)
+    image, top, left, bottom, right = photos.validation.cells[7]  # type: ignore[attr-defined]
     pixels = photos.validation.photos[image].pixels  # type: ignore[attr-defined]
-    t, s = top + (bottom - top - 96) // 2, left + (right - left - 96) // 2
-    assert torch.equal((y[1] * 255).round().byte().permute(1, 2, 0), torch.from_numpy(pixels[t : t + 96, s : s + 96]))
+    t, s = top + (bottom - top - 192) // 2, left + (right - left - 192) // 2
+    assert torch.equal((y[1] * 255).round().byte().permute(1, 2, 0), torch.from_numpy(pixels[t : t + 192, s : s + 192]))
 
 
 def test_the_network_and_the_platform_are_told_the_task(photos: SuperResolution) -> None:
@@ -235,7 +235,7 @@ def test_the_network_and_the_platform_are_told_the_task(photos: SuperResolution)
     rows = np.unique(photos.train.cells[:, 0])  # type: ignore[attr-defined]
     pixels = np.concatenate([photos.train.photos[row].pixels.reshape(-1, 3) for row in rows])  # type: ignore[attr-defined]
     assert photos.network["mean"] == pytest.approx(pixels.mean(0) / 255) and all(type(v) is float for v in photos.network["mean"])
-    x, y = photos.validation.batch(np.arange(16))
+    x, y = photos.validation.batch(np.arange(8))
     assert photos.chance == pytest.approx(photos.summarise(photos.scores(enlarge(x, 2), y))["psnr"], abs=1e-3) and photos.learnt > photos.chance
     assert sorted(photos.order(0)) == list(range(len(photos.train))) and not np.array_equal(photos.order(0), photos.order(1))
 
@@ -260,19 +260,19 @@ def test_broken_folders_are_told(nowhere: Path) -> None:
     with pytest.raises(ValueError, match="no images in .*train"):
         SuperResolution(wanted, 0)
     for i in range(3):
-        Image.fromarray(noise(40, 40, i)).save(nowhere / "mine" / "train" / "deep" / f"{i}.png")
+        Image.fromarray(noise(70, 70, i)).save(nowhere / "mine" / "train" / "deep" / f"{i}.png")
     Image.fromarray(noise(31, 40)).save(nowhere / "mine" / "test" / "small.png")
     with pytest.raises(ValueError, match="small is smaller than 32"):
         SuperResolution(wanted, 0)
     Image.fromarray(noise(40, 40)).save(nowhere / "mine" / "test" / "small.png")
-    with pytest.raises(ValueError, match=r"all but one of the 3 training images hold 2 crops of 32 x 32"):
+    with pytest.raises(ValueError, match=r"all but one of the 3 training images hold 2 crops of 64 x 64"):
         SuperResolution(wanted, 0)
     with pytest.raises(ValueError, match=r"small is smaller than 45 pixels \(with data.border 16\)"):
         SuperResolution(settings(name="sr-folder", path="mine", patch=16, validation=1, border=16), 0)
     task = SuperResolution(wanted.model_copy(update={"validation": 2}), 0)
-    assert len(task.train) == 1 and len(task.validation) == 2
-    with pytest.raises(ValueError, match=r"0 is 40 x 40 pixels; data.patch 24 at scale 2 needs 48"):
-        SuperResolution(wanted.model_copy(update={"patch": 24}), 0)
+    assert len(task.train) == 4 and len(task.validation) == 2
+    with pytest.raises(ValueError, match=r"0 is 70 x 70 pixels; data.patch 40 at scale 2 needs 80"):
+        SuperResolution(wanted.model_copy(update={"patch": 40}), 0)
     file = nowhere / "mine" / "train" / "deep" / "1.png"
     file.write_bytes(file.read_bytes()[:-900])
     with pytest.raises(ValueError, match=r"cannot read the image .*1\.png"):

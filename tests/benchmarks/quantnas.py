@@ -1,6 +1,6 @@
 """What QuantNAS claims, on BSDS200 x2, tested on Set5, Set14 and BSD100: PSNR on luma, and BitOPs for 32 x 32 low-resolution pixels.
 
-    python -m tests.benchmarks.quantnas front --data FOLDER --dir build/quantnas --seeds 3
+    python -m tests.benchmarks.quantnas front --data FOLDER --dir build/quantnas
 
 FOLDER holds the folders BSDS200_train, Set5, Set14 and BSD100 with high-resolution images.
 
@@ -52,6 +52,7 @@ from nas.tasks import load_task
 from tests.benchmarks.trainings import CPU, Figures, Trainer, report, searched
 
 BATCH, CANDIDATES = 8, 150
+SHARED = 4  # times as many steps for a supernet: most slots choose among four operations, so each is trained about as often as alone
 FSRCNN = 12_464 * 32**2  # MACs x2 for 32 x 32 low-resolution pixels: 5x5x56, 1x1x12, four of 3x3, 1x1x56, 9x9 transposed
 TESTS = ("Set5", "Set14", "BSD100")
 SUPERNET = "{{name: single_path, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, quant: '{quant}'}}"
@@ -64,7 +65,7 @@ class Bench:
 
     def __init__(self, o: argparse.Namespace) -> None:
         self.o, self.train = o, Trainer(o.dir, o.minutes)
-        self.data = f"{{name: sr-folder, path: {o.data}, train: BSDS200_train, test: Set5, scale: 2, patch: 24, validation: 64, rotate: true}}"
+        self.data = f"{{name: sr-folder, path: {o.data}, train: BSDS200_train, test: Set5, scale: 2, patch: 24, validation: 16, rotate: true}}"
         told = load_experiment("quantnas-photos", [f"data={self.data}"])
         self.examples, self.tests = len(load_task(told).train), {}
         for name in TESTS:
@@ -107,14 +108,15 @@ class Bench:
 
     def front(self, seed: int) -> Iterator[tuple[str, Figures]]:
         size, steps = "basic-c18", self.o.steps
-        shared = self.train(self.experiment(SUPERNET, 2 * steps, seed, size, quant="noise"), f"supernet-{size}-{seed}")
+        shared = self.train(self.experiment(SUPERNET, SHARED * steps, seed, size, quant="noise"), f"supernet-{size}-{seed}")
         net = shared.net
         eight, four = hand_made(net, 8), hand_made(net, 4)
         low, high = net.cost(four).bitops, net.cost(eight).bitops
         middle = round((low * high) ** 0.5)
         yield "hand-made, 8 bits", self.alone(eight, net, seed, size)
         yield "hand-made, 4 bits", self.alone(four, net, seed, size)
-        yield "hand-made, bits chosen", self.alone(best_bits(shared, eight, middle), net, seed, size)
+        chosen = self.train.once(f"bits-{seed}", lambda: best_bits(shared, eight, middle))
+        yield "hand-made, bits chosen", self.alone(chosen, net, seed, size)
         for budget, name in ((low, "as 4 bits"), (middle, "between"), (high, "as 8 bits")):
             yield f"evolution, {name}", self.alone(self.best("evolution", shared, seed, budget), net, seed, size)
         yield "random search, between", self.alone(self.best("random", shared, seed, middle), net, seed, size)
@@ -126,7 +128,12 @@ class Bench:
         told = self.experiment(SUPERNET, self.o.steps, seed, "basic-c18", quant="noise")
         constraints = told.search.constraints.model_copy(update={"max_bitops": budget})
         told = told.model_copy(update={"search": told.search.model_copy(update={"algorithm": algorithm, "constraints": constraints})})
-        return max(searched(told, shared), key=lambda record: record.metrics["psnr"] if record.cost["bitops"] <= budget else 0.0).arch  # type: ignore[index]
+
+        def find() -> Arch:
+            records = searched(told, shared)
+            return max(records, key=lambda record: record.metrics["psnr"] if record.cost["bitops"] <= budget else 0.0).arch  # type: ignore[index]
+
+        return self.train.once(f"{algorithm}-{budget}-{seed}", find)
 
     def noise(self, seed: int) -> Iterator[tuple[str, Figures]]:
         for name, quant, adq in (("noise, ADQ", "noise", True), ("no noise, ADQ", "off", True), ("noise, no ADQ", "noise", False)):
@@ -171,8 +178,8 @@ def main() -> None:
     parser.add_argument("part", choices=("front", "noise", "alpha", "long"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--dir", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1500, help="of a network trained alone; a supernet has twice as many")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="which")
+    parser.add_argument("--steps", type=int, default=1500, help="of a network trained alone; a supernet of `front` has four times as many")
     parser.add_argument("--minutes", type=float, default=60)
     o = parser.parse_args()
     report(getattr(Bench(o), o.part), o.seeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -19,6 +20,7 @@ from nas.experiment import Experiment
 from nas.loop import Loop, build, checkpoints, judged_weights
 from nas.search import Record
 from nas.search.tune import open_search
+from nas.space import Arch
 from nas.tasks import load_task
 
 CPU = torch.device("cpu")
@@ -63,6 +65,14 @@ class Trainer:
         return Evaluator(net, task, told.search, CPU)
 
 
+    def once(self, name: str, find: Callable[[], Arch]) -> Arch:
+        """What was found, now or by an earlier call of that name."""
+        file = self.root / f"{name}.json"
+        if not file.exists():
+            checkpoint.write_atomic(file, json.dumps(dict(find())))
+        return Arch(json.loads(file.read_text()))
+
+
 def searched(told: Experiment, evaluator: Evaluator) -> list[Record]:
     """Every candidate of the experiment's search, scored one after another."""
     engine, records = open_search(told, evaluator.net, evaluator.task), []
@@ -74,11 +84,11 @@ def searched(told: Experiment, evaluator: Evaluator) -> list[Record]:
     return records
 
 
-def report(parts: Callable[[int], Iterator[tuple[str, Figures]]], seeds: int) -> None:
+def report(parts: Callable[[int], Iterator[tuple[str, Figures]]], seeds: Iterable[int]) -> None:
     """Print what each part of each seed shows, then means and standard deviations over seeds; or that the time is over."""
     rows: dict[str, list[Figures]] = {}
     try:
-        for seed in range(seeds):
+        for seed in seeds:
             for name, figures in parts(seed):
                 rows.setdefault(name, []).append(figures)
                 print(f"seed {seed}, {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()), flush=True)

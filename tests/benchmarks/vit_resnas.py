@@ -1,6 +1,6 @@
 """What ViT-ResNAS claims, on Fashion-MNIST (28 pixels, space m28): one part of it at a time, every training of so many examples.
 
-    RAYNAS_DATA=... python -m tests.benchmarks.vit_resnas skip --dir build/vit --seeds 3
+    RAYNAS_DATA=... python -m tests.benchmarks.vit_resnas skip --dir build/vit
 
 Parts:
     skip    a hand-made network from scratch, with the skip of its spatial reductions and without it
@@ -138,26 +138,29 @@ class Bench:
         supernet = self.supernet(8, seed)
         given = hand_made()
         macs = supernet.net.cost(given).macs
-        chosen = {"hand-made": given, **{name: best(name, supernet, macs, seed) for name in ("fittest", "random")}}
+        chosen = {"hand-made": given, **{name: self.best(name, supernet, macs, seed) for name in ("fittest", "random")}}
         for name, arch in chosen.items():
             found = self.train(experiment(SINGLE, seed, self.examples, arch), f"alone-{arch.id}-{seed}")
             yield name, {"MMACs": supernet.net.cost(arch).macs / 1e6, **tested(found, [found.net.space.largest()])}
 
+    def best(self, algorithm: str, evaluator: Evaluator, macs: int, seed: int) -> Arch:
+        """The best of so many candidates of about these MACs by validation cross-entropy on inherited weights."""
+        told = experiment(SINGLE, seed, BATCH)
+        constraints = told.search.constraints.model_copy(update={"min_macs": round(WINDOW[0] * macs), "max_macs": round(WINDOW[1] * macs)})
+        update = {"algorithm": algorithm, "constraints": constraints, "candidates": CANDIDATES}
+        told = told.model_copy(update={"search": told.search.model_copy(update=update)})
 
-def best(algorithm: str, evaluator: Evaluator, macs: int, seed: int) -> Arch:
-    """The best of so many candidates of about these MACs by validation cross-entropy on inherited weights."""
-    told = experiment(SINGLE, seed, 128)
-    constraints = told.search.constraints.model_copy(update={"min_macs": round(WINDOW[0] * macs), "max_macs": round(WINDOW[1] * macs)})
-    update = {"algorithm": algorithm, "constraints": constraints, "candidates": CANDIDATES}
-    records = searched(told.model_copy(update={"search": told.search.model_copy(update=update)}), evaluator)
-    return min(records, key=lambda record: record.metrics["cross_entropy"]).arch  # type: ignore[index]
+        def find() -> Arch:
+            return min(searched(told, evaluator), key=lambda record: record.metrics["cross_entropy"]).arch  # type: ignore[index]
+
+        return self.train.once(f"{algorithm}-{seed}", find)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("skip", "archs", "rules", "search"))
     parser.add_argument("--dir", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="which")
     parser.add_argument("--examples", type=int, default=60_000)
     parser.add_argument("--minutes", type=float, default=60)
     o = parser.parse_args()
