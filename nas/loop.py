@@ -315,11 +315,12 @@ class Attempt:
         """
         with self.engine.whole() as net:
             self.evaluator.net = self._judged(net)
-            mine = list(self.panel.items())[self.loop.rank :: self.loop.world]
+            children = {**self.panel, **self.recipe.chosen(net)}
+            mine = list(children.items())[self.loop.rank :: self.loop.world]
             found = {name: self.evaluator(arch) for name, arch in mine}
             followed = self.recipe.figures(net)
         figures = {name: figure for part in self.engine.gather(found) for name, figure in part.items()}
-        self.loop.note(step=self.state.step, panel={name: figures[name] for name in self.panel}, **({"recipe": followed} if followed else {}))
+        self.loop.note(step=self.state.step, panel={name: figures[name] for name in children}, **({"recipe": followed} if followed else {}))
         now, best, chance = figures["largest"][self.task.metric], self.state.best, self.task.chance
         if best is not None and now - chance < LOST * (best - chance) and best > self.task.learnt:
             raise Diverged(f"at step {self.state.step} the largest child's {self.task.metric} fell from {best:.4g} to {now:.4g}: chance")

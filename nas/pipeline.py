@@ -124,7 +124,8 @@ class Pipeline:
         def notify(line: dict[str, Any]) -> None:
             if "panel" in line:
                 figures = {name: figure[self.task.metric] for name, figure in line["panel"].items()}
-                seen = " ".join(f"{name} {figures[name]:.4g}" for name in ("largest", "smallest") if name in figures)
+                shown = [name for name in ("chosen", "largest", "smallest") if name in figures][:2]
+                seen = " ".join(f"{name} {figures[name]:.4g}" for name in shown)
                 panel["text"] = f" | {self.task.metric} {seen}"
             elif "event" in line:
                 self.watch.say(f"{line['event']}: {line['reason']}")

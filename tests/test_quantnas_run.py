@@ -20,7 +20,7 @@ from nas.elastic.quantizer import QuantConv2d, integers, pack, unpack
 from nas.evaluate import Batches, Evaluator, recalibrate
 from nas.experiment import Experiment, dump, load_experiment
 from nas.export import export_child, write_onnx
-from nas.loop import Loop, build, checkpoints
+from nas.loop import Loop, build, checkpoints, judged_weights
 from nas.quantize.child import OnnxFile
 from nas.recipes.differentiable import architecture, entropy
 from nas.search.proposed import proposed
@@ -95,6 +95,9 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_
         figures, net = dict(training_figures(line)), build(told, task)
         assert figures["recipe/entropy"] == pytest.approx(float(entropy(net, alpha))) and 0 < figures["recipe/entropy"] < entropy(net, 0 * alpha)
         assert net.cost(net.space.smallest()).bitops < figures["recipe/expected_bitops"] < net.cost(net.space.largest()).bitops
+        net.load_state_dict(judged_weights(whole[-1]))
+        judged = Evaluator(net, task, told.search, torch.device("cpu"))(found)
+        assert figures["panel/chosen/psnr"] == pytest.approx(judged["psnr"], abs=1e-4), "the panel follows what would be found now"
         larger = experiment("single_path", "data.scale=4")
         assert dict(proposed(tmp_path / "whole", build(larger, load_task(larger)))) == dict(found), "operations by name, though x4 orders them otherwise"
         with pytest.raises(ValueError, match="not in this space"):

@@ -84,6 +84,10 @@ class Differentiable(Recipe):
         alpha = self.alpha.detach()
         return {"entropy": float(entropy(net, alpha)), "expected_bitops": float(net.expected_bitops(mixture(net, alpha)))}
 
+    def chosen(self, net: Supernet) -> dict[str, Arch]:
+        """The architecture that the search would give if it ended now."""
+        return {} if self.alpha is None else {"chosen": architecture(net, self.alpha)}
+
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         """Adam over the weights; the logits are not among them.
 

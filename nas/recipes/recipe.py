@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nas.space import Arch
 from nas.supernet import Supernet
 
 
@@ -80,6 +81,10 @@ class Recipe:
 
     def figures(self, net: Supernet) -> dict[str, float]:
         """What else is worth following in a training, by name; looked at as often as the panel."""
+        return {}
+
+    def chosen(self, net: Supernet) -> dict[str, Arch]:
+        """Children that the training itself prefers at this moment, by name, the same on all ranks; the panel judges them too."""
         return {}
 
     def state(self) -> dict[str, Any]:

@@ -6,7 +6,8 @@ Each seed draws an architecture of the space of the preset bignas-fashion-mnist 
 steps of 128 images, folds its batch norms and quantizes it with the same 512 training images, no labels. All layers are quantized; the pixels
 keep 8 bits. Ranges are those of the least square error for both. "4 or 8 bits": within 40 % of the BitOPs of 8 bits everywhere.
 The loss is the mean square difference to the logits before, on 128 of the calibration images that no weight was fitted on.
-torchao is not among raynas's dependencies and was not compared with.
+torchao is compared where it is installed; it is not among raynas's dependencies (`pip install torchao`). Its graph mode (PT2E) is given
+the same images and bits, per channel for weights and per tensor for activations, with its histogram observers.
 
 Measured with --seeds 0 (one seed, one thread): millions of BitOPs for one image, bytes of weights, test accuracy in percent.
 
@@ -38,6 +39,7 @@ with --bits 4, 3 or 2, or with --bits 2,4,8 --max-bitops 155M. PSNR x2 on the te
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import time
 from typing import Any
@@ -109,6 +111,10 @@ def compare(child: nn.Module, task: Any, seed: int) -> None:
     mixed = allocated(child, costs, (4, 8), budget, batches[:SENSITIVITY_BATCHES])
     print(f"bits allocated in {time.monotonic() - began:.0f} s; 8 bits: {', '.join(name for name in names if mixed[name] == 8)}", flush=True)
     line("8 bits, to the nearest", calibrate(child, layers, eight, batches, HELD, 0), eight, time.monotonic())
+    if importlib.util.find_spec("torchao"):
+        for bits_, width in ((eight, 8), (four, 4)):
+            began = time.monotonic()
+            line(f"{width} bits, torchao", by_torchao(child, names[0], width, batches), bits_, began)
     for title, bits in (("4 bits", four), ("4 or 8 bits", mixed)):
         began = time.monotonic()
         line(f"{title}, to the nearest", calibrate(child, layers, bits, batches, HELD, 0), bits, began)
@@ -117,6 +123,27 @@ def compare(child: nn.Module, task: Any, seed: int) -> None:
         line(f"{title}, AdaQuant", net, bits, began)
         net, losses = tune(net, child, names, batches, HELD)
         line(f"{title}, AdaQuant, tuned ({', '.join(f'{k} {v:.3f}' for k, v in losses.items())})", net, bits, began)
+
+
+def by_torchao(child: nn.Module, first: str, bits: int, batches: list[Tensor]) -> nn.Module:
+    """The child with inputs and weights of its layers so many bits wide, as torchao 0.18 quantizes graphs; the first one's input has 8."""
+    from torchao.quantization.pt2e import HistogramObserver, PerChannelMinMaxObserver
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import QuantizationSpec
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import QuantizationConfig, X86InductorQuantizer
+
+    def config(width: int) -> Any:
+        top, half = 2**width - 1, 2 ** (bits - 1)
+        inputs = QuantizationSpec(torch.uint8, HistogramObserver.with_args(eps=2**-12), 0, top, torch.per_tensor_affine)
+        observer = PerChannelMinMaxObserver.with_args(eps=2**-12)
+        return QuantizationConfig(inputs, None, QuantizationSpec(torch.int8, observer, -half, half - 1, torch.per_channel_symmetric, ch_axis=0), None)
+
+    quantizer = X86InductorQuantizer().set_global(config(bits)).set_module_name_qconfig(first, config(8))
+    graph = torch.export.export(child, (batches[0],), dynamic_shapes={"x": {0: torch.export.Dim("batch", min=1)}}).module()
+    net = prepare_pt2e(graph, quantizer)
+    for x in batches:
+        net(x)
+    return convert_pt2e(net)
 
 
 def main() -> None:
