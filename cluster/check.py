@@ -99,7 +99,7 @@ def ended(cluster: Cluster, id_: str) -> str:
 
 
 def _problems(seen: dict[str, Any], work: Work, needs: Needs) -> Iterator[str]:
-    gpus = needs.workers if needs.use_gpu or (needs.use_gpu is None and seen["gpus"]) else 0
+    gpus = needs.workers if needs.use_gpu else 0  # where it is null, the run takes what there is
     if needs.cpus > seen["cpus"]:
         lower = "lower train.workers, train.cpus_per_worker or search.trials"
         yield f"the cluster has {seen['cpus']:g} CPUs and the run asks for {needs.cpus:g}: {lower}"

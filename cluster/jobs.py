@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,15 +158,17 @@ def found(cluster: Cluster, name: str) -> Job:
     """The job of that id, or the newest attempt at the run of that name.
 
     Raises:
-        Refused: there is neither.
+        Refused: there is neither, or both.
     """
     safe(name, "the job")
     jobs = listed(cluster)
-    exact = [job for job in jobs if job.id == name]
-    if not (exact or (exact := [job for job in jobs if job.run == name])):
+    exact, attempts = ([job for job in jobs if of(job) == name] for of in (attrgetter("id"), attrgetter("run")))
+    if exact and attempts:
+        raise Refused(f"{name!r} is a job, attempt {exact[-1].attempt} at the run {exact[-1].run!r}, and a run too: give {attempts[-1].id!r} for that one")
+    if not (exact or attempts):
         known = ", ".join(job.id for job in jobs[-10:]) or "none"
         raise Refused(f"no job and no run {name!r} on {cluster.address}; the last ones it knows: {known}")
-    return exact[-1]
+    return (exact or attempts)[-1]
 
 
 def log(cluster: Cluster, job: Job) -> str:

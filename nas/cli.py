@@ -217,7 +217,7 @@ def register(
 
     settings, folder = experiment_of(run), run / "children" / child
     if not (folder / "arch.json").is_file():
-        known = ", ".join(sorted(path.parent.name for path in run.glob("children/*/arch.json"))) or "none"
+        known = ", ".join(sorted(path.parent.name for path in run.glob("children/[!.]*/arch.json"))) or "none"
         raise ValueError(f"{run} has no exported child {child!r}; exported there: {known}")
     net = load_child(folder, homes(settings.space.name))
     about = json.loads((folder / "arch.json").read_text())

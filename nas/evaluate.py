@@ -13,12 +13,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nas.elastic.quantizer import fit
 from nas.space import Arch, Space
 from nas.supernet import Supernet, inherit
+from nas.tasks.draws import permutation
 
 CACHE_BYTES = 1 << 30
 
 
 class Batches:
-    """The first `count` examples of a split in batches of `size`, always the same ones, kept in memory where they are few.
+    """`count` examples of a split in batches of `size`, always the same ones, kept in memory where they are few.
+
+    They are drawn at random, since folders come class after class and crops image after image: so every batch is of all kinds.
 
     Args:
         epoch: augmented as in that epoch of training; None for plain images.
@@ -28,12 +31,20 @@ class Batches:
     def __init__(self, split: Any, count: int, size: int, device: torch.device, epoch: int | None = None, whole: bool = False) -> None:
         count, size = min(count, len(split)), min(size, getattr(split, "at_once", size))
         self.split, self.device, self.epoch = split, device, epoch
+        drawn = permutation(len(split), 0, "batches")[:count]
         starts = range(0, count - size + 1 if whole and count >= size else count, size)
-        self.rows = [np.arange(start, min(start + size, count)) for start in starts]
-        first = self._load(self.rows[0])
-        self.kept = [first] if first[0].nbytes * len(self.rows) <= CACHE_BYTES else []
-        if self.kept:
-            self.kept += [self._load(rows) for rows in self.rows[1:]]
+        self.rows = [drawn[start : min(start + size, count)] for start in starts]
+        self.kept = self._keep()
+
+    def _keep(self) -> list[tuple[Tensor, Tensor]]:
+        """All batches, or none where they take more than `CACHE_BYTES`."""
+        kept, size = [], 0
+        for rows in self.rows:
+            kept.append(self._load(rows))
+            size += sum(part.nbytes for part in kept[-1])
+            if size > CACHE_BYTES:
+                return []
+        return kept
 
     def _load(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         x, y = self.split.batch(rows, self.epoch)
@@ -47,7 +58,8 @@ class Batches:
 def recalibrate(child: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Give the child's batch norms the plain mean of their statistics over the batches (BigNAS section 3.3), and set it to evaluate.
 
-    Quantizers whose steps nobody has fitted or trained yet are fitted before, on the first batch. Without either nothing is run.
+    Quantizers are fitted before, on the first batch, but for those of a network trained alone with real ones: what a supernet has learnt of
+    its steps it has learnt for all children at once. Without either nothing is run.
     """
     child.eval()
     norms = [module for module in child.modules() if isinstance(module, _BatchNorm)]

@@ -162,7 +162,9 @@ class Loop:
             Diverged: more often than ``train.max_rollbacks``.
         """
         while True:
-            rollbacks = len(read_rollbacks(self.run))
+            told = [len(read_rollbacks(self.run))]
+            torch.distributed.broadcast_object_list(told)  # a network's file system may show other nodes a file late
+            rollbacks = told[0]
             try:
                 with closing(Attempt(self, 0.5**rollbacks)) as attempt:
                     attempt.to_the_end()

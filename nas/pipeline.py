@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -34,7 +35,7 @@ from nas.stopping import Stopper, watching
 from nas.supernet import Supernet
 from nas.tasks import load_task
 from nas.tasks.task import Task
-from nas.tracking import Tracker, address
+from nas.tracking import Tracker, address, default_uri
 from nas.train import finished, state_of, train
 
 FLUSH_SECONDS = 30.0  # at the end, for what MLflow does not have yet
@@ -85,6 +86,11 @@ class Pipeline:
         run = run.absolute()
         task = load_task(experiment)
         net = build(experiment, task)
+        if task.least_side < net.least_side:
+            raise ValueError(
+                f"networks of this space need {net.least_side} pixels a side; the data have inputs of {task.least_side}: "
+                "raise data.patch (or data.tile), and test on larger images"
+            )
         objective_of(experiment, task, net)
         check_constraints(experiment, net)
         load_recipe(task, experiment.recipe).optimizer(net)  # refuses a network that it cannot train
@@ -216,7 +222,7 @@ class Pipeline:
     def finetune(self, child: str) -> str:
         """Train one child on by itself, as the experiment's section ``finetune`` says, and export it beside the others. Returns its id.
 
-        It is a run of its own in RUN/finetune/<child>, so it continues like any other. Needs that this run was searched.
+        It is a run of its own in RUN/finetune/<child>-<supernet>, so it continues like any other. Needs that this run was searched.
 
         Raises:
             ValueError: no such candidate, or no such teacher.
@@ -224,7 +230,7 @@ class Pipeline:
         """
         trained = self._load()
         (record,) = choose(self._history(), self.experiment, child)
-        run, name = self.run / "finetune" / record.id, f"{record.id}-finetuned"
+        run, name = self.run / "finetune" / f"{record.id}-{self.supernet[:8]}", f"{record.id}-finetuned"
         derived = finetune_experiment(self.experiment, self.run, record, trained, self._teacher())
         with Pipeline.open(derived, run, self.watch) as self.inner:
             self.stopper.check()
@@ -266,7 +272,7 @@ class Pipeline:
         folder = self.run / "children"
         source = folder / name
         if not (source / "arch.json").is_file():
-            known = sorted(path.parent.name for path in folder.glob("*/arch.json"))
+            known = sorted(path.parent.name for path in folder.glob("[!.]*/arch.json"))
             there = f"there are {', '.join(known)}" if known else f"export some first: nas export {self.run}"
             raise ValueError(f"no exported child {name!r} in {folder}; {there}")
         if figures := done_before(source, wish):
@@ -333,7 +339,8 @@ def finetune_experiment(experiment: Experiment, run: Path, record: Record, train
     assert settings is not None
     space = experiment.space.model_copy(update={"child": dict(record.arch), "inherit": None if settings.fresh else str(trained)})
     recipe = settings.recipe.model_copy(update={"teacher": str(teacher) if teacher else settings.recipe.teacher})
-    tracked = {"uri": address(run, experiment.tracking.uri), "experiment": experiment.tracking.experiment or experiment.name}
+    given = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")  # the latter may hold a password: it stays where it is
+    tracked = {"uri": experiment.tracking.uri if given else default_uri(run), "experiment": experiment.tracking.experiment or experiment.name}
     tracking = experiment.tracking.model_copy(update=tracked)
     search = experiment.search.model_copy(update={"constraints": Constraints(), "propose_from": ()})
     changed = {"name": f"{experiment.name}-{record.id}", "space": space, "recipe": recipe, "tracking": tracking, "search": search, "finetune": None}

@@ -114,7 +114,8 @@ def _search(run_dir: Path, history: History | None) -> Iterator[str]:
     failed = sum(history.failed(record) for record in history.records.values())
     lost = f" {failed:,} failed {'candidate is' if failed == 1 else 'candidates are'} not shown." if failed else ""
     yield f'<p class="quiet">Each point is a child cut out of the supernet and scored on validation; rest on one to see it.{lost}</p>'
-    yield search_picture(history, read_children(run_dir))
+    ours = {name: child for name, child in read_children(run_dir).items() if child["supernet"] == history.supernet}
+    yield search_picture(history, ours)
     yield '<p class="quiet">Progress. The hypervolume is the area under the front, in units of the metric times decades of cost.</p>'
     yield progress_picture(history)
 

@@ -59,7 +59,8 @@ def check_room(experiment: Experiment) -> None:
         TooLittle: says what is asked, what there is, and what to change.
     """
     train, trials, gpu = experiment.train, experiment.search.trials, has_gpus(experiment.train.use_gpu)
-    _check(train.workers * train.cpus_per_worker, train.workers * gpu, f"training with {train.workers} workers", "train.workers")
+    count = workers(experiment)
+    _check(count * train.cpus_per_worker, count * gpu, f"training with {count} workers", "train.workers")
     _check(trials, gpu, f"searching with {trials} trials at a time", "search.trials")
 
 
@@ -68,6 +69,14 @@ def _check(cpus: float, gpus: float, what: str, setting: str) -> None:
     for name, want in (("CPU", cpus), ("GPU", gpus)):
         if want > have.get(name, 0):
             raise TooLittle(f"{what} asks for {want:g} {name}s and the cluster has {have.get(name, 0):g}: lower {setting}, or add machines")
+
+
+def workers(experiment: Experiment) -> int:
+    """How many train: as set, or one for each GPU where use_gpu is null and there are fewer GPUs, if the batch divides among these."""
+    train, have = experiment.train, int(gpus())
+    share = train.micro_batch or 1
+    fewer = train.use_gpu is None and 0 < have < train.workers and experiment.recipe.batch % (have * share) == 0
+    return have if fewer else train.workers
 
 
 def has_gpus(setting: bool | None) -> bool:

@@ -76,7 +76,9 @@ class SpaceSettings(Section):
     size: str = Field(default="", description="one of the space's sizes, for example d8")
     options: dict[str, JsonValue] = Field(default={}, description="plain values for the family, for example sync_batch_norm: true")
     child: dict[str, int | float] | None = Field(default=None, description="choices of one child, to train it alone; null: the whole space")
-    inherit: str | None = Field(default=None, description="a supernet's checkpoint that the child starts from; null: fresh weights")
+    inherit: Annotated[str | None, Kind.FREE] = Field(
+        default=None, description="a supernet's checkpoint that the child starts from; null: fresh weights. Looked at when training begins"
+    )
 
     @model_validator(mode="after")
     def _inherits(self) -> SpaceSettings:
@@ -91,7 +93,7 @@ class DataSettings(Section):
     name: Literal["digits", "fashion-mnist", "cifar10", "folder"] = Field(description="the data set")
     path: str | None = Field(default=None, description="folder only: has train/<class> and val/<class> or test/<class>")
     size: PositiveInt | None = Field(default=None, description="folder only: side of the square images, pixels")
-    validation: PositiveInt = Field(description="examples held out of the training part for the search, drawn alike from every class")
+    validation: PositiveInt = Field(description="examples held out of the training part for the search, of each class in proportion to its size")
     shift: NonNegativeInt = Field(default=0, description="random crop after padding each side by so many pixels")
     flip: bool = Field(default=False, description="mirror left and right with probability 1/2")
     resized_crop: bool = Field(default=False, description="random crops of 8 to 100 % of the area, resized, instead of shift")
@@ -126,7 +128,9 @@ class SuperResolutionSettings(Section):
     border: NonNegativeInt | None = Field(default=None, description="pixels cut off before PSNR and SSIM; null: as many as the scale")
     round_luma: bool = Field(default=False, description="PSNR and SSIM on luma rounded to whole numbers, as some papers do")
     tile: PositiveInt | None = Field(default=None, description="larger images are run in tiles of so many low-resolution pixels; null: whole")
-    overlap: NonNegativeInt = Field(default=16, description="low-resolution pixels around a tile that its network sees too")
+    overlap: NonNegativeInt = Field(
+        default=20, description="low-resolution pixels around a tile that its network sees too; networks of the space basic see 19 at most, of rfdn 40"
+    )
 
     @model_validator(mode="after")
     def _places(self) -> SuperResolutionSettings:
@@ -212,7 +216,9 @@ class Single(Section):
     drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch")
     quant: Quant = Field(default="off", description="how families that quantize run")
     average: Share = Field(default=0.0, description="share of training that the exported moving average of weights reaches back; 0: none")
-    teacher: str | None = Field(default=None, description="directory of an exported child whose soft labels count half; null: labels alone")
+    teacher: Annotated[str | None, Kind.FREE] = Field(
+        default=None, description="directory of an exported child whose soft labels count half; null: labels alone"
+    )
     clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm; null for no clipping")
 
     @model_validator(mode="after")
@@ -272,7 +278,7 @@ Recipe = Annotated[Sandwich | MultiArch | SinglePath | Differentiable | Single, 
 class TrainSettings(Section):
     """Where and how safely training runs; what is learnt does not depend on it, but for rounding."""
 
-    workers: PositiveInt = Field(default=2, description="Ray Train workers")
+    workers: PositiveInt = Field(default=2, description="Ray Train workers; fewer where use_gpu is null and there are fewer GPUs")
     zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of activations; losses and weights are fp32")
     use_gpu: bool | None = Field(default=None, description="one GPU a worker; null: if the cluster has them")
@@ -306,6 +312,7 @@ class SearchSettings(Section):
     algorithm: Annotated[Literal["evolution", "fittest", "random"], Kind.IDENTITY] = Field(default="evolution", description="who proposes")
     candidates: Annotated[PositiveInt, Kind.EXTEND] = Field(description="children to judge in all")
     window: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=32, description="candidate k is proposed from the records of 0 .. k - window")
+    initial: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=100, description="algorithm fittest: random candidates before there are children")
     propose_from: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Kind.IDENTITY] = Field(
         default=(), description="finished runs of the recipe differentiable; what they found are the first candidates"
     )

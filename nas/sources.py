@@ -205,9 +205,12 @@ def training_figures(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def read_children(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """The ``metrics.json`` of every exported child, by id."""
-    found = {path.parent.name: read_json(path) for path in sorted((run_dir / "children").glob("*/metrics.json"))}
-    return {name: metrics for name, metrics in found.items() if metrics}
+    """The ``metrics.json`` of every exported child, by id, with the hash of the ``supernet`` that it was cut from.
+
+    What is being written, or was left half-written, has a name with a dot before it.
+    """
+    found = {path.parent: read_json(path) for path in sorted((run_dir / "children").glob("[!.]*/metrics.json"))}
+    return {child.name: {**metrics, "supernet": read_json(child / "manifest.json").get("supernet")} for child, metrics in found.items() if metrics}
 
 
 def metric_of(history: History | None, children: Mapping[str, Mapping[str, Any]]) -> str:
@@ -255,6 +258,8 @@ def front_table(run_dir: Path | str) -> list[dict[str, Any]]:
     rows = []
     for name in {record.id: None for record in on_front} | dict.fromkeys(children):
         record, child = by_id.get(name), children.get(name, {})
+        if history and record and child and child["supernet"] != history.supernet:  # of an earlier training: another network
+            record, child = (record, {}) if record in on_front else (None, child)
         costs = {key: child.get(key, (record.cost if record else {}).get(key)) for key in ("macs", "params", "bitops")}
         rows.append(
             {"id": name, "k": record.k if record else None, "front": record in on_front, **costs}

@@ -97,6 +97,7 @@ class Supernet(nn.Module):
     Attributes:
         space: what can be chosen.
         input_shape: ``(C, H, W)`` of one example.
+        least_side: of inputs that it can work on, pixels.
         aux_grid: side of the grid over the image that the auxiliary head predicts for; 0 where there is no such head.
         mixes_examples: examples of one sub-network influence each other by more than what all sub-networks share (batch norm in a
             part that is searched), so that a few examples of each in one pass are not enough to train it.
@@ -109,6 +110,7 @@ class Supernet(nn.Module):
 
     space: Space
     input_shape: tuple[int, int, int]
+    least_side: int = 1
     aux_grid: int = 0
     mixes_examples: bool = True
     quantizes: bool = False

@@ -13,7 +13,7 @@ from typing import Any
 from nas import checkpoint
 from nas.experiment import Experiment, parse
 from nas.loop import State, checkpoints, share_done
-from nas.session import check_room, has_gpus, session
+from nas.session import check_room, has_gpus, session, workers
 from nas.sources import Lines
 from nas.stopping import aside
 
@@ -71,7 +71,7 @@ def _fit(experiment: Experiment, run: Path, fence: checkpoint.Fence, gpu: bool, 
     trainer = TorchTrainer(
         work,
         train_loop_config={"experiment": experiment.model_dump(mode="json"), "run": str(run), "attempt": fence.attempt, "gpu": gpu},
-        scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=gpu, resources_per_worker={"CPU": settings.cpus_per_worker, "GPU": int(gpu)}),
+        scaling_config=ScalingConfig(num_workers=workers(experiment), use_gpu=gpu, resources_per_worker={"CPU": settings.cpus_per_worker, "GPU": int(gpu)}),
         run_config=RunConfig(
             name=f"attempt-{fence.attempt}-{part}",
             storage_path=str(run / ".ray"),

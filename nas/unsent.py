@@ -174,7 +174,7 @@ class Unsent:
     def _exported(self, history: History) -> Iterator[Item]:
         children = read_children(self.run_dir)
         for record in history.records.values() if children else ():
-            if record.id not in children:
+            if record.id not in children or children[record.id]["supernet"] != history.supernet:
                 continue
             key, test = ("exported", history.supernet, record.k), children[record.id].get("test") or {}
             times, old = self.sent.values.get(key, (0, None))

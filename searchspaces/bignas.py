@@ -339,7 +339,8 @@ class BigNAS(Supernet):
             for n, spec in enumerate(self.table.stages, start=1)
         )
         table = replace(self.table, resolution=only("resolution"), stem=only("stem"), head=only("head"), stages=stages)
-        fixed = BigNAS(table, image=self.input_shape[-1], sync_batch_norm=self.sync_batch_norm)
+        mean, std = self.pixels.mean.flatten().tolist(), self.pixels.std.flatten().tolist()
+        fixed = BigNAS(table, image=self.input_shape[-1], mean=tuple(mean), std=tuple(std), sync_batch_norm=self.sync_batch_norm)
         if not fresh:
             inherit(fixed, self)
         return fixed

@@ -88,6 +88,7 @@ class QuantNAS(Supernet):
         self.space, self.noise = QuantNASSpace(self.table, settled), noise
         self.slots = self.space.slots
         self.input_shape = (3, image, image)
+        self.least_side = SMALLEST_ATTENTION if table.layout == "rfdn" else 1
         self.mixes_examples = self.table.adq
         self.mean_given = [0.5] * 3 if mean is None else [float(value) for value in mean]
         self.register_buffer("mean", pixel_mean(self.mean_given))

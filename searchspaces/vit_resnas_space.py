@@ -118,6 +118,8 @@ class ViTResNASSpace(Space):
         Raises:
             ValueError: another order or kind of layers, or sizes that this space does not have.
         """
+        if tuples and tuples[0][0] == 5 and tuples[0][2] != self.table.stem:
+            raise ValueError(f"the stem has {tuples[0][2]} channels within; this space has {self.table.stem}")
         stages = _by_stage(tuples)
         if len(stages) != len(self.blocks):
             raise ValueError(f"the tuples have {len(stages)} stages; this space has {len(self.blocks)}")

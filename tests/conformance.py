@@ -130,6 +130,7 @@ def check_fixed(net: Supernet, x: Tensor) -> None:
         assert fixed.cost(only) == net.cost(arch)
         assert fixed.child_config(only) == net.child_config(arch)
         assert fixed.aux_grid == net.aux_grid
+        assert net.fix(arch, fresh=True).child_config(only) == net.child_config(arch), "fresh weights, but the data's own mean"
 
 
 @torch.no_grad()

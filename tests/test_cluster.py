@@ -143,6 +143,13 @@ def test_an_unknown_job_names_the_known_ones() -> None:
         jobs.found(on(Recorder()), "../x")
 
 
+def test_a_name_that_is_a_job_and_a_run_is_not_guessed() -> None:
+    client = on(Recorder(("digits-2", "RUNNING", "x"), ("digits-2-1", "RUNNING", "y")))
+    with pytest.raises(Refused, match=r"'digits-2' is a job, attempt 2 at the run 'digits', and a run too: give 'digits-2-1'"):
+        jobs.found(client, "digits-2")
+    assert jobs.found(client, "digits").id == "digits-2" and jobs.found(client, "digits-2-1").run == "digits-2"
+
+
 # --- the way there
 
 
@@ -195,8 +202,8 @@ def test_all_that_is_missing_is_told() -> None:
     assert "n1: lacks raynas" in told(seen())
     assert "4 CPUs and the run asks for 8" in told(seen(nodes=[]), cpus=8)
     assert "0 GPUs and the run asks for 2" in told(seen(nodes=[]), use_gpu=True)
-    assert "1 GPUs and the run asks for 2" in told(seen(nodes=[], gpus=1.0))
-    assert told(seen(nodes=[], gpus=1.0), use_gpu=False) == ""
+    assert "1 GPUs and the run asks for 2" in told(seen(nodes=[], gpus=1.0), use_gpu=True)
+    assert told(seen(nodes=[], gpus=1.0)) == told(seen(nodes=[], gpus=1.0), use_gpu=False) == "", "one worker uses the one there is"
     assert "n1: has ray 0.1, and here is" in told(seen(nodes=[{**good, "versions": {"ray": "0.1"}}]))
     assert "n1: cluster.storage /mnt/a b cannot be written" in told(seen(nodes=[{**good, "storage": "cannot be written: x"}]))
     assert "n1: does not answer" in told(seen(nodes=[{"node": "n1", "lost": "gone"}]))

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 import nas.loop
 from nas.checkpoint import Fence, newest_valid
 from nas.evaluate import panel
-from nas.experiment import Experiment, ExperimentError, load_experiment
+from nas.experiment import Experiment, ExperimentError, difference, dump, load_experiment
 from nas.loop import Loop, build, checkpoints, judged_weights
 from nas.pipeline import finetune_experiment
 from nas.recipes import AVERAGE, load_recipe
 from nas.recipes.recipe import Step
 from nas.recipes.single import Single
 from nas.search import Record
+from nas.settings import Kind
 from nas.supernet import Pass, load_supernet, main_head
 from nas.tasks import load_task
 
@@ -186,7 +187,7 @@ def test_the_panel_judges_the_average(zero_stage: int, supernet: Path, tmp_path:
     assert parameters and all(torch.equal(seen[-1][name], judged[name]) for name in parameters)
 
 
-def test_the_experiment_of_a_finetune(tmp_path: Path) -> None:
+def test_the_experiment_of_a_finetune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's own, with the space fixed, the recipe of its finetune section, no budget, and the same MLflow store."""
     experiment = load_experiment("vit-resnas-digits")
     arch = load_supernet("vit_resnas", "d8").space.smallest()
@@ -199,7 +200,11 @@ def test_the_experiment_of_a_finetune(tmp_path: Path) -> None:
     assert derived.data == experiment.data and derived.finetune is None and derived.search.constraints.max_macs is None
     assert derived.tracking.uri == f"sqlite:///{tmp_path / 'mlflow.db'}" and derived.tracking.experiment == "vit-resnas-digits"
     inheriting = experiment.model_copy(update={"finetune": experiment.finetune.model_copy(update={"fresh": False})})
-    assert finetune_experiment(inheriting, tmp_path / "run", record, tmp_path / "step", None).space.inherit == str(tmp_path / "step")
+    moved = [finetune_experiment(inheriting, tmp_path / "run", record, folder / "step", folder / "child") for folder in (tmp_path, tmp_path / "moved")]
+    assert moved[0].space.inherit == str(tmp_path / "step")
+    assert {row.kind for row in difference(*moved)} == {Kind.FREE} and len(difference(*moved)) == 2, "a run that was moved goes on"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:hunter2@db/mlflow")
+    assert "hunter2" not in dump(finetune_experiment(experiment, tmp_path / "run", record, tmp_path / "step", None)), "it is written to files"
 
 
 def test_a_batch_that_the_workers_cannot_share_is_refused_before_anything_begins(tmp_path: Path) -> None:

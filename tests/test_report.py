@@ -80,10 +80,11 @@ def train(run: Path) -> None:
     (run / "train" / "metrics.jsonl").write_text(text + '{"step": 40, "lo')
 
 
-def export(run: Path, name: str, test: float, validation: float) -> None:
+def export(run: Path, name: str, test: float, validation: float, supernet: str = SUPERNET) -> None:
     (run / "children" / name).mkdir(parents=True)
     metrics = {"id": name, "validation": {"accuracy": validation}, "test": {"accuracy": test}, "parity": {}}
     (run / "children" / name / "metrics.json").write_text(json.dumps(metrics))
+    (run / "children" / name / "manifest.json").write_text(json.dumps({"supernet": supernet}))
 
 
 @pytest.fixture
@@ -92,6 +93,19 @@ def run(tmp_path: Path) -> Path:
     run.mkdir()
     (run / "run.json").write_text(json.dumps({"id": "c0ffee", "name": "<script>alert(1)</script> & co"}))
     return run
+
+
+def test_children_of_an_earlier_supernet_and_half_written_ones_are_not_taken_for_these(run: Path) -> None:
+    records = search(run, GIVEN)
+    export(run, records[4].id, 79.5, 80.125, "0" * 64)
+    export(run, records[2].id, 54.25, 57.75, "0" * 64)
+    export(run, f".{records[0].id}.1f2e3d4c.tmp", 1.0, 1.0)
+    rows = {row["id"]: row for row in front_table(run)}
+    assert set(rows) == {records[k].id for k in (0, 1, 2, 4)}
+    on_front, off = rows[records[4].id], rows[records[2].id]
+    assert on_front["front"] and not on_front["exported"] and on_front["test"] is None, "the search judged another network of that name"
+    assert off["exported"] and off["test"] == 54.25 and off["k"] is None and off["validation"] is None
+    assert "1 child was exported" not in write_report(run).read_text()
 
 
 def test_a_whole_run(run: Path) -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ from nas.search import (
     searcher,
 )
 from nas.search.evolution import select
-from nas.search.fittest import INITIAL, fittest
+from nas.search.fittest import fittest
 from nas.space import Arch, Choice, Space
 from tests.synthetic import OBJECTIVE, REFERENCE, SCALE, SPACE, accuracy, cost, evaluate, exact_cost, objectives
 
@@ -125,8 +126,8 @@ def flaky(candidate: Candidate) -> Record:
     return record
 
 
-def fresh(name: str, window: int = 8) -> Search:
-    return searcher(name, SPACE, cost, OBJECTIVE, seed=3, window=window)
+def fresh(name: str, window: int = 8, **options: Any) -> Search:
+    return searcher(name, SPACE, cost, OBJECTIVE, seed=3, window=window, **options)
 
 
 def drive(search: Search, journal: Journal, total: int, order: np.random.Generator, flight: int, stop: int = 10**9) -> None:
@@ -347,9 +348,9 @@ def test_the_fittest_have_children() -> None:
     assert fittest(metric, np.array([0, 0, 0, 0.1, 0])).tolist() == [2, 4], "failed ones and those outside the budget have none"
     assert len(fittest(np.arange(100.0), np.zeros(100))) == 15 and len(fittest(np.arange(2000.0), np.zeros(2000))) == 75
 
-    archs = _archs(fresh("fittest", window=1), INITIAL + 40)
+    archs = _archs(fresh("fittest", window=1, initial=60), 100)
     scores = [accuracy(arch) for arch in archs]
-    for k in range(INITIAL, INITIAL + 40):
+    for k in range(60, 100):
         parents = [archs[i] for i in np.argsort(scores[:k])[::-1][: round(0.15 * k)]]
         near = max(sum(archs[k].get(name) == value for name, value in parent.items()) / len(parent) for parent in parents)
         assert near > 0.35, "a third of a mutant's choices are drawn anew, half of a crossover's come from one parent"

@@ -7,12 +7,14 @@ import os
 import struct
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision.transforms import v2
 
 import nas.tasks.datasets as datasets
 import nas.tasks.files as files
@@ -186,6 +188,30 @@ def test_rand_augment_works_in_grey_and_does_something() -> None:
     some = split(channels=1, rand_augment=True)
     x, _ = some.batch(np.arange(40), 0)
     assert x.shape == (40, 1, 8, 8) and not torch.equal(x, some.batch(np.arange(40))[0])
+
+
+def test_rand_augment_draws_from_nothing_that_others_draw_from() -> None:
+    """A thread prepares batches while the main one builds networks; and magnitude 9 of 10 turns an image by 27 degrees, not by 9."""
+    some = split(channels=3, rand_augment=True)
+    state = torch.get_rng_state()
+    x = some.batch(np.arange(40), 0)[0]
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(5)
+    assert torch.equal(some.batch(np.arange(40), 0)[0], x)
+    turned: list[float] = []
+    with mock.patch.object(v2.RandAugment, "_apply_image_or_video_transform", lambda _, image, name, size, **how: turned.append((name, size)) or image):  # type: ignore[func-returns-value]
+        some.batch(np.arange(40), 1)
+    assert {abs(size) for name, size in turned if name == "Rotate"} == {27.0} and len({name for name, _ in turned}) > 10  # type: ignore[misc]
+    assert {size for name, size in turned if name == "Rotate"} == {-27.0, 27.0} and len(turned) == 80  # type: ignore[misc]
+
+
+def test_grey_images_of_16_bits_keep_their_range(nowhere: Path) -> None:
+    deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(deep).save(nowhere / "deep.png")
+    assert torch.equal(files.decode([nowhere / "deep.png"], 8)[0, 1], torch.from_numpy((deep >> 8).astype(np.uint8)))
+    Image.fromarray(deep.astype(np.float32)).save(nowhere / "float.tiff")
+    with pytest.raises(ValueError, match=r"float\.tiff: pixels of mode F have no range"):
+        files.decode([nowhere / "float.tiff"], 8)
 
 
 # --- losses

@@ -151,8 +151,14 @@ def test_a_run_arrives_whole(run: Path) -> None:
     best = max((r for r in records if r.metrics), key=lambda r: (r.metrics or {})["accuracy"])
     (run / "children" / best.id).mkdir(parents=True)
     (run / "children" / best.id / "metrics.json").write_text(json.dumps({"id": best.id, "test": {"accuracy": 71.5}}))
+    (run / "children" / best.id / "manifest.json").write_text(json.dumps({"supernet": SUPERNET}))
+    other = next(r for r in records if r.metrics and r is not best)  # cut from the supernet of an earlier training
+    (run / "children" / other.id).mkdir()
+    (run / "children" / other.id / "metrics.json").write_text(json.dumps({"id": other.id, "test": {"accuracy": 11.0}}))
+    (run / "children" / other.id / "manifest.json").write_text(json.dumps({"supernet": "0" * 64}))
     (run / "report.html").write_text("<p>a report</p>")
     assert send(run) == 0
+    assert "test_accuracy" not in candidates(uri)[other.k].data.metrics and "raynas.exported" not in candidates(uri)[other.k].data.tags
     child = candidates(uri)[best.k]
     assert child.data.metrics.pop("test_accuracy") == 71.5 and child.data.tags["raynas.exported"] == "true"
     whole = [r for r in stored(uri) if r.data.tags["raynas.kind"] != "candidate"]

@@ -1,18 +1,20 @@
 """Evolution towards the best network within a budget: the search of ViT-ResNAS (Liao, Karaman, Sze 2021, section 4).
 
 The cost counts only as a budget, a window of a few percent as a rule; parents are the fittest of all that were judged so far.
+Where the authors' mutation may draw the value that is there, ours draws another, and changes one choice at least; their first
+networks are shrunk from the largest one until they fit the window, ours are uniform draws that do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from nas.search.core import Search
 from nas.space import Arch
 
-INITIAL = 100  # random candidates before there are children; the paper draws 500 of its 3,350
 PARENTS = 0.15  # share of the judged networks that have children, as the paper's 75 of its first 500 ...
 MOST_PARENTS = 75  # ... and 75 later
 RATE = 0.3  # chance of each choice to mutate
@@ -23,14 +25,19 @@ class Fittest(Search):
 
     Args:
         space, cost, objective, budget, seed, window: see `Search`.
+        initial: random candidates before there are children; the paper draws 500 of its 3,350.
     """
 
     name = "fittest"
     tag = 3
 
+    def __init__(self, *given: Any, initial: int = 100, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.initial = initial
+
     def draws(self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator) -> Iterator[Arch]:
         """Uniform draws for the first candidates; then children, within the budget or not: the caller takes the first that is."""
-        pool = [] if k < INITIAL else [archs[i] for i in fittest(points[:, 0], violations)]
+        pool = [] if k < self.initial else [archs[i] for i in fittest(points[:, 0], violations)]
         while len(pool) < 2:
             yield self.space.sample(rng)
         while True:

@@ -118,6 +118,8 @@ class Asker(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
         if time.monotonic() > self.deadline or self.broken or self.fence.stopping():
             return Searcher.FINISHED
+        if len(self.flying) >= self.trials:  # Tune itself begins as many as there are CPUs for
+            return None
         candidates = [self.alone.popleft()] if self.alone else self._next()
         if candidates:
             self.flying[trial_id] = candidates
@@ -200,9 +202,8 @@ def open_search(experiment: Experiment, net: Supernet, task: Any, trained: Path 
     """
     settings = experiment.search
     objective, budget = objective_of(experiment, task, net), budget_of(experiment)
-    search = searcher(
-        settings.algorithm, net.space, lambda arch: vars(net.cost(arch)), objective, budget, seed=experiment.seed, window=settings.window
-    )
+    how = {"seed": experiment.seed, "window": settings.window} | ({"initial": settings.initial} if settings.algorithm == "fittest" else {})
+    search = searcher(settings.algorithm, net.space, lambda arch: vars(net.cost(arch)), objective, budget, **how)
     own = [found_by(trained, net)] if trained and experiment.recipe.name == "differentiable" else []
     search.begin_with([*own, *(proposed(Path(run), net) for run in settings.propose_from)])
     return search

@@ -126,14 +126,26 @@ def _sides(area: float, stretch: float) -> tuple[float, float]:
 
 
 def rand_augment(x: Tensor, seeds: np.ndarray) -> Tensor:
-    """RandAugment (arXiv:1909.13719, torchvision's defaults: 2 operations of magnitude 9) of uint8 ``(n, C, H, W)``, a seed an image."""
-    transform = v2.RandAugment()
-    with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator; it is put back afterwards
-        images = []
-        for image, seed in zip(x, seeds, strict=True):
-            torch.default_generator.manual_seed(int(seed >> np.uint64(1)))  # torch.manual_seed would reseed the GPUs too
-            images.append(transform(image))
-    return torch.stack(images)
+    """RandAugment (arXiv:1909.13719), 2 operations, of uint8 ``(n, C, H, W)``, a seed an image.
+
+    Their magnitude is 9 of 10 of the largest, as timm's m9 and so the recipes of transformers have it; torchvision counts to 30.
+    """
+    policy = v2.RandAugment(magnitude=27)
+    return torch.stack([_varied(policy, image, np.random.default_rng(seed)) for image, seed in zip(x, seeds, strict=True)])
+
+
+def _varied(policy: v2.RandAugment, image: Tensor, rng: np.random.Generator) -> Tensor:
+    """What `policy` does to an image, drawn from `rng`: it draws from torch's global generator itself, which other threads use as well."""
+    space = policy._AUGMENTATION_SPACE
+    for _ in range(policy.num_ops):
+        name = list(space)[rng.integers(len(space))]
+        magnitudes, signed = space[name]
+        table = magnitudes(policy.num_magnitude_bins, *image.shape[-2:])
+        magnitude = 0.0 if table is None else float(table[policy.magnitude])
+        if signed and rng.random() < 0.5:
+            magnitude = -magnitude
+        image = policy._apply_image_or_video_transform(image, name, magnitude, interpolation=policy.interpolation, fill=policy._fill)
+    return image
 
 
 class Classification(Task):
@@ -170,6 +182,7 @@ class Classification(Task):
         self.train = Split(images.train_x, images.train_y, np.setdiff1d(every, held), images.side, settings, seed)
         self.validation = Split(images.train_x, images.train_y, held, images.side, settings, seed)
         self.test = Split(images.test_x, images.test_y, np.arange(len(images.test_y)), images.side, settings, seed)
+        self.least_side = images.side
         self.chance = 100 / len(images.classes)
         self.settings, self.seed = settings, seed
         self.learnt = 1.5 * self.chance

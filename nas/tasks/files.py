@@ -50,7 +50,7 @@ def decode(files: list[Path], side: int) -> Tensor:
     out = np.empty((len(files), 3, side, side), np.uint8)
     for row, file in zip(out, files, strict=True):
         with readable(file) as image:
-            row[:] = square(image.convert("RGB"), side).transpose(2, 0, 1)
+            row[:] = square(rgb(image), side).transpose(2, 0, 1)
     return torch.from_numpy(out)
 
 
@@ -67,6 +67,19 @@ def readable(file: Path) -> Iterator[Image.Image]:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read the image {file}: {error}; mend or remove it") from error
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """An image as RGB with 8 bits a channel; of grey with 16 bits the upper 8.
+
+    Raises:
+        ValueError: its pixels are numbers whose range is not known.
+    """
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no range of their own; save it with 8 or 16 bits a channel")
+    return image.convert("RGB")
 
 
 def square(image: Image.Image, side: int) -> np.ndarray:

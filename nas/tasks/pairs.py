@@ -20,7 +20,7 @@ from nas.settings import SuperResolutionSettings
 from nas.tasks import quality
 from nas.tasks.datasets import missing, roots
 from nas.tasks.draws import permutation, uniform
-from nas.tasks.files import MOST_BYTES, readable
+from nas.tasks.files import MOST_BYTES, readable, rgb
 
 # What scikit-image carries inside its wheel and can be called a photograph; of the stereo pair one image alone, so that no scene is in
 # two parts of the data.
@@ -270,4 +270,4 @@ def _guard_memory(files: list[Path]) -> None:
 
 def _photo(file: Path) -> Photo:
     with readable(file) as image:
-        return Photo(file.stem, np.array(image.convert("RGB")), image.mode in ("1", "L"))
+        return Photo(file.stem, np.array(rgb(image)), image.mode in ("1", "L") or image.mode.startswith("I;16"))

@@ -52,6 +52,8 @@ class SuperResolution(Task):
         self.input_shape = (3, COST_SIDE, COST_SIDE)
         self.network: dict[str, Any] = {"scale": settings.scale, "channels": 3, "image": COST_SIDE, "mean": _mean(self.train)}
         self.about = {"scale": settings.scale}
+        sides = [settings.patch, *(min(photo.pixels.shape[:2]) // settings.scale for photo in judged)]
+        self.least_side = min(sides if settings.tile is None else [*sides, settings.tile // 2 + settings.overlap])
         self.chance = self._bicubic(self.validation)
         self.learnt = self.chance + CLEARLY
 

@@ -29,6 +29,7 @@ class Task:
         metric: the one of them that counts where the experiment names none.
         input_shape: ``(C, H, W)`` that costs are stated for.
         any_size: networks take inputs of any height and width, not `input_shape` alone.
+        least_side: of any input that it has, pixels.
         network: the options that a supernet needs to know of the data.
         about: plain values that an exported child keeps of its data.
         train, validation, test: the data. The search sees validation, exported children alone see test.
@@ -40,6 +41,7 @@ class Task:
     metric: str
     input_shape: tuple[int, int, int]
     any_size: bool = False
+    least_side: int
     network: dict[str, Any]
     about: dict[str, Any]
     train: Examples

@@ -51,7 +51,7 @@ from nas.supernet import Supernet
 from nas.tasks import load_task
 from tests.benchmarks.trainings import CPU, Figures, Trainer, report, searched
 
-BATCH, CANDIDATES = 8, 150
+BATCH, CANDIDATES, SIZE = 8, 150, "basic-c18"
 SHARED = 4  # times as many steps for a supernet: most slots choose among four operations, so each is trained about as often as alone
 FSRCNN = 12_464 * 32**2  # MACs x2 for 32 x 32 low-resolution pixels: 5x5x56, 1x1x12, four of 3x3, 1x1x56, 9x9 transposed
 TESTS = ("Set5", "Set14", "BSD100")
@@ -72,7 +72,9 @@ class Bench:
             task = load_task(told.model_copy(update={"data": told.data.model_copy(update={"test": name})}))
             self.tests[name] = task, Batches(task.test, len(task.test), 1, CPU)
 
-    def experiment(self, recipe: str, steps: int, seed: int, size: str, child: Arch | None = None, half: bool = False, **how: Any) -> Experiment:
+    def experiment(
+        self, recipe: str, steps: int, seed: int, size: str, child: Arch | None = None, inherit: Path | None = None, half: bool = False, **how: Any
+    ) -> Experiment:
         """`half`: an epoch goes through one half of the examples, as that of the differentiable search does."""
         epochs = steps * BATCH / (self.examples / 2 if half else self.examples)
         options = how.pop("options", {})
@@ -81,15 +83,23 @@ class Bench:
         return base.model_copy(
             update={
                 "train": base.train.model_copy(update={"workers": 1, "zero_stage": 0, "checkpoint_every": 250}),
-                "space": base.space.model_copy(update={"child": dict(child) if child else None, "options": options}),
+                "space": base.space.model_copy(
+                    update={"child": dict(child) if child else None, "inherit": str(inherit) if inherit else None, "options": options}
+                ),
                 "search": base.search.model_copy(update={"candidates": CANDIDATES}),
             }
         )
 
-    def alone(self, arch: Arch, net: Supernet, seed: int, size: str) -> Figures:
-        """The network trained from scratch with real quantizers, and tested."""
-        told = self.experiment(ALONE, self.o.steps, seed, size, arch, quant="real")
+    def alone(self, arch: Arch, net: Supernet, seed: int, size: str, share: int = 1) -> Figures:
+        """The network trained from scratch with real quantizers, for the given share of the steps, and tested."""
+        told = self.experiment(ALONE, self.o.steps // share, seed, size, arch, quant="real")
         return {"GBitOPs": net.cost(arch).bitops / 1e9, **self.tested(self.train(told, f"alone-{size}-{arch.id}-{seed}"))}
+
+    def finetuned(self, arch: Arch, net: Supernet, seed: int) -> Figures:
+        """The network trained on from the weights that it inherits, for half as many steps with real quantizers, and tested."""
+        inherited = checkpoint.newest_valid(checkpoints(self.o.dir / f"supernet-{SIZE}-{seed}"))
+        told = self.experiment(ALONE, self.o.steps // 2, seed, SIZE, arch, inherited, quant="real")
+        return {"GBitOPs": net.cost(arch).bitops / 1e9, **self.tested(self.train(told, f"finetuned-{SIZE}-{arch.id}-{seed}"))}
 
     def tested(self, found: Evaluator) -> Figures:
         """PSNR of a space of one on every test set."""
@@ -107,25 +117,24 @@ class Bench:
         return net, architecture(net, alpha), float(entropy(net, alpha))
 
     def front(self, seed: int) -> Iterator[tuple[str, Figures]]:
-        size, steps = "basic-c18", self.o.steps
-        shared = self.train(self.experiment(SUPERNET, SHARED * steps, seed, size, quant="noise"), f"supernet-{size}-{seed}")
+        shared = self.train(self.experiment(SUPERNET, SHARED * self.o.steps, seed, SIZE, quant="noise"), f"supernet-{SIZE}-{seed}")
         net = shared.net
         eight, four = hand_made(net, 8), hand_made(net, 4)
         low, high = net.cost(four).bitops, net.cost(eight).bitops
         middle = round((low * high) ** 0.5)
-        yield "hand-made, 8 bits", self.alone(eight, net, seed, size)
-        yield "hand-made, 4 bits", self.alone(four, net, seed, size)
+        yield "hand-made, 8 bits", self.finetuned(eight, net, seed)
+        yield "hand-made, 4 bits", self.finetuned(four, net, seed)
         chosen = self.train.once(f"bits-{seed}", lambda: best_bits(shared, eight, middle))
-        yield "hand-made, bits chosen", self.alone(chosen, net, seed, size)
+        yield "hand-made, bits chosen", self.finetuned(chosen, net, seed)
         for budget, name in ((low, "as 4 bits"), (middle, "between"), (high, "as 8 bits")):
-            yield f"evolution, {name}", self.alone(self.best("evolution", shared, seed, budget), net, seed, size)
-        yield "random search, between", self.alone(self.best("random", shared, seed, middle), net, seed, size)
-        _, found, _ = self.differentiable(steps, seed, size, 1e-3)
-        yield "differentiable search", self.alone(found, net, seed, size)
+            yield f"evolution, {name}", self.finetuned(self.best("evolution", shared, seed, budget), net, seed)
+        yield "random search, between", self.finetuned(self.best("random", shared, seed, middle), net, seed)
+        _, found, _ = self.differentiable(self.o.steps, seed, SIZE, 1e-3)
+        yield "differentiable search", self.finetuned(found, net, seed)
 
     def best(self, algorithm: str, shared: Evaluator, seed: int, budget: int) -> Arch:
         """The best of so many candidates within a budget of BitOPs, on inherited weights."""
-        told = self.experiment(SUPERNET, self.o.steps, seed, "basic-c18", quant="noise")
+        told = self.experiment(SUPERNET, self.o.steps, seed, SIZE, quant="noise")
         constraints = told.search.constraints.model_copy(update={"max_bitops": budget})
         told = told.model_copy(update={"search": told.search.model_copy(update={"algorithm": algorithm, "constraints": constraints})})
 
@@ -145,7 +154,7 @@ class Bench:
     def alpha(self, seed: int) -> Iterator[tuple[str, Figures]]:
         for term in (0.0, 1e-3, 1e-2):
             net, arch, left = self.differentiable(self.o.steps // 3, seed, "basic-c12", term)
-            yield f"entropy term {term:g}", {"entropy left, nats": left, **self.alone(arch, net, seed, "basic-c12")}
+            yield f"entropy term {term:g}", {"entropy left, nats": left, **self.alone(arch, net, seed, "basic-c12", 3)}
 
     def long(self, seed: int) -> Iterator[tuple[str, Figures]]:
         told = self.experiment(ALONE, 1, seed, "basic-c12", quant="off", options={"bits": [32]})

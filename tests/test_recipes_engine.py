@@ -1,0 +1,144 @@
+"""Recipes under DeepSpeed: two workers at every ZeRO stage learn what one process of plain torch learns on the whole batch."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nas.engine import Engine, RanksDiffer
+from nas.recipes.differentiable import Differentiable
+from nas.recipes.multi_arch import MultiArch
+from nas.recipes.recipe import Recipe, Step
+from nas.settings import Differentiable as DifferentiableSettings
+from nas.settings import MultiArch as MultiArchSettings
+from nas.supernet import Pass, Soft, Supernet, load_supernet
+from tests.conformance import ready
+from tests.test_differentiable import Enlarging
+
+STAGES = (0, 1, 2, 3)
+STEPS = 3
+
+
+def differentiable() -> tuple[Supernet, Differentiable]:
+    """Without ADQ, whose batch statistics are those of a rank, and without noise, which is a rank's own."""
+    torch.manual_seed(0)
+    options = {"alpha_warmup": 0.0, "alpha_lr": 0.05, "bitops": 0.01, "quant": "off"}
+    settings = DifferentiableSettings(name="differentiable", epochs=1.0, batch=4, **options)  # type: ignore[arg-type]
+    return ready(load_supernet("quantnas", "basic-c12", adq=False)), Differentiable(Enlarging(), settings)
+
+
+def multi_arch() -> tuple[Supernet, MultiArch]:
+    """Three sub-networks for a batch of eight: which rows are a rank's decides which sub-networks it runs, and how often."""
+    torch.manual_seed(0)
+    task = SimpleNamespace(mix=lambda x, y, *_: (x, y), loss=lambda output, y, _: F.cross_entropy(output.main if hasattr(output, "main") else output, y))
+    settings = MultiArchSettings(name="multi_arch", epochs=1.0, batch=8, archs=3, opening=0.0)
+    return ready(load_supernet("vit_resnas", "d8", sync_batch_norm=True)), MultiArch(task, settings)
+
+
+CASES: dict[str, Any] = {"differentiable": differentiable, "multi_arch": multi_arch}
+MINE = {"differentiable": 2, "multi_arch": 4}  # rows of a rank
+
+
+def sgd(net: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+
+
+def batches(step: int, rows: slice) -> dict[str, tuple[Tensor, Tensor]]:
+    """For either recipe: what it feeds on."""
+    random = torch.Generator().manual_seed(step)
+    images = {name: (torch.rand(4, 3, 12, 12, generator=random)[rows], torch.rand(4, 3, 24, 24, generator=random)[rows]) for name in ("weights", "alpha")}
+    return {**images, "train": (torch.rand(8, 1, 8, 8, generator=random)[rows], torch.arange(8)[rows])}
+
+
+def step_of(net: Supernet, index: int, row: int, mean: Any) -> Step:
+    return Step(index, STEPS, index / STEPS, row, np.random.default_rng(index), torch.Generator().manual_seed(index), mean, net)
+
+
+def state(net_state: dict[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
+    return {**net_state, **{name: value.detach() for name, value in recipe.state().items() if name == "alpha"}}
+
+
+def work(rank: int, folder: str) -> None:
+    from nas.device import settle
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    settle(False, 1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    for case, stage in product(CASES, STAGES):
+        net, recipe = CASES[case]()
+        mine = MINE[case]
+        engine = Engine(net, sgd(net), stage, "fp32", None, mine, torch.device("cpu"))
+        for index in range(STEPS):
+            step = step_of(engine.module, index, mine * rank, engine.mean)
+            for loss in recipe.losses(engine, batches(index, slice(mine * rank, mine * (rank + 1))), step):
+                engine.backward(loss)
+            engine.step(0.1)
+        save_file(state(engine.weights(), recipe), Path(folder) / f"{case}{stage}-rank{rank}.safetensors")
+        if case == "differentiable":
+            _differ(engine, net, rank, Path(folder) / f"refused{stage}-rank{rank}")
+        engine.close()
+    dist.destroy_process_group()
+
+
+def _differ(engine: Engine, net: Supernet, rank: int, told: Path) -> None:
+    """Every rank with another mixture; whether it was refused."""
+    tables = {name: torch.zeros([len(net.space.choices[c].values) for c in choices]) for name, choices in net.slots.items()}
+    for table in tables.values():
+        table[0, rank] = 1.0
+    try:
+        engine(torch.rand(2, 3, 12, 12), Soft(tables), Pass())
+    except RanksDiffer:
+        told.touch()
+
+
+@pytest.fixture(scope="module")
+def folder(extension: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    torch.multiprocessing.spawn(work, (str(folder),), nprocs=2)
+    return folder
+
+
+@cache
+def reference(case: str) -> dict[str, Tensor]:
+    net, recipe = CASES[case]()
+    optimizer = sgd(net)
+    for index in range(STEPS):
+        optimizer.zero_grad()
+        for loss in recipe.losses(net, batches(index, slice(None, 2 * MINE[case])), step_of(net, index, 0, lambda value: value)):
+            loss.backward()
+        optimizer.step()
+    return state(net.state_dict(), recipe)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("case", CASES)
+def test_two_workers_learn_what_one_process_learns(case: str, stage: int, folder: Path) -> None:
+    first, wanted, start = load_file(folder / f"{case}{stage}-rank0.safetensors"), reference(case), CASES[case]()[0].state_dict()
+    moved = [name for name, value in wanted.items() if name in start and value.is_floating_point() and not torch.equal(start[name], value)]
+    assert len(moved) > 30
+    for name in moved:
+        assert torch.allclose(first[name], wanted[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_logits_are_the_same_on_both_ranks_to_the_last_bit(stage: int, folder: Path) -> None:
+    """Though the engine knows nothing of them."""
+    first, second = (load_file(folder / f"differentiable{stage}-rank{rank}.safetensors")["alpha"] for rank in (0, 1))
+    assert torch.equal(first, second) and (first - reference("differentiable")["alpha"]).abs().max() < 1e-3 < first.abs().max()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_workers_that_come_with_different_mixtures_are_stopped(stage: int, folder: Path) -> None:
+    assert all((folder / f"refused{stage}-rank{rank}").exists() for rank in (0, 1))
