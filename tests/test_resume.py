@@ -23,6 +23,7 @@ SETTINGS = ["recipe.epochs=6", "recipe.warmup_epochs=1", "train.checkpoint_every
 WORDS: list[str | Path] = ["run", "bignas-digits", *sets([*SETTINGS, "export.children=3", "export.onnx=false"])]
 STEPS, CANDIDATES = 108, 40
 TRANSFORMER = ["recipe.epochs=4", "recipe.warmup_epochs=1", "train.checkpoint_every=10", "search.candidates=24", "search.window=8"]
+QUANTIZED = ["recipe.epochs=4", "recipe.warmup_epochs=1", "recipe.alpha_warmup=0.25", "train.checkpoint_every=5", "search.candidates=24", "search.window=8"]
 TUNED = ["finetune.recipe.epochs=3", "finetune.recipe.warmup_epochs=1", "export.children=2", "export.onnx=false"]
 ORPHANS = 30.0  # seconds in which the processes of a killed driver must be gone; some 4 on a quiet machine
 AGENTS = ("ray::RuntimeEnvAgent", "ray::DashboardAgent")  # Ray's own, idle; they look for their dead head for a minute before they end
@@ -236,18 +237,21 @@ def test_a_worker_and_a_trial_die_and_a_second_command_is_refused(undisturbed: P
     assert len(attempts) == 1, "the refused command is none"
 
 
-def test_a_transformer_is_killed_in_training_in_search_and_in_finetune(tmp_path: Path, begin: Callable[..., Command]) -> None:
-    """AdamW's moments, several sub-networks a step, the averaged weights of a child that is trained on."""
-    words: list[str | Path] = ["run", "vit-resnas-digits", *sets([*TRANSFORMER, *TUNED])]
+@pytest.mark.parametrize(("preset", "settings", "step"), [("vit-resnas-digits", TRANSFORMER, 20), ("quantnas-photos-differentiable", QUANTIZED, 10)])
+def test_a_run_is_killed_in_training_in_search_and_in_finetune(
+    preset: str, settings: list[str], step: int, tmp_path: Path, begin: Callable[..., Command]
+) -> None:
+    """AdamW's moments, several sub-networks a step, the averaged weights of a child that is trained on; logits, their Adam, learned steps."""
+    words: list[str | Path] = ["run", preset, *sets([*settings, *TUNED])]
     home = tmp_path / "undisturbed"
     home.mkdir()
     ended = command(*words, cwd=home, patience=PATIENCE)
     assert ended.code == 0 and "-finetuned" in ended.text, ended.text
-    wanted = outcome(home / "runs" / "vit-resnas-digits")
+    wanted = outcome(home / "runs" / preset)
     assert sum(name.endswith("-finetuned") for name in wanted.children) == 1 and len(wanted.children) >= 2
 
     first = begin(words)
-    first.until_step(20)
+    first.until_step(step)
     first.kill()
     second = begin(words)
     second.until_records(6)
