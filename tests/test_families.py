@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import yaml
+from PIL import Image
 
 import nas
+from nas.checkpoint import Fence
+from nas.experiment import load_experiment
+from nas.loop import Loop
+from nas.sources import read_training
 from tests.test_run import PARITY, PATIENCE, command, records, sets
 
 TRANSFORMERS = ["recipe.epochs=3", "recipe.warmup_epochs=1", "search.candidates=40", "search.initial=16", "search.window=8", "export.children=2"]
@@ -51,3 +59,29 @@ def test_super_resolution_from_a_preset_to_a_child_that_beats_bicubic(tmp_path: 
     assert figures["test"]["psnr"] > figures["baselines"]["bicubic"]["psnr"] == before["baselines"]["bicubic"]["psnr"]
     assert figures["validation"]["psnr"] > before["validation"]["psnr"]
     assert figures["bitops"] == before["bitops"] and (run / "children" / tuned / "packed.safetensors").is_file()
+
+
+def test_the_preset_for_imagenet_starts_on_a_few_images(one_rank: None, tmp_path: Path) -> None:
+    """224 x 224 pixels, RandAugment, erasing, patch-wise CutMix, the paper's space and opening; one step, and the panel."""
+    rng = np.random.default_rng(0)
+    for part, name, i in product(("train", "val"), ("cat", "dog"), range(5)):
+        folder = tmp_path / "images" / part / name
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (230, 260, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    small = ["recipe.batch=4", "recipe.archs=4", "recipe.epochs=1", "recipe.warmup_epochs=0", "finetune.recipe.batch=4", "data.validation=2"]
+    here = [f"data.path={tmp_path / 'images'}", "train.workers=1", "train.precision=fp32", "search.calibration=4", "search.calibration_batch=4"]
+    experiment = load_experiment("vit-resnas-imagenet", [*small, *here])
+    (tmp_path / "run").mkdir()
+    Loop(experiment, tmp_path / "run", Fence.take(tmp_path / "run"), 0, 1, torch.device("cpu")).train()
+    lines = read_training(tmp_path / "run")
+    assert [line["step"] for line in lines.steps] == [2] or [line["step"] for line in lines.steps] == [1, 2]
+    assert np.isfinite(lines.steps[-1]["loss"]["loss"]) and len(lines.panels[-1]["panel"]) == 6
+
+
+def test_transformers_learn_by_the_sandwich_rule_too(one_rank: None, tmp_path: Path) -> None:
+    """Recipe and space are separate."""
+    recipe = "recipe={name: sandwich, epochs: 6, batch: 64, optimizer: adamw, lr: 1e-3, warmup_epochs: 1, weight_decay: 0.05, dropout: 0.0}"
+    experiment = load_experiment("vit-resnas-digits", [recipe, "train.workers=1", "train.zero_stage=0", "search.calibration=64"])
+    Loop(experiment, tmp_path, Fence.take(tmp_path), 0, 1, torch.device("cpu")).train()
+    told = read_training(tmp_path).panels[-1]["panel"]
+    assert min(figures["accuracy"] for figures in told.values()) > 30, "every child, though the largest alone saw labels"

@@ -30,7 +30,7 @@ from nas.quantize.child import OnnxFile, done_before, integer_layers, quantize_c
 from nas.quantize.compare import read_wish
 from nas.quantize.graph import fold, plain, total_macs
 from nas.quantize.layers import QuantConv2d, QuantLinear, fake_quantize, load_quantized, pack, top_level, unpack
-from nas.quantize.tune import tune
+from nas.quantize.tune import statistics, tune
 from nas.tasks import load_task
 from tests.test_run import STRANGER
 
@@ -76,6 +76,31 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     assert figures["test"]["accuracy"] > 88
     batches = [x for x, _ in Batches(task.train, 256, 32, CPU, epoch=0)]
     return Trained(run, arch.id, task, nas.load_child(run / "children" / arch.id), batches)
+
+
+def test_statistics_are_put_back_and_levels_stay(trained: Trained) -> None:
+    """Mean and deviation of every channel, by scale and bias alone (the specification's folding of a batch norm into the grid)."""
+    child, _, layers = fold(trained.net, trained.batches[0])
+    bits, names = dict.fromkeys((layer.name for layer in layers), 3), [layer.name for layer in layers]
+    coarse = calibrate(child, layers, bits, trained.batches, 2, 0)
+    mended = statistics(coarse, child, names, trained.batches, outputs(child, trained.batches))
+
+    def moments(net: nn.Module, name: str) -> Tensor:
+        seen: list[Tensor] = []
+        handle = net.get_submodule(name).register_forward_hook(lambda *args: seen.append(args[2]))
+        for x in trained.batches:
+            net(x)
+        handle.remove()
+        rows = torch.cat(seen).transpose(0, 1).flatten(1)
+        return torch.stack((rows.mean(1), rows.std(1)))
+
+    for name in names:
+        assert torch.equal(mended.get_submodule(name).weight, coarse.get_submodule(name).weight), name  # type: ignore[arg-type]
+    with torch.no_grad():
+        first, wanted, before = (moments(net, names[0]) for net in (mended, child, coarse))
+        assert (first - wanted).abs().max() < 0.05 * wanted.abs().max() and (before - wanted).abs().max() > (first - wanted).abs().max()
+        off = [sum(float((moments(net, name) - moments(child, name)).abs().mean()) for name in names) for net in (coarse, mended)]
+    assert off[1] < 0.7 * off[0]
 
 
 # Grids -----------------------------------------------------------------------------------------------------------------

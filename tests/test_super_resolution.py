@@ -38,6 +38,7 @@ from nas.tasks.pairs import TRAIN_PHOTOS, Crops, Photo, cells, enlarge, load_pho
 from nas.tasks.pictures import most_different
 from nas.tasks.super_resolution import SuperResolution
 from nas.tasks.tiles import in_tiles
+from tests.conformance import ready
 from tests.tiny_sr_child import TinyChild
 
 # Bicubic PSNR on Y, x2 x3 x4, as published (SRCNN, VDSR and others) and measured again with imresize: mean over the images.
@@ -357,6 +358,18 @@ def test_tiles_equal_the_whole_where_the_network_sees_no_further(shape: tuple[in
     assert torch.allclose(in_tiles(net, x, 2, side=16, overlap=3), net(x), atol=1e-6)
     if max(shape) > 16:
         assert not torch.allclose(in_tiles(net, x, 2, side=16, overlap=2), net(x), atol=1e-6)
+
+
+@torch.no_grad()
+def test_the_largest_network_of_the_basic_space_sees_no_further_than_tiles_overlap() -> None:
+    """By default; where ADQ does not look at the whole image."""
+    torch.manual_seed(0)
+    net = ready(load_supernet("quantnas", "basic", scale=2, adq=False)).double()
+    x, overlap = torch.rand(1, 3, 61, 50, dtype=torch.double), settings().overlap
+    whole = net(x, net.space.largest())
+    for given, same in ((overlap, True), (overlap - 2, False)):
+        tiled = in_tiles(lambda part: net(part, net.space.largest()), x, 2, side=24, overlap=given)
+        assert torch.allclose(tiled, whole, atol=1e-12) is same
 
 
 @torch.no_grad()

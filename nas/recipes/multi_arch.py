@@ -1,7 +1,8 @@
 """Multi-architectural sampling: every step trains several random sub-networks, each on its share of the batch, in one pass.
 
 Liao, Karaman, Sze, "Searching for Efficient Multi-Stage Vision Transformers" (2021), section 3.2. Their choices are drawn
-stratified, and open from the largest to the smallest over the first part of the training.
+stratified, and open from the largest to the smallest over the first part of the training. Their code also sorts channels now and then,
+which neither the paper nor a figure of theirs speaks of: left out.
 """
 
 from __future__ import annotations

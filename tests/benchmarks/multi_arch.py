@@ -103,6 +103,15 @@ def measure(nets: dict[str, Supernet], count: int, batch: int, steps: int) -> tu
     return {name: 1000 * np.array(taken[1:]) / batch for name, taken in times.items()}, float(np.mean(shares))
 
 
+def peak() -> float:
+    """Floating-point operations a second of the fastest of some matrix products, two for a multiply-accumulate."""
+    best = 0.0
+    for side in (512, 1024, 2048):
+        a, b = torch.rand(side, side), torch.rand(side, side)
+        best = max(best, *(2 * side**3 / spent(lambda a=a, b=b: torch.mm(a, b)) for _ in range(5)))  # type: ignore[misc]
+    return best
+
+
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description="Time an example of multi-architectural steps.")
@@ -115,11 +124,14 @@ def main() -> None:
     nets = {multi: load_supernet("vit_resnas", args.size, multi=multi) for multi in ("grouped", "masked")}
     print(f"{args.size}, batch {args.batch}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}\n")
     print("| A | MACs | grouped | masked | ratio | sandwich |\n| --- | --- | --- | --- | --- | --- |")
+    fastest, most = peak(), nets["grouped"].cost(nets["grouped"].space.largest()).macs
     for count in args.archs:
         times, share = measure(nets, count, args.batch, args.steps)
         cells = {name: "{1:.3g} ({0:.3g}-{2:.3g})".format(*np.quantile(values, (0.25, 0.5, 0.75))) for name, values in times.items()}
         ratio = np.median(times["masked"] / times["grouped"])
         print(f"| {count} | {share:.2f} | {cells['grouped']} | {cells['masked']} | {ratio:.2f} | {cells['sandwich']} |", flush=True)
+        shares = {name: 6 * share * most / (np.median(times[name]) / 1000) / fastest for name in nets}  # a backward pass takes twice a forward one
+        print(f"<!-- of the {fastest / 1e9:.0f} GFLOP/s of a matrix product: " + ", ".join(f"{name} {part:.0%}" for name, part in shares.items()) + " -->")
 
 
 if __name__ == "__main__":

@@ -96,9 +96,9 @@ class Bench:
         return {"GBitOPs": net.cost(arch).bitops / 1e9, **self.tested(self.train(told, f"alone-{size}-{arch.id}-{seed}"))}
 
     def finetuned(self, arch: Arch, net: Supernet, seed: int) -> Figures:
-        """The network trained on from the weights that it inherits, for half as many steps with real quantizers, and tested."""
+        """The network trained on from the weights that it inherits, with real quantizers, and tested."""
         inherited = checkpoint.newest_valid(checkpoints(self.o.dir / f"supernet-{SIZE}-{seed}"))
-        told = self.experiment(ALONE, self.o.steps // 2, seed, SIZE, arch, inherited, quant="real")
+        told = self.experiment(ALONE, self.o.steps, seed, SIZE, arch, inherited, quant="real")
         return {"GBitOPs": net.cost(arch).bitops / 1e9, **self.tested(self.train(told, f"finetuned-{SIZE}-{arch.id}-{seed}"))}
 
     def tested(self, found: Evaluator) -> Figures:
