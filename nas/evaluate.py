@@ -37,12 +37,12 @@ class Batches:
         self.kept = self._keep()
 
     def _keep(self) -> list[tuple[Tensor, Tensor]]:
-        """All batches, or none where they take more than `CACHE_BYTES`."""
+        """All batches, or none where they take more than `CACHE_BYTES` together, by the mean of those that were loaded."""
         kept, size = [], 0
         for rows in self.rows:
             kept.append(self._load(rows))
             size += sum(part.nbytes for part in kept[-1])
-            if size > CACHE_BYTES:
+            if size / len(kept) * len(self.rows) > CACHE_BYTES:
                 return []
         return kept
 

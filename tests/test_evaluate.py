@@ -1,0 +1,62 @@
+"""What children are judged on: which examples, and how many of them stay in memory."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import nas.evaluate
+from nas.evaluate import Batches
+from nas.search.tune import Asker
+
+CPU = torch.device("cpu")
+
+
+class Sorted:
+    """Class after class, as folders come; the target of an example is a hundred times as large as its input."""
+
+    def __init__(self) -> None:
+        self.loaded = 0
+
+    def __len__(self) -> int:
+        return 400
+
+    def batch(self, rows: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
+        self.loaded += 1
+        classes = torch.from_numpy(rows // 100)
+        return classes.float()[:, None], classes[:, None].float().repeat(1, 100)
+
+
+def test_every_batch_is_of_all_kinds_and_always_the_same() -> None:
+    first, again = (list(Batches(Sorted(), 64, 32, CPU)) for _ in range(2))
+    assert [len(x) for x, _ in first] == [32, 32]
+    for (x, _), (same, _) in zip(first, again, strict=True):
+        assert torch.equal(x, same) and set(x.flatten().tolist()) == {0.0, 1.0, 2.0, 3.0}
+    assert sorted(torch.cat([x for x, _ in Batches(Sorted(), 400, 64, CPU)]).flatten().tolist()) == sorted(np.repeat(np.arange(4.0), 100))
+
+
+def test_what_is_kept_counts_targets_too_and_is_given_up_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 400 * 101 * 4
+    for limit, kept, loaded in ((size, 10, 10), (size - 1, 0, 1)):
+        monkeypatch.setattr(nas.evaluate, "CACHE_BYTES", limit)
+        split = Sorted()
+        batches = Batches(split, 400, 40, CPU)
+        assert len(batches.kept) == kept and split.loaded == loaded
+        assert len(list(batches)) == 10
+
+
+def test_no_more_trials_fly_than_are_allowed() -> None:
+    """Tune begins as many as the cluster has CPUs for."""
+    numbers: Any = iter(range(100))
+    search: Any = SimpleNamespace(window=32, next_k=0, ask=lambda: SimpleNamespace(k=next(numbers), arch={}))
+    journal, fence = SimpleNamespace(records=[]), SimpleNamespace(stopping=lambda: False)
+    asker = Asker(search, journal, [], 50, 2, 1, float("inf"), lambda _: None, fence)  # type: ignore[arg-type]
+    given = [asker.suggest(str(trial)) for trial in range(4)]
+    assert [bool(each) for each in given] == [True, True, False, False] and given[2] is None
+    asker.flying.pop("0")
+    assert asker.suggest("4")
