@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 import nas.evaluate
+import nas.session
 from nas.evaluate import Batches
+from nas.experiment import load_experiment
 from nas.search.tune import Asker
 
 CPU = torch.device("cpu")
@@ -48,6 +50,16 @@ def test_what_is_kept_counts_targets_too_and_is_given_up_early(monkeypatch: pyte
         batches = Batches(split, 400, 40, CPU)
         assert len(batches.kept) == kept and split.loaded == loaded
         assert len(list(batches)) == 10
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings", "count"),
+    [(0.0, [], 2), (1.0, [], 1), (4.0, [], 2), (1.0, ["train.use_gpu=true"], 2), (3.0, ["train.workers=4"], 4), (2.0, ["train.workers=4"], 2)],
+)
+def test_one_worker_for_each_gpu_where_there_are_fewer(gpus: float, settings: list[str], count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the batch, here 64, divides among them; what was asked for in so many words is asked for."""
+    monkeypatch.setattr(nas.session, "gpus", lambda: gpus)
+    assert nas.session.workers(load_experiment("bignas-digits", settings)) == count
 
 
 def test_no_more_trials_fly_than_are_allowed() -> None:

@@ -112,6 +112,13 @@ def test_what_cannot_be_proposed_is_refused_before_the_training(tmp_path: Path) 
     assert not (run / "train").exists() and not (run / "supernet").exists()
 
 
+def test_images_too_small_for_spatial_attention_are_refused_before_the_training(tmp_path: Path) -> None:
+    words = ["run", "quantnas-photos", "--run-dir", str(tmp_path / "run"), "--set", "space.size=rfdn-c12", "--set", "data.patch=10"]
+    told = CliRunner().invoke(app, words)
+    assert isinstance(told.exception, ValueError) and "need 15 pixels a side; the data have inputs of 10" in str(told.exception)
+    assert not (tmp_path / "run" / "train").exists()
+
+
 @pytest.mark.parametrize("layout", ["basic-c12", "rfdn-c12"])
 def test_files_carry_the_grids_that_a_child_was_trained_on(layout: str, tmp_path: Path) -> None:
     """Mixed bits: packed weights give the same output, ONNX Runtime too but for values amid two levels, which float errors may part."""

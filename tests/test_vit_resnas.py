@@ -213,6 +213,7 @@ def test_tuples_say_which_blocks_exist() -> None:
     ("change", "message"),
     [
         (lambda t: t[1:], "allowed: a stem"),
+        (lambda t: [(5, 176, 23), *t[1:]], "the stem has 23 channels within"),
         (lambda t: [(0, 176), *t[1:]], "allowed: a stem"),
         (lambda t: t[:6] + [(3, 176, 320)] + t[7:], "allowed: a stem"),
         (lambda t: [*t[:2], (1, (176, 3, 48), (176, 704), 1), *t[3:]], r"\(d, e, d\)"),
