@@ -13,8 +13,8 @@ Parts:
     alpha   space basic-c12, a third of the steps: the differentiable search with its entropy term and without; what it finds from scratch
     long    one network of FSRCNN's cost, unquantized, for 20 times as many steps
 
-A training continues where it was killed, and one that is done is not done twice: all are runs in --dir, which is for one number of --steps. ``--minutes`` bounds the
-trainings; the scoring between them comes on top. What real quantizers cost a step is in `quant_step`.
+A training continues where it was killed, and one that is done is not done twice: all are runs in --dir, which is for one number of --steps.
+``--minutes`` bounds the trainings; the scoring between them comes on top. What real quantizers cost a step is in `quant_step`.
 
 `front`, seed 0 alone: a supernet of 6,000 steps of 8 crops under noise, each network trained on for 1,500; bicubic has 33.67, 30.23, 29.56 dB.
 
