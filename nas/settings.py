@@ -236,6 +236,9 @@ class SinglePath(Section):
     lr: PositiveFloat = Field(default=1e-3, description="peak learning rate of Adam")
     warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up; a cosine to 0 follows")
     weight_decay: NonNegativeFloat = Field(default=0.0, description="on weights of convolutions and linear layers")
+    opening: Share = Field(
+        default=0.5, description="share of training in which the choices open: half of it the largest child alone, then ever more of each choice"
+    )
     quant: Quant = Field(default="noise", description="in training: real quantizers, noise in their place, or off")
     clip_norm: PositiveFloat | None = Field(default=1.0, description="largest gradient norm; null for no clipping")
 

@@ -160,6 +160,10 @@ class Supernet(nn.Module):
         """How many parameters there are to train, an auxiliary head's included."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def windows(self) -> dict[str, Tensor]:
+        """What children hold that is a part of a tensor with another name here, by its name there."""
+        return {}
+
     def child_config(self, arch: Arch) -> dict[str, Any]:
         """The keyword arguments of `child` for this architecture, plain values only."""
         raise NotImplementedError
@@ -220,7 +224,9 @@ def inherit(net: nn.Module, supernet: nn.Module) -> None:
 
     A buffer that the supernet does not have (a child's running batch statistics) keeps its own value.
     """
-    shared = dict(supernet.named_parameters()) | dict(supernet.named_buffers())
+    shared = {**dict(supernet.named_parameters()), **dict(supernet.named_buffers())}
+    if isinstance(supernet, Supernet):
+        shared |= supernet.windows()
     for name, parameter in net.named_parameters():
         parameter.copy_(window(shared[name], parameter.shape))
     for name, buffer in net.named_buffers():

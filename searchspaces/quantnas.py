@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import nas.elastic.quantizer
 from nas.elastic import ElasticBatchNorm2d
-from nas.elastic.quantizer import QuantConv2d
 from nas.space import Arch, Number
 from nas.supernet import Cost, Pass, Soft, Supernet, inherit
 from searchspaces import quantnas_child
@@ -51,6 +50,8 @@ class QuantNAS(Supernet):
         channels: of the images; 3.
         mean: of the pixels, one number a channel.
         image: side in pixels of the input that costs are for.
+        shared: a slot's convolutions are windows of one kernel, so that they agree on what its input means (not in the paper, whose
+            operations have weights of their own: ``False``).
         settled: choices that are not searched, as in `QuantNASSpace`: all operations for a search of bits alone, or the reverse.
 
     Raises:
@@ -74,6 +75,7 @@ class QuantNAS(Supernet):
         channels: int = 3,
         mean: Sequence[float] | None = None,
         image: int = 32,
+        shared: bool = True,
         settled: Mapping[str, Number | str] | None = None,
     ) -> None:
         super().__init__()
@@ -92,20 +94,20 @@ class QuantNAS(Supernet):
         self.mixes_examples = self.table.adq
         self.mean_given = [0.5] * 3 if mean is None else [float(value) for value in mean]
         self.register_buffer("mean", pixel_mean(self.mean_given))
-        self._build()
+        self._build(shared)
         self._shapes = {shape.name: shape for shape in self.table.shapes}
         self._unsearched = unsearched_cost(self.table, image)
         self._bitops = {name: torch.tensor(self._slot_bitops(name), dtype=torch.float64) for name in self.slots}
 
-    def _build(self) -> None:
+    def _build(self, shared: bool) -> None:
         choices = {name: (self._operations(op), self.space.choices[bits].values) for name, (op, bits) in self.slots.items()}
         t = self.table
-        self.body = build(t.layout, t.channels, t.cells, t.scale, choices, t.image_bits, ElasticBatchNorm2d if t.adq else None)  # type: ignore[arg-type]
-        for conv in self.body.get_submodule("upsample").modules():  # what is added to the enlarged image starts small
-            if isinstance(conv, QuantConv2d):
-                conv.weight.data.mul_(0.1)
-                for step in conv.weight_step.values():
-                    step.data.add_(torch.tensor(0.1).log())
+        norm = ElasticBatchNorm2d if t.adq else None
+        self.body = build(t.layout, t.channels, t.cells, t.scale, choices, t.image_bits, norm, shared)  # type: ignore[arg-type]
+
+    def windows(self) -> dict[str, Tensor]:
+        slots = [(name, slot) for name, slot in self.named_modules() if isinstance(slot, Slot)]
+        return {f"{name}.{own}": tensor for name, slot in slots for own, tensor in slot.windows().items()}
 
     def _operations(self, choice: str) -> list[str]:
         return [NAMES[int(code)] for code in self.space.choices[choice].values]

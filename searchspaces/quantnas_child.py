@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.elastic.quantizer import QuantConv2d, strength
+from nas.elastic.quantizer import QuantConv2d, fresh_edge, noisy_weight, strength
 
 Norm = Callable[[int], nn.Module]
 Run = Callable[[nn.Module, Tensor], Tensor]  # runs a slot or a fixed convolution: here a supernet says how
 Layer = tuple[int, int, tuple[int, int], int]  # c_in, c_out, kernel, groups
 
 FIXED_BITS = 8  # of convolutions that are not searched
+LAST = 0.1  # of the usual range, for fresh weights of what is added to something
 
 
 class Operation(NamedTuple):
@@ -66,6 +67,7 @@ class SlotShape(NamedTuple):
         copies: cells that share the choice, each with its own weights.
         relu: its input goes through ReLU.
         first: its input is the image.
+        last: its output is added to what goes around it, and starts small.
     """
 
     name: str
@@ -76,6 +78,7 @@ class SlotShape(NamedTuple):
     copies: int = 1
     relu: bool = True
     first: bool = False
+    last: bool = False
 
 
 def shapes(layout: str, channels: int, cells: int, scale: int) -> list[SlotShape]:
@@ -87,22 +90,23 @@ def shapes(layout: str, channels: int, cells: int, scale: int) -> list[SlotShape
     if layout == "basic":
         return [
             SlotShape("head1", "head", 3, c, relu=False, first=True),
-            SlotShape("head2", "head", c, c),
+            SlotShape("head2", "head", c, c, last=True),
             SlotShape("body1", "body", c, c, copies=cells),
-            SlotShape("body2", "body", c, c, copies=cells),
-            SlotShape("skip", "skip", c, c, copies=cells),
-            SlotShape("upsample", "upsample", c, up, relu=False),
+            SlotShape("body2", "body", c, c, copies=cells, last=True),
+            SlotShape("skip", "skip", c, c, copies=cells, last=True),
+            SlotShape("upsample", "upsample", c, up, relu=False, last=True),
             SlotShape("tail1", "tail", 3, 3, enlarged=True, relu=False),
-            SlotShape("tail2", "tail", 3, 3, enlarged=True),
+            SlotShape("tail2", "tail", 3, 3, enlarged=True, last=True),
         ]
     found = []
     for n in range(1, cells + 1):
         image = {"relu": n > 1, "first": n == 1}
         for m in (1, 2, 3):
             found.append(SlotShape(f"cell{n}.skip{m}", "skip", c, c // 2, **(image if m == 1 else {})))
-            found.append(SlotShape(f"cell{n}.body{m}", "body", c, c, **(image if m == 1 else {})))
+            found.append(SlotShape(f"cell{n}.body{m}", "body", c, c, last=True, **(image if m == 1 else {})))
         found.append(SlotShape(f"cell{n}.body4", "body", c, c // 2))
-    return [*found, SlotShape("upsample", "upsample", c, up, relu=False), SlotShape("tail", "tail", 3, 3, enlarged=True, relu=False)]
+    upsample = SlotShape("upsample", "upsample", c, up, relu=False, last=True)
+    return [*found, upsample, SlotShape("tail", "tail", 3, 3, enlarged=True, relu=False, last=True)]
 
 
 class Slot(nn.Module):
@@ -113,17 +117,45 @@ class Slot(nn.Module):
         operations, bits: what it may be.
         hidden: channels within a pair of convolutions.
         input_bits: as in `QuantConv2d`, of the first convolution of each.
+        shared: single convolutions are windows of one whole kernel: smaller ones its centre, groups the blocks on its diagonal.
     """
 
-    def __init__(self, shape: SlotShape, operations: Sequence[str], bits: Sequence[int], hidden: int, input_bits: int | None) -> None:
+    def __init__(
+        self, shape: SlotShape, operations: Sequence[str], bits: Sequence[int], hidden: int, input_bits: int | None, shared: bool = False
+    ) -> None:
         super().__init__()
         self.name, self.operations, self.bits = shape.name, tuple(operations), tuple(bits)
+        sides = [OPERATIONS[name].kernel for name in operations if OPERATIONS[name].kind == "one"]
+        shared = shared and len(sides) > 1
+        if shared:
+            kernel = (max(sides), max(sides))
+            whole = fresh_edge(shape.c_in, kernel) * (LAST if shape.last else 1)
+            self.whole = nn.Parameter(torch.empty(shape.c_out, shape.c_in, *kernel).uniform_(-whole, whole))
+        else:
+            self.register_parameter("whole", None)
         for name in operations:
-            chain = nn.ModuleList()
-            for number, (c_in, c_out, kernel, groups) in enumerate(OPERATIONS[name].layers(shape.c_in, shape.c_out, hidden)):
-                front = {"relu": shape.relu, "input_bits": input_bits} if number == 0 else {}
-                chain.append(QuantConv2d(c_in, c_out, kernel, bits, groups, **front))  # type: ignore[arg-type]
+            chain, layers = nn.ModuleList(), OPERATIONS[name].layers(shape.c_in, shape.c_out, hidden)
+            for number, (c_in, c_out, kernel, groups) in enumerate(layers, 1):
+                front = {"relu": shape.relu, "input_bits": input_bits} if number == 1 else {}
+                own = not shared or len(layers) > 1
+                edge = fresh_edge(c_in // groups, kernel) * (LAST if shape.last and number == len(layers) else 1) if own else whole
+                chain.append(QuantConv2d(c_in, c_out, kernel, bits, groups, edge=edge, own=own, **front))  # type: ignore[arg-type]
             self.add_module(name, chain)
+
+    def windows(self) -> dict[str, Tensor]:
+        """The weights of those operations that have a window of the whole kernel, by the names that they have in a child."""
+        found = {name: self._window(OPERATIONS[name]) for name in self.operations}
+        return {f"{name}.0.weight": window for name, window in found.items() if window is not None}
+
+    def _window(self, operation: Operation) -> Tensor | None:
+        """None for an operation with weights of its own."""
+        if self.whole is None or operation.kind != "one":
+            return None
+        edge = (self.whole.shape[-1] - operation.kernel) // 2
+        centre = self.whole[:, :, edge : edge + operation.kernel, edge : edge + operation.kernel]
+        if operation.groups == 1:
+            return centre
+        return torch.cat([rows.chunk(operation.groups, 1)[n] for n, rows in enumerate(centre.chunk(operation.groups))])
 
     def forward(self, x: Tensor, pick: tuple[str, int] | Tensor | None = None, **how: Any) -> Tensor:
         """x: ``(N, c_in, H, W)`` -> ``(N, c_out, H, W)``.
@@ -159,7 +191,9 @@ class Slot(nn.Module):
         parts, kernels, side = [], [], max(OPERATIONS[name].kernel for name in shares)
         for name, (conv, *rest) in chains.items():
             assert isinstance(conv, QuantConv2d)
-            weight = conv.noisy_weight(shares[name], generator) if how["quant"] == "noise" else conv.weight
+            lent = self._window(OPERATIONS[name])
+            weight = conv.weight if lent is None else lent
+            weight = noisy_weight(weight, shares[name], generator) if how["quant"] == "noise" else weight
             amount = 0.0 if noise is None else strength(conv.input_shares(shares[name]))
             if rest:
                 seen = x if noise is None else x + noise * amount
@@ -173,8 +207,9 @@ class Slot(nn.Module):
         return parts
 
     def _chain(self, name: str, x: Tensor, shares: list[tuple[int, Any]], how: Mapping[str, Any]) -> Tensor:
+        lent = self._window(OPERATIONS[name])
         for conv in self.get_submodule(name).children():
-            x = conv(x, shares, **how)
+            x = conv(x, shares, weight=lent, **how)
         return x
 
 
@@ -335,6 +370,7 @@ def build(
     choices: Mapping[str, tuple[Sequence[str], Sequence[int]]],
     image_bits: int | None,
     norm: Norm | None,
+    shared: bool = False,
 ) -> nn.Module:
     """The network of a layout.
 
@@ -342,13 +378,14 @@ def build(
         choices: for each slot its operations and bit-widths.
         image_bits: of the image, where a convolution sees it; None for the bits of the convolution.
         norm: the norm of ADQ; None for no ADQ.
+        shared: as in `Slot`.
     """
     places = {shape.name: shape for shape in shapes(layout, channels, cells, scale)}
     exact = layout == "basic" or norm is None  # else a norm stands between the image and the first convolution
     image = None if image_bits is None else 0 if exact else image_bits
 
     def slot(name: str) -> Slot:
-        return Slot(places[name], *choices[name], hidden=channels, input_bits=image if places[name].first else None)
+        return Slot(places[name], *choices[name], hidden=channels, input_bits=image if places[name].first else None, shared=shared)
 
     net: nn.Module = LAYOUTS[layout](channels, cells, scale, slot, norm)
     return net

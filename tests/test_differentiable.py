@@ -14,6 +14,7 @@ from torch import Tensor
 from nas.recipes import load_recipe
 from nas.recipes.differentiable import Differentiable, architecture, entropy, entropy_weight, mixture
 from nas.recipes.recipe import Step
+from nas.recipes.single_path import opening_arch
 from nas.settings import Differentiable as Settings
 from nas.settings import SinglePath as SinglePathSettings
 from nas.supernet import Pass, Supernet, load_supernet
@@ -204,13 +205,26 @@ def test_a_family_without_slots_is_refused() -> None:
 def test_a_random_path_is_trained_under_noise() -> None:
     """The same path and noise for the same step, whatever the rank has drawn before; the gradient of that path alone."""
     net, feeds = network(), batches()
-    recipe = load_recipe(Enlarging(), SinglePathSettings(name="single_path", epochs=1.0, batch=2))
+    recipe = load_recipe(Enlarging(), SinglePathSettings(name="single_path", epochs=1.0, batch=2, opening=0.0))
     (loss,) = recipe.losses(net, feeds, step_of(net, 3))
     arch = net.space.sample(np.random.default_rng(3))
     wanted = F.l1_loss(net(feeds["train"][0], arch, Pass(quant="noise", generator=torch.Generator().manual_seed(3))), feeds["train"][1])
     plain = F.l1_loss(net(feeds["train"][0], arch), feeds["train"][1])
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-6) and loss.item() != pytest.approx(plain.item(), rel=1e-6)
     loss.backward()
-    owned = {name for name, _ in net.extract(arch).named_parameters()}
+    lent = net.windows()
+    owned = {name.rsplit(".", 3)[0] + ".whole" if name in lent else name for name, _ in net.extract(arch).named_parameters()}
     trained = {name for name, p in net.named_parameters() if p.grad is not None and p.grad.any()}
     assert trained == {name for name in owned if "_step" not in name}
+
+
+def test_paths_open_from_the_largest_network_to_all() -> None:
+    """The largest alone until half of `opening`; a quarter of it later every second choice is free; then all of them, as if drawn by the space."""
+    space, rng = network().space, np.random.default_rng(0)
+    largest = space.largest()
+    assert all(opening_arch(space, progress, rng, 0.4) == largest for progress in (0.0, 0.1, 0.2))
+    for progress, opening, share in ((0.3, 0.4, 0.5), (0.4, 0.4, 1.0), (0.9, 0.4, 1.0), (0.0, 0.0, 1.0)):
+        drawn = [opening_arch(space, progress, rng, opening) for _ in range(2000)]
+        for name, choice in space.choices.items():
+            others = 1 - 1 / len(choice.values)
+            assert np.mean([arch[name] != largest[name] for arch in drawn]) == pytest.approx(share * others, abs=0.1), (progress, name)

@@ -153,7 +153,7 @@ def test_a_convolution_without_rounding_is_a_convolution() -> None:
 def test_real_quantizers_mix_tensors_before_the_convolution() -> None:
     """One convolution of the mean weights and the mean input (EdMIPS), not the mean of convolutions."""
     layer, x = conv(), torch.randn(2, 4, 8, 8, generator=generator())
-    parts = {b: (layer._quantized_weight([(b, 1.0)]), layer._quantized_input(x.relu(), [(b, 1.0)])) for b in (4, 8)}
+    parts = {b: (layer._quantized_weight(layer.weight, [(b, 1.0)]), layer._quantized_input(x.relu(), [(b, 1.0)])) for b in (4, 8)}
     weight, inputs = (0.2 * parts[4][i] + 0.8 * parts[8][i] for i in (0, 1))
     wanted = torch.nn.functional.conv2d(inputs, weight, padding=1)
     assert torch.allclose(layer(x, [(4, 0.1), (8, 0.4)], "real"), wanted, atol=1e-6)

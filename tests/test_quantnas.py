@@ -186,7 +186,7 @@ def test_a_child_whose_weights_have_4_bits_has_16_of_them_a_channel() -> None:
     def look(module: QuantConv2d, given: tuple[Tensor, ...]) -> None:
         x = F.relu(given[0]) if module.relu else given[0]
         inputs = x if module.input_bits == 0 else module._quantized_input(x, [(module.input_bits or 4, 1.0)])
-        seen.append((len(module._quantized_weight([(4, 1.0)])[0].unique()), len(inputs.unique())))
+        seen.append((len(module._quantized_weight(module.weight, [(4, 1.0)])[0].unique()), len(inputs.unique())))
 
     convs = [module for module in child.modules() if isinstance(module, QuantConv2d)]
     for conv in convs:
@@ -273,6 +273,40 @@ def test_what_is_settled_leaves_the_other_half_to_search() -> None:
     assert bits.space.arch(given) == given and bits.params < whole.params
     inherit(bits, whole)
     assert_equal(bits(pixels(), given), whole(pixels(), given), "the same weights")
+
+
+@pytest.mark.parametrize("quant", ["off", "noise", "real"])
+def test_a_slots_convolutions_are_windows_of_one_kernel(quant: str) -> None:
+    """Smaller ones are its centre, groups the blocks on its diagonal; every one of them trains it, factorised ones have their own."""
+    net = ready(supernet("basic-c12"))
+    given = basic(net, 8, head="conv5", body="conv5", skip="conv5", upsample="conv5", tail="conv5")
+    whole = net.extract(given).get_submodule("body.head2.conv5.0").weight
+    for name in ("conv3", "conv5g3", "conv3g3"):
+        arch = net.space.named({**given, "head2.op": name})  # type: ignore[attr-defined]
+        weight = net.extract(arch).get_submodule(f"body.head2.{name}.0").weight
+        side = weight.shape[-1]
+        centre = whole[:, :, 1:4, 1:4] if side == 3 else whole
+        for out in range(12):
+            first = out // 4 * 4 if "g" in name else 0  # of 12 channels in 3 groups
+            assert torch.equal(weight[out], centre[out, first : first + weight.shape[1]]), (name, out)
+        net.zero_grad()
+        net(pixels(), arch, Pass(quant=quant)).sum().backward()
+        shared = net.get_submodule("body.head2").whole.grad
+        assert isinstance(shared, Tensor) and 0 < shared.count_nonzero() <= weight.numel(), name
+        assert quant == "real" or shared.count_nonzero() == weight.numel(), f"{name}: real quantizers clip some"
+    other = net.space.named({**given, "body1.op": "fact5"})  # type: ignore[attr-defined]
+    net.zero_grad()
+    net(pixels(), other, Pass(quant=quant)).sum().backward()
+    slot = net.get_submodule("body.cells.0.body1")
+    assert slot.whole.grad is None and slot.get_submodule("fact5.0").weight.grad is not None
+
+
+def test_operations_have_weights_of_their_own_as_in_the_paper() -> None:
+    net = supernet("basic-c12", shared=False)
+    weights = [net.get_submodule(f"body.head1.{name}.0").weight for name in ("conv3", "conv5")]
+    assert not torch.equal(weights[0], weights[1][:, :, 1:4, 1:4])
+    assert net.params > supernet("basic-c12").params
+    assert not any("whole" in name for name, _ in net.named_parameters())
 
 
 # --- ADQ

@@ -98,6 +98,17 @@ def noisy_as_published(x: Tensor, shares: Shares, candidates: int, generator: to
     return mixed
 
 
+def noisy_weight(weight: Tensor, shares: Shares, generator: torch.Generator | None) -> Tensor:
+    """weight: ``(c_out, c_in / groups, h, w)`` with noise, every output channel by its own range."""
+    values = weight.detach()
+    return noisy(weight, values.amax((1, 2, 3), keepdim=True) - values.amin((1, 2, 3), keepdim=True), shares, generator)
+
+
+def fresh_edge(c_in: int, kernel: tuple[int, int]) -> float:
+    """Half of what torch's convolutions begin with: without norms between them, residual networks of those learn little but a linear filter."""
+    return 0.5 * (c_in * kernel[0] * kernel[1]) ** -0.5
+
+
 class QuantConv2d(nn.Module):
     """A bias-free convolution whose weights and input are quantized, with a learned step for every bit-width that it may have.
 
@@ -109,8 +120,11 @@ class QuantConv2d(nn.Module):
         relu: its input goes through ReLU first, so that its grid begins at 0.
         input_bits: of its input; None for those of the weights, 0 for an input that lies on a grid already.
         padding: None keeps the size.
+        edge: fresh weights are uniform within it; None for `fresh_edge`.
+        own: it has weights; if not, every call gives them.
     """
 
+    weight: nn.Parameter
     fitted: Tensor
 
     def __init__(
@@ -124,22 +138,30 @@ class QuantConv2d(nn.Module):
         relu: bool = True,
         input_bits: int | None = None,
         padding: tuple[int, int] | None = None,
+        edge: float | None = None,
+        own: bool = True,
     ) -> None:
         super().__init__()
         self.bits, self.groups, self.stride, self.relu, self.input_bits = tuple(bits), groups, stride, relu, input_bits
         self.padding = (kernel[0] // 2, kernel[1] // 2) if padding is None else padding
-        self.weight = nn.Parameter(torch.empty(c_out, c_in // groups, *kernel))
-        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
-        edge = (c_in // groups * kernel[0] * kernel[1]) ** -0.5  # the weights are uniform within it: the best step spans them
+        edge = fresh_edge(c_in // groups, kernel) if edge is None else edge
+        weight = torch.empty(c_out, c_in // groups, *kernel).uniform_(-edge, edge) if own else None
+        self.register_parameter("weight", None if weight is None else nn.Parameter(weight))
         widths = [b for b in bits if b < FULL]
-        self.weight_step = nn.ParameterDict({str(b): _start(edge / (2 ** (b - 1) - 0.5), c_out) for b in widths})
+        self.weight_step = nn.ParameterDict({str(b): _start(edge / (2 ** (b - 1) - 0.5), c_out) for b in widths})  # the best one spans the weights
         starts = POSITIVE_STEPS if relu else SIGNED_STEPS
         widths = widths if input_bits is None else [b for b in (input_bits,) if b]
         self.input_step = nn.ParameterDict({str(b): _start(starts[b], 1) for b in widths})
         self.register_buffer("fitted", torch.zeros(()))  # 1 once `fit` has set the steps; training goes on from there
 
     def forward(
-        self, x: Tensor, shares: Shares | None = None, quant: str = "real", generator: torch.Generator | None = None, published: bool = False
+        self,
+        x: Tensor,
+        shares: Shares | None = None,
+        quant: str = "real",
+        generator: torch.Generator | None = None,
+        published: bool = False,
+        weight: Tensor | None = None,
     ) -> Tensor:
         """x: ``(N, c_in, H, W)``.
 
@@ -148,20 +170,20 @@ class QuantConv2d(nn.Module):
             quant: ``"off"``, ``"noise"`` or ``"real"``.
             generator: of the noise.
             published: noise mixed the authors' way.
+            weight: of a convolution that has none of its own.
         """
         shares = [(self.bits[0], 1.0)] if shares is None else shares
+        weight = self.weight if weight is None else weight
         x, inputs = self.rectified(x), self.input_shares(shares)
         if quant == "real":
-            x, weight = self._quantized_input(x, inputs) if inputs else x, self._quantized_weight(shares)
+            x, weight = self._quantized_input(x, inputs) if inputs else x, self._quantized_weight(weight, shares)
         elif quant == "noise" and published:
             x = noisy_as_published(x, inputs, len(self.bits), generator) if inputs else x
-            weight = noisy_as_published(self.weight, shares, len(self.bits), generator)
+            weight = noisy_as_published(weight, shares, len(self.bits), generator)
         elif quant == "noise":
             noise = self.input_noise(x, inputs, generator)
             x = x if noise is None else x + noise * strength(inputs)
-            weight = self.noisy_weight(shares, generator)
-        else:
-            weight = self.weight
+            weight = noisy_weight(weight, shares, generator)
         return F.conv2d(x, weight, None, self.stride, self.padding, 1, self.groups)
 
     def rectified(self, x: Tensor) -> Tensor:
@@ -185,16 +207,11 @@ class QuantConv2d(nn.Module):
             return noise_like(values, top, generator, only=values > 0)
         return noise_like(values, top - values.amin((1, 2, 3), keepdim=True), generator)
 
-    def noisy_weight(self, shares: Shares, generator: torch.Generator | None) -> Tensor:
-        """Every output channel by its own range."""
-        values = self.weight.detach()
-        return noisy(self.weight, values.amax((1, 2, 3), keepdim=True) - values.amin((1, 2, 3), keepdim=True), shares, generator)
-
-    def _quantized_weight(self, shares: Shares) -> Tensor:
+    def _quantized_weight(self, weight: Tensor, shares: Shares) -> Tensor:
         def on_grid(bits: int) -> Tensor:
-            return fake_quantize(self.weight, self.weight_step[str(bits)].view(-1, 1, 1, 1), bits, True, self.weight.numel())
+            return fake_quantize(weight, self.weight_step[str(bits)].view(-1, 1, 1, 1), bits, True, weight.numel())
 
-        return _mean([(self.weight if bits == FULL else on_grid(bits), share) for bits, share in shares])
+        return _mean([(weight if bits == FULL else on_grid(bits), share) for bits, share in shares])
 
     def _quantized_input(self, x: Tensor, shares: Shares) -> Tensor:
         def on_grid(bits: int) -> Tensor:
