@@ -2,7 +2,8 @@
 
 Shvetsov et al., "QuantNAS for super resolution: searching for efficient quantization-friendly architectures against quantization
 noise" (arXiv:2208.14839): the layout of its first version ("basic") and that of the later ones ("rfdn", after RFDN). Unlike there,
-the network adds to the bicubically enlarged image; what that asks of the stem and of the last convolutions is said at the layouts.
+the network adds to the bicubically enlarged image; what that asks of the stem and of the last convolutions is said at the layouts. Nor
+have a slot's convolutions weights of their own unless asked for: sampled paths agree on features only where they share kernels.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ Parts:
             on from the supernet's weights with real quantizers, all alike
     noise   space basic-c12, a third of the steps: supernets trained under noise and without, with ADQ and without; PSNR with real
             quantizers of the same 20 random children
+    paths   space basic-c12: supernets whose operations share kernels and whose do not, all choices open at once or from the largest network on;
+            the same children
     alpha   space basic-c12, a third of the steps: the differentiable search with its entropy term and without; what it finds from scratch
     long    one network of FSRCNN's cost, unquantized, for 20 times as many steps
 
@@ -87,7 +89,7 @@ BATCH, CANDIDATES, SIZE = 8, 150, "basic-c18"
 SHARED = 4  # times as many steps for a supernet: most slots choose among four operations, so each is trained about as often as alone
 FSRCNN = 12_464 * 32**2  # MACs x2 for 32 x 32 low-resolution pixels: 5x5x56, 1x1x12, four of 3x3, 1x1x56, 9x9 transposed
 TESTS = ("Set5", "Set14", "BSD100")
-SUPERNET = "{{name: single_path, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, quant: '{quant}'}}"
+SUPERNET = "{{name: single_path, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, quant: '{quant}', opening: {opening}}}"
 MIXTURE = "{{name: differentiable, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, alpha_lr: 1e-2, bitops: 1e-3, entropy: {entropy}}}"
 ALONE = "{{name: single, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, weight_decay: 0.0, label_smoothing: 0.0, quant: '{quant}'}}"
 
@@ -110,7 +112,7 @@ class Bench:
         """`half`: an epoch goes through one half of the examples, as that of the differentiable search does."""
         epochs = steps * BATCH / (self.examples / 2 if half else self.examples)
         options = how.pop("options", {})
-        told = recipe.format(epochs=epochs, warmup=0.05 * epochs, **how)
+        told = recipe.format(epochs=epochs, warmup=0.05 * epochs, **{"opening": 0.5, **how})
         base = load_experiment("quantnas-photos", [f"space.size={size}", f"data={self.data}", f"seed={seed}", f"recipe={told}"])
         return base.model_copy(
             update={
@@ -140,7 +142,7 @@ class Bench:
 
     def differentiable(self, steps: int, seed: int, size: str, term: float) -> tuple[Supernet, Arch, float]:
         """What the search has found, and its entropy at the end, nats over all slots."""
-        told = self.experiment(MIXTURE, steps, seed, size, half=True, entropy=term)
+        told = self.experiment(MIXTURE, steps, seed, size, half=True, entropy=term, options={"shared": False})
         name = f"mixture-{size}-{term}-{seed}"
         net = self.train(told, name).net
         found = checkpoint.newest_valid(checkpoints(self.o.dir / name))
@@ -179,9 +181,20 @@ class Bench:
     def noise(self, seed: int) -> Iterator[tuple[str, Figures]]:
         for name, quant, adq in (("noise, ADQ", "noise", True), ("no noise, ADQ", "off", True), ("noise, no ADQ", "noise", False)):
             told = self.experiment(SUPERNET, self.o.steps // 3, seed, "basic-c12", quant=quant, options={"adq": adq})
-            found, rng = self.train(told, f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"), np.random.default_rng(0)
-            figures = [found(found.net.space.sample(rng))["psnr"] for _ in range(20)]
-            yield name, {"mean validation PSNR": float(np.mean(figures)), "smallest": min(figures), "largest": max(figures)}
+            yield name, self.random_children(told, f"{name.replace(', ', '-').replace(' ', '-')}-{seed}")
+
+    def paths(self, seed: int) -> Iterator[tuple[str, Figures]]:
+        for shared in (False, True):
+            for opening in (0.0, 0.5):
+                told = self.experiment(SUPERNET, self.o.steps, seed, "basic-c12", quant="noise", opening=opening, options={"shared": shared})
+                name = f"{'shared' if shared else 'own'}-{'opening' if opening else 'open'}"
+                yield name, self.random_children(told, f"paths-{name}-{seed}")
+
+    def random_children(self, told: Experiment, name: str) -> Figures:
+        """What a supernet's children have with inherited weights and real quantizers, dB on validation."""
+        found, rng = self.train(told, name), np.random.default_rng(0)
+        figures = [found(found.net.space.sample(rng))["psnr"] for _ in range(20)]
+        return {"mean validation PSNR": float(np.mean(figures)), "smallest": min(figures), "largest": max(figures)}
 
     def alpha(self, seed: int) -> Iterator[tuple[str, Figures]]:
         for term in (0.0, 1e-3, 1e-2):
@@ -216,7 +229,7 @@ def best_bits(shared: Evaluator, arch: Arch, budget: int) -> Arch:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("front", "noise", "alpha", "long"))
+    parser.add_argument("part", choices=("front", "noise", "paths", "alpha", "long"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="which")
