@@ -236,6 +236,9 @@ class SinglePath(Section):
     lr: PositiveFloat = Field(default=1e-3, description="peak learning rate of Adam")
     warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up; a cosine to 0 follows")
     weight_decay: NonNegativeFloat = Field(default=0.0, description="on weights of convolutions and linear layers")
+    paths: PositiveInt = Field(
+        default=1, description="random children a step, each on the whole batch, with every value of a choice as often as any other (FairNAS, arXiv:1907.01845)"
+    )
     opening: Share = Field(
         default=0.5, description="share of training in which the choices open: half of it the largest child alone, then ever more of each choice"
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from nas.recipes import load_recipe
 from nas.recipes.differentiable import Differentiable, architecture, entropy, entropy_weight, mixture
 from nas.recipes.recipe import Step
-from nas.recipes.single_path import opening_arch
+from nas.recipes.single_path import opening_archs
 from nas.settings import Differentiable as Settings
 from nas.settings import SinglePath as SinglePathSettings
 from nas.supernet import Pass, Supernet, load_supernet
@@ -202,18 +202,23 @@ def test_a_family_without_slots_is_refused() -> None:
 # --- random paths
 
 
-def test_a_random_path_is_trained_under_noise() -> None:
-    """The same path and noise for the same step, whatever the rank has drawn before; the gradient of that path alone."""
+@pytest.mark.parametrize("paths", [1, 3])
+def test_random_paths_are_trained_under_noise(paths: int) -> None:
+    """The same paths and noise for the same step, whatever the rank has drawn before; the gradient of those paths alone."""
     net, feeds = network(), batches()
-    recipe = load_recipe(Enlarging(), SinglePathSettings(name="single_path", epochs=1.0, batch=2, opening=0.0))
-    (loss,) = recipe.losses(net, feeds, step_of(net, 3))
-    arch = net.space.sample(np.random.default_rng(3))
-    wanted = F.l1_loss(net(feeds["train"][0], arch, Pass(quant="noise", generator=torch.Generator().manual_seed(3))), feeds["train"][1])
-    plain = F.l1_loss(net(feeds["train"][0], arch), feeds["train"][1])
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6) and loss.item() != pytest.approx(plain.item(), rel=1e-6)
-    loss.backward()
+    recipe = load_recipe(Enlarging(), SinglePathSettings(name="single_path", epochs=1.0, batch=2, opening=0.0, paths=paths))
+    losses = list(recipe.losses(net, feeds, step_of(net, 3)))
+    archs = opening_archs(net.space, paths, 0.0, np.random.default_rng(3), 0.0)
+    x, target = feeds["train"]
+    noise = torch.Generator().manual_seed(3)
+    wanted = [F.l1_loss(net(x, arch, Pass(quant="noise", generator=noise)), target).item() for arch in archs]
+    plain = [F.l1_loss(net(x, arch), target).item() for arch in archs]
+    assert [loss.item() for loss in losses] == pytest.approx(wanted, rel=1e-6) and len(recipe.names) == len(losses) == len(set(archs)) == paths
+    assert all(loss.item() != pytest.approx(other, rel=1e-6) for loss, other in zip(losses, plain, strict=True))
+    sum(losses[1:], losses[0]).backward()
     lent = net.windows()
-    owned = {name.rsplit(".", 3)[0] + ".whole" if name in lent else name for name, _ in net.extract(arch).named_parameters()}
+    held = {name for arch in archs for name, _ in net.extract(arch).named_parameters()}
+    owned = {name.rsplit(".", 3)[0] + ".whole" if name in lent else name for name in held}
     trained = {name for name, p in net.named_parameters() if p.grad is not None and p.grad.any()}
     assert trained == {name for name in owned if "_step" not in name}
 
@@ -222,9 +227,28 @@ def test_paths_open_from_the_largest_network_to_all() -> None:
     """The largest alone until half of `opening`; a quarter of it later every second choice is free; then all of them, as if drawn by the space."""
     space, rng = network().space, np.random.default_rng(0)
     largest = space.largest()
-    assert all(opening_arch(space, progress, rng, 0.4) == largest for progress in (0.0, 0.1, 0.2))
+    assert all(opening_archs(space, 3, progress, rng, 0.4) == [largest] * 3 for progress in (0.0, 0.1, 0.2))
     for progress, opening, share in ((0.3, 0.4, 0.5), (0.4, 0.4, 1.0), (0.9, 0.4, 1.0), (0.0, 0.0, 1.0)):
-        drawn = [opening_arch(space, progress, rng, opening) for _ in range(2000)]
+        drawn = [arch for _ in range(500) for arch in opening_archs(space, 4, progress, rng, opening)]
         for name, choice in space.choices.items():
             others = 1 - 1 / len(choice.values)
             assert np.mean([arch[name] != largest[name] for arch in drawn]) == pytest.approx(share * others, abs=0.1), (progress, name)
+
+
+def test_paths_of_a_step_have_every_value_as_often() -> None:
+    """Two paths have both bit-widths everywhere, four every one of four operations, in independent orders."""
+    space = network().space
+    for _ in range(5):
+        archs = opening_archs(space, 4, 1.0, np.random.default_rng(0), 0.5)
+        for name, choice in space.choices.items():
+            counts = [sum(arch[name] == value for arch in archs) for value in choice.values]
+            assert max(counts) - min(counts) <= 1 and sum(counts) == 4, name
+    assert len({tuple(arch[name] for arch in archs) for name in space.choices if name.endswith("bits")}) > 1
+
+
+def test_a_space_whose_choices_depend_on_others_opens_too() -> None:
+    """Blocks that a smaller network has not: what is drawn is an architecture of the space."""
+    space, rng = load_supernet("bignas", "d8").space, np.random.default_rng(0)
+    for progress in (0.0, 0.3, 1.0):
+        for arch in opening_archs(space, 8, progress, rng, 0.5):
+            assert space.arch(dict(arch)) == arch

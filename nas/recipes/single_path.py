@@ -1,4 +1,4 @@
-"""Single-path sampling (Guo et al. 2020): every step trains one random sub-network, every choice uniform and independent.
+"""Single-path sampling (Guo et al. 2020): every step trains random sub-networks, every choice uniform and independent.
 
 At first it is the largest one: weights that have learnt to be one network can learn to be others, but need not learn to be any from
 nothing (progressive shrinking, Cai et al. 2020; what it changes is measured in `tests/benchmarks/quantnas.py`).
@@ -10,30 +10,35 @@ For a family that quantizes it runs under quantization noise by default, so that
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nas.recipes.multi_arch import stratified
 from nas.recipes.recipe import Recipe, Step, decayed, schedule
 from nas.space import Arch, Space
 from nas.supernet import Pass, Supernet
 
 
 class SinglePath(Recipe):
-    """One random sub-network a step, the same on all ranks.
+    """`paths` random sub-networks a step on the same examples, the same ones on all ranks; their gradients are summed.
 
     Args:
         task: mixes examples and gives the loss.
         options: the recipe section of an experiment.
     """
 
-    names = ("loss",)
+    def __init__(self, task: Any, options: Any) -> None:
+        super().__init__(task, options)
+        self.names = ("loss",) if options.paths == 1 else tuple(f"path{i}" for i in range(options.paths))
 
     def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:
-        arch = opening_arch(step.module.space, step.progress, step.rng, self.options.opening)
+        o = self.options
         x, target = self.task.mix(*batches["train"], step.module.aux_grid, step.generator)
-        yield self.task.loss(net(x, arch, Pass(quant=self.options.quant, generator=step.generator)), target)
+        for arch in opening_archs(step.module.space, o.paths, step.progress, step.rng, o.opening):
+            yield self.task.loss(net(x, arch, Pass(quant=o.quant, generator=step.generator)), target)
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.Adam(decayed(net, self.options.weight_decay), lr=self.options.lr)
@@ -44,13 +49,18 @@ class SinglePath(Recipe):
         return o.lr * schedule("cosine", step.progress, o.warmup_epochs / o.epochs)
 
 
-def opening_arch(space: Space, progress: float, rng: np.random.Generator, opening: float) -> Arch:
+def opening_archs(space: Space, count: int, progress: float, rng: np.random.Generator, opening: float) -> list[Arch]:
     """The largest network until half of `opening`, then every choice random more often, from `opening` on always.
+
+    Among random ones every value of a choice is as frequent as any other, give or take one: what one network alone would teach cancels out.
 
     Args:
         progress: how much of the training is done, in [0, 1].
         opening: a share of it.
     """
-    arch, largest = space.sample(rng), space.largest()
-    open_share = 1.0 if progress >= opening else max(0.0, 2 * progress / opening - 1)
-    return space.arch({name: arch[name] if rng.random() < open_share else largest[name] for name in arch})
+    largest, open_share = space.largest(), 1.0 if progress >= opening else max(0.0, 2 * progress / opening - 1)
+    drawn = {name: stratified(choice.values, count, rng) for name, choice in space.choices.items()}
+    free = {name: rng.random(count) < open_share for name in drawn}
+    return [
+        space.arch({name: column[i] if free[name][i] else largest.get(name, column[i]) for name, column in drawn.items()}) for i in range(count)
+    ]

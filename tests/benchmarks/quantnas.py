@@ -86,10 +86,10 @@ from nas.tasks import load_task
 from tests.benchmarks.trainings import CPU, Figures, Trainer, report, searched
 
 BATCH, CANDIDATES, SIZE = 8, 150, "basic-c18"
-SHARED = 4  # times as many steps for a supernet: most slots choose among four operations, so each is trained about as often as alone
+SHARED = 4  # paths a step for the supernet of `front`: most slots choose among four operations, so each is trained about as often as alone
 FSRCNN = 12_464 * 32**2  # MACs x2 for 32 x 32 low-resolution pixels: 5x5x56, 1x1x12, four of 3x3, 1x1x56, 9x9 transposed
 TESTS = ("Set5", "Set14", "BSD100")
-SUPERNET = "{{name: single_path, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, quant: '{quant}', opening: {opening}}}"
+SUPERNET = "{{name: single_path, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, quant: '{quant}', opening: {opening}, paths: {paths}}}"
 MIXTURE = "{{name: differentiable, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, alpha_lr: 1e-2, bitops: 1e-3, entropy: {entropy}}}"
 ALONE = "{{name: single, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, weight_decay: 0.0, label_smoothing: 0.0, quant: '{quant}'}}"
 
@@ -112,7 +112,7 @@ class Bench:
         """`half`: an epoch goes through one half of the examples, as that of the differentiable search does."""
         epochs = steps * BATCH / (self.examples / 2 if half else self.examples)
         options = how.pop("options", {})
-        told = recipe.format(epochs=epochs, warmup=0.05 * epochs, **{"opening": 0.5, **how})
+        told = recipe.format(epochs=epochs, warmup=0.05 * epochs, **{"opening": 0.5, "paths": 1, **how})
         base = load_experiment("quantnas-photos", [f"space.size={size}", f"data={self.data}", f"seed={seed}", f"recipe={told}"])
         return base.model_copy(
             update={
@@ -151,7 +151,7 @@ class Bench:
         return net, architecture(net, alpha), float(entropy(net, alpha))
 
     def front(self, seed: int) -> Iterator[tuple[str, Figures]]:
-        shared = self.train(self.experiment(SUPERNET, SHARED * self.o.steps, seed, SIZE, quant="noise"), f"supernet-{SIZE}-{seed}")
+        shared = self.train(self.experiment(SUPERNET, self.o.steps, seed, SIZE, quant="noise", paths=SHARED), f"supernet-{SIZE}-{seed}")
         net = shared.net
         eight, four = hand_made(net, 8), hand_made(net, 4)
         low, high = net.cost(four).bitops, net.cost(eight).bitops
@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="which")
-    parser.add_argument("--steps", type=int, default=1500, help="of a network trained alone; a supernet of `front` has four times as many")
+    parser.add_argument("--steps", type=int, default=1500, help="of a training; a supernet of `front` takes four paths in each")
     parser.add_argument("--minutes", type=float, default=60)
     o = parser.parse_args()
     report(getattr(Bench(o), o.part), o.seeds)
