@@ -228,7 +228,7 @@ class Single(Section):
 
 
 class SinglePath(Section):
-    """One random child a step (arXiv:1904.00420), under quantization noise where the family quantizes (arXiv:2208.14839)."""
+    """Random children, one or more a step (arXiv:1904.00420), under quantization noise where the family quantizes (arXiv:2208.14839)."""
 
     name: Literal["single_path"] = Field(description="the recipe")
     epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the training part")
@@ -239,8 +239,8 @@ class SinglePath(Section):
     paths: PositiveInt = Field(
         default=1, description="random children a step, each on the whole batch, with every value of a choice as often as any other (FairNAS, arXiv:1907.01845)"
     )
-    opening: Share = Field(
-        default=0.5, description="share of training in which the choices open: half of it the largest child alone, then ever more of each choice"
+    opening_epochs: NonNegativeFloat = Field(
+        default=0.0, description="epochs in which the choices open: half of them the largest child alone, then ever more of each choice"
     )
     quant: Quant = Field(default="noise", description="in training: real quantizers, noise in their place, or off")
     clip_norm: PositiveFloat | None = Field(default=1.0, description="largest gradient norm; null for no clipping")
@@ -248,6 +248,8 @@ class SinglePath(Section):
     @model_validator(mode="after")
     def _consistent(self) -> SinglePath:
         _shorter(self.warmup_epochs, self.epochs)
+        if self.opening_epochs > self.epochs:
+            raise ValueError(f"opening_epochs ({self.opening_epochs:g}) must be at most epochs ({self.epochs:g})")
         return self
 
 

@@ -220,7 +220,7 @@ def window(weight: Tensor, shape: torch.Size) -> Tensor:
 
 @torch.no_grad()
 def inherit(net: nn.Module, supernet: nn.Module) -> None:
-    """Copy into each parameter and buffer of `net` the window of the supernet's tensor of the same name.
+    """Copy into each parameter and buffer of `net` the window of the supernet's tensor of the same name, or of that in `Supernet.windows`.
 
     A buffer that the supernet does not have (a child's running batch statistics) keeps its own value.
     """

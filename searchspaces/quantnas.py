@@ -3,7 +3,7 @@
 Shvetsov et al., "QuantNAS for super resolution: searching for efficient quantization-friendly architectures against quantization
 noise" (arXiv:2208.14839): the layout of its first version ("basic") and that of the later ones ("rfdn", after RFDN). Unlike there,
 the network adds to the bicubically enlarged image; what that asks of the stem and of the last convolutions is said at the layouts. Nor
-have a slot's convolutions weights of their own unless asked for: sampled paths agree on features only where they share kernels.
+have a slot's single convolutions weights of their own unless asked for: sampled paths agree on features only where they share kernels.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class QuantNAS(Supernet):
         channels: of the images; 3.
         mean: of the pixels, one number a channel.
         image: side in pixels of the input that costs are for.
-        shared: a slot's convolutions are windows of one kernel, so that they agree on what its input means (not in the paper, whose
+        shared: a slot's single convolutions are windows of one kernel, so that they agree on what its input means (not in the paper, whose
             operations have weights of their own: ``False``).
         settled: choices that are not searched, as in `QuantNASSpace`: all operations for a search of bits alone, or the reverse.
 

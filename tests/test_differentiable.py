@@ -17,6 +17,7 @@ from nas.recipes.recipe import Step
 from nas.recipes.single_path import opening_archs
 from nas.settings import Differentiable as Settings
 from nas.settings import SinglePath as SinglePathSettings
+from nas.space import Choice, Space
 from nas.supernet import Pass, Supernet, load_supernet
 from tests.conformance import ready
 
@@ -206,13 +207,13 @@ def test_a_family_without_slots_is_refused() -> None:
 def test_random_paths_are_trained_under_noise(paths: int) -> None:
     """The same paths and noise for the same step, whatever the rank has drawn before; the gradient of those paths alone."""
     net, feeds = network(), batches()
-    recipe = load_recipe(Enlarging(), SinglePathSettings(name="single_path", epochs=1.0, batch=2, opening=0.0, paths=paths))
+    recipe = load_recipe(Enlarging(), SinglePathSettings(name="single_path", epochs=1.0, batch=2, paths=paths))
     losses = list(recipe.losses(net, feeds, step_of(net, 3)))
     archs = opening_archs(net.space, paths, 0.0, np.random.default_rng(3), 0.0)
     x, target = feeds["train"]
     noise = torch.Generator().manual_seed(3)
-    wanted = [F.l1_loss(net(x, arch, Pass(quant="noise", generator=noise)), target).item() for arch in archs]
-    plain = [F.l1_loss(net(x, arch), target).item() for arch in archs]
+    wanted = [F.l1_loss(net(x, arch, Pass(quant="noise", generator=noise)), target).item() / paths for arch in archs]
+    plain = [F.l1_loss(net(x, arch), target).item() / paths for arch in archs]
     assert [loss.item() for loss in losses] == pytest.approx(wanted, rel=1e-6) and len(recipe.names) == len(losses) == len(set(archs)) == paths
     assert all(loss.item() != pytest.approx(other, rel=1e-6) for loss, other in zip(losses, plain, strict=True))
     sum(losses[1:], losses[0]).backward()
@@ -246,9 +247,9 @@ def test_paths_of_a_step_have_every_value_as_often() -> None:
     assert len({tuple(arch[name] for arch in archs) for name in space.choices if name.endswith("bits")}) > 1
 
 
-def test_a_space_whose_choices_depend_on_others_opens_too() -> None:
-    """Blocks that a smaller network has not: what is drawn is an architecture of the space."""
-    space, rng = load_supernet("bignas", "d8").space, np.random.default_rng(0)
-    for progress in (0.0, 0.3, 1.0):
-        for arch in opening_archs(space, 8, progress, rng, 0.5):
-            assert space.arch(dict(arch)) == arch
+def test_a_choice_that_the_largest_network_has_not_is_drawn_where_it_counts() -> None:
+    space = Space([Choice("depth", (1, 2)), Choice("only.shallow", (3, 5), active_if=("depth", (1,)))])
+    rng = np.random.default_rng(0)
+    assert opening_archs(space, 2, 0.1, rng, 0.5) == [space.largest()] * 2
+    drawn = [arch for _ in range(50) for arch in opening_archs(space, 2, 1.0, rng, 0.5)]
+    assert {arch.get("only.shallow") for arch in drawn if arch["depth"] == 1} == {3, 5}

@@ -105,8 +105,8 @@ def noisy_weight(weight: Tensor, shares: Shares, generator: torch.Generator | No
 
 
 def fresh_edge(c_in: int, kernel: tuple[int, int]) -> float:
-    """Half of what torch's convolutions begin with: without norms between them, residual networks of those learn little but a linear filter."""
-    return 0.5 * (c_in * kernel[0] * kernel[1]) ** -0.5
+    """What the weights of a fresh convolution are uniform within, as torch has them."""
+    return (c_in * kernel[0] * kernel[1]) ** -0.5
 
 
 class QuantConv2d(nn.Module):
@@ -121,7 +121,7 @@ class QuantConv2d(nn.Module):
         input_bits: of its input; None for those of the weights, 0 for an input that lies on a grid already.
         padding: None keeps the size.
         edge: fresh weights are uniform within it; None for `fresh_edge`.
-        own: it has weights; if not, every call gives them.
+        own: it has weights; if not, `weight` is None and every call gives them (such a layer is not fitted or exported: its child is).
     """
 
     weight: nn.Parameter

@@ -1,7 +1,8 @@
-"""Single-path sampling (Guo et al. 2020): every step trains random sub-networks, every choice uniform and independent.
+"""Single-path sampling (Guo et al. 2020): every step trains one random sub-network, or several on the same examples.
 
-At first it is the largest one: weights that have learnt to be one network can learn to be others, but need not learn to be any from
-nothing (progressive shrinking, Cai et al. 2020; what it changes is measured in `tests/benchmarks/quantnas.py`).
+The paths of a step have every value of a choice as often as any other (FairNAS, Chu et al. 2019): what one of them alone would teach
+cancels out. At first there may be the largest one alone: weights that have learnt to be one network can learn to be others, but need
+not learn to be any from nothing (progressive shrinking, Cai et al. 2020). What both change is measured in `tests/benchmarks/quantnas.py`.
 
 For a family that quantizes it runs under quantization noise by default, so that the weights learn what rounding will do to them
 (QuantNAS, arXiv:2208.14839, trains a mixture so; that sampled paths share weights which score candidates is not in the paper).
@@ -23,7 +24,7 @@ from nas.supernet import Pass, Supernet
 
 
 class SinglePath(Recipe):
-    """`paths` random sub-networks a step on the same examples, the same ones on all ranks; their gradients are summed.
+    """`paths` random sub-networks a step, the same ones on all ranks; the loss is their mean.
 
     Args:
         task: mixes examples and gives the loss.
@@ -32,13 +33,13 @@ class SinglePath(Recipe):
 
     def __init__(self, task: Any, options: Any) -> None:
         super().__init__(task, options)
-        self.names = ("loss",) if options.paths == 1 else tuple(f"path{i}" for i in range(options.paths))
+        self.names = ("loss",) * options.paths
 
     def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:
         o = self.options
         x, target = self.task.mix(*batches["train"], step.module.aux_grid, step.generator)
-        for arch in opening_archs(step.module.space, o.paths, step.progress, step.rng, o.opening):
-            yield self.task.loss(net(x, arch, Pass(quant=o.quant, generator=step.generator)), target)
+        for arch in opening_archs(step.module.space, o.paths, step.progress, step.rng, o.opening_epochs / o.epochs):
+            yield self.task.loss(net(x, arch, Pass(quant=o.quant, generator=step.generator)), target) / o.paths
 
     def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.Adam(decayed(net, self.options.weight_decay), lr=self.options.lr)
@@ -52,15 +53,15 @@ class SinglePath(Recipe):
 def opening_archs(space: Space, count: int, progress: float, rng: np.random.Generator, opening: float) -> list[Arch]:
     """The largest network until half of `opening`, then every choice random more often, from `opening` on always.
 
-    Among random ones every value of a choice is as frequent as any other, give or take one: what one network alone would teach cancels out.
+    From there on every value of a choice is drawn as often as any other, give or take one.
 
     Args:
         progress: how much of the training is done, in [0, 1].
         opening: a share of it.
     """
-    largest, open_share = space.largest(), 1.0 if progress >= opening else max(0.0, 2 * progress / opening - 1)
+    largest, share = space.largest(), 1.0 if progress >= opening else max(0.0, 2 * progress / opening - 1)
     drawn = {name: stratified(choice.values, count, rng) for name, choice in space.choices.items()}
-    free = {name: rng.random(count) < open_share for name in drawn}
+    free = {name: rng.random(count) < share for name in drawn}
     return [
         space.arch({name: column[i] if free[name][i] else largest.get(name, column[i]) for name, column in drawn.items()}) for i in range(count)
     ]

@@ -10,8 +10,8 @@ Parts:
             on from the supernet's weights with real quantizers, all alike
     noise   space basic-c12, a third of the steps: supernets trained under noise and without, with ADQ and without; PSNR with real
             quantizers of the same 20 random children
-    paths   space basic-c12: supernets whose operations share kernels and whose do not, all choices open at once or from the largest network on;
-            the same children
+    paths   space basic-c12: supernets whose operations share kernels and whose do not, all choices open at once or from the largest network on,
+            one path a step or four in a quarter of the steps; the same children
     alpha   space basic-c12, a third of the steps: the differentiable search with its entropy term and without; what it finds from scratch
     long    one network of FSRCNN's cost, unquantized, for 20 times as many steps
 
@@ -89,7 +89,7 @@ BATCH, CANDIDATES, SIZE = 8, 150, "basic-c18"
 SHARED = 4  # paths a step for the supernet of `front`: most slots choose among four operations, so each is trained about as often as alone
 FSRCNN = 12_464 * 32**2  # MACs x2 for 32 x 32 low-resolution pixels: 5x5x56, 1x1x12, four of 3x3, 1x1x56, 9x9 transposed
 TESTS = ("Set5", "Set14", "BSD100")
-SUPERNET = "{{name: single_path, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, quant: '{quant}', opening: {opening}, paths: {paths}}}"
+SUPERNET = "{{name: single_path, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, quant: '{quant}', opening_epochs: {opening}, paths: {paths}}}"
 MIXTURE = "{{name: differentiable, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, alpha_lr: 1e-2, bitops: 1e-3, entropy: {entropy}}}"
 ALONE = "{{name: single, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, weight_decay: 0.0, label_smoothing: 0.0, quant: '{quant}'}}"
 
@@ -112,7 +112,8 @@ class Bench:
         """`half`: an epoch goes through one half of the examples, as that of the differentiable search does."""
         epochs = steps * BATCH / (self.examples / 2 if half else self.examples)
         options = how.pop("options", {})
-        told = recipe.format(epochs=epochs, warmup=0.05 * epochs, **{"opening": 0.5, "paths": 1, **how})
+        how["opening"] = how.get("opening", 0.5) * epochs
+        told = recipe.format(epochs=epochs, warmup=0.05 * epochs, **{"paths": 1, **how})
         base = load_experiment("quantnas-photos", [f"space.size={size}", f"data={self.data}", f"seed={seed}", f"recipe={told}"])
         return base.model_copy(
             update={
@@ -184,11 +185,16 @@ class Bench:
             yield name, self.random_children(told, f"{name.replace(', ', '-').replace(' ', '-')}-{seed}")
 
     def paths(self, seed: int) -> Iterator[tuple[str, Figures]]:
-        for shared in (False, True):
-            for opening in (0.0, 0.5):
-                told = self.experiment(SUPERNET, self.o.steps, seed, "basic-c12", quant="noise", opening=opening, options={"shared": shared})
-                name = f"{'shared' if shared else 'own'}-{'opening' if opening else 'open'}"
-                yield name, self.random_children(told, f"paths-{name}-{seed}")
+        for name, shared, opening, paths in (
+            ("own kernels", False, 0.0, 1),
+            ("shared kernels", True, 0.0, 1),
+            ("shared, opening", True, 0.5, 1),
+            ("shared, opening, 4 paths", True, 0.5, 4),
+        ):
+            told = self.experiment(
+                SUPERNET, self.o.steps // paths, seed, "basic-c12", quant="noise", opening=opening, paths=paths, options={"shared": shared}
+            )
+            yield name, self.random_children(told, f"paths-{name.replace(',', '').replace(' ', '-')}-{seed}")
 
     def random_children(self, told: Experiment, name: str) -> Figures:
         """What a supernet's children have with inherited weights and real quantizers, dB on validation."""
