@@ -38,7 +38,7 @@ search: {candidates: 2, calibration: 16, calibration_batch: 8}
 """
 RECIPES = {
     "differentiable": "recipe: {name: differentiable, batch: 16, epochs: 1, alpha_warmup: 0.25, alpha_lr: 0.01, bitops: 0.001}",
-    "single_path": "recipe: {name: single_path, batch: 16, epochs: 1, lr: 0.002}",
+    "single_path": "recipe: {name: single_path, batch: 16, epochs: 1, lr: 0.002, warmup_epochs: 0.5, paths: 2}",
 }
 
 
