@@ -82,6 +82,8 @@ class QuantNAS(Supernet):
         super().__init__()
         if noise not in ("clean", "published"):
             raise ValueError(f'noise is {noise!r}; allowed: "clean", "published"')
+        if not isinstance(shared, bool):
+            raise ValueError(f"shared is {shared!r}; allowed: true, false")
         if channels != 3:
             raise ValueError(f"channels is {channels}; these networks enlarge pictures of 3 channels")
         if table.layout == "rfdn" and image < SMALLEST_ATTENTION:

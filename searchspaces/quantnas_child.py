@@ -134,9 +134,13 @@ class Slot(nn.Module):
         self.name, self.operations, self.bits = shape.name, tuple(operations), tuple(bits)
         sides = [OPERATIONS[name].kernel for name in operations if OPERATIONS[name].kind == "one"]
         shared = shared and len(sides) > 1
+
+        def edge(c_in: int, kernel: tuple[int, int], last: bool) -> float:
+            return fresh_edge(c_in, kernel) * shape.start * (LAST if shape.last and last else 1)
+
         if shared:
             kernel = (max(sides), max(sides))
-            common = fresh_edge(shape.c_in, kernel) * shape.start * (LAST if shape.last else 1)
+            common = edge(shape.c_in, kernel, True)
             self.whole = nn.Parameter(torch.empty(shape.c_out, shape.c_in, *kernel).uniform_(-common, common))
         else:
             self.register_parameter("whole", None)
@@ -145,8 +149,8 @@ class Slot(nn.Module):
             for number, (c_in, c_out, kernel, groups) in enumerate(layers, 1):
                 front = {"relu": shape.relu, "input_bits": input_bits} if number == 1 else {}
                 own = not shared or len(layers) > 1
-                edge = fresh_edge(c_in // groups, kernel) * shape.start * (LAST if shape.last and number == len(layers) else 1) if own else common
-                chain.append(QuantConv2d(c_in, c_out, kernel, bits, groups, edge=edge, own=own, **front))  # type: ignore[arg-type]
+                spread = edge(c_in // groups, kernel, number == len(layers)) if own else common
+                chain.append(QuantConv2d(c_in, c_out, kernel, bits, groups, edge=spread, own=own, **front))  # type: ignore[arg-type]
             self.add_module(name, chain)
 
     def windows(self) -> dict[str, Tensor]:

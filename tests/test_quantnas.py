@@ -139,6 +139,7 @@ def test_every_scale_enlarges(size: str, scale: int) -> None:
         ("basic", {"bits": [4, 5]}, r"allowed: some of \[2, 4, 8, 16, 32\]"),
         ("basic", {"input_bits": "8"}, "slot"),
         ("basic", {"noise": "gaussian"}, "clean"),
+        ("basic", {"shared": "maybe"}, "allowed: true, false"),
         ("basic", {"channels": 1}, "3 channels"),
         ("rfdn", {"image": 12}, "15"),
         ("basic", {"settled": {"haed1.op": 0}}, "head1.op"),
