@@ -13,30 +13,30 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nas import checkpoint
+from nas.children.evaluate import Batches, Evaluator
+from nas.children.export import export_child, exported, homes
+from nas.children.quantize import done_before, quantize_child
+from nas.config.experiment import Experiment, parse
+from nas.config.sections import Constraints
 from nas.device import driver
-from nas.evaluate import Batches, Evaluator
-from nas.experiment import Experiment, parse
-from nas.export import export_child, exported, homes
-from nas.loop import build, checkpoints, judged_weights, total_steps
-from nas.mirror import Mirror
-from nas.quantize.child import done_before, quantize_child
-from nas.quantize.compare import Wish
+from nas.quantization.compare import Wish
 from nas.recipes import load_recipe
-from nas.report import write_report
-from nas.run import open_run
+from nas.results.history import History
+from nas.results.report import write_report
+from nas.results.tracking import Tracker, address, default_uri
+from nas.rundir import atomic
+from nas.rundir.directory import open_run
+from nas.rundir.mirror import Mirror
 from nas.search import Record
-from nas.search.tune import budget_of, check_constraints, journal_path, objective_of, open_search, search_children
-from nas.session import leaving, session
-from nas.settings import Constraints
-from nas.sources import History
 from nas.space import Arch
-from nas.stopping import Stopper, watching
 from nas.supernet import Supernet
 from nas.tasks import load_task
 from nas.tasks.task import Task
-from nas.tracking import Tracker, address, default_uri
-from nas.train import finished, state_of, train
+from nas.training.loop import build, checkpoints, judged_weights, total_steps
+from nas.workers.session import leaving, session
+from nas.workers.stopping import Stopper, watching
+from nas.workers.train import finished, state_of, train
+from nas.workers.trials import budget_of, check_constraints, journal_path, objective_of, open_search, search_children
 
 FLUSH_SECONDS = 30.0  # at the end, for what MLflow does not have yet
 
@@ -63,7 +63,7 @@ class Pipeline:
         worked: whether any stage had something to do.
     """
 
-    def __init__(self, experiment: Experiment, task: Task, net: Supernet, run: Path, fence: checkpoint.Fence, tracker: Tracker, watch: Watcher) -> None:
+    def __init__(self, experiment: Experiment, task: Task, net: Supernet, run: Path, fence: atomic.Fence, tracker: Tracker, watch: Watcher) -> None:
         self.experiment, self.task, self.net = experiment, task, net
         self.run, self.fence, self.tracker, self.watch = run, fence, tracker, watch
         self.supernet = ""
@@ -314,10 +314,10 @@ class Pipeline:
 
     def _load(self) -> Path:
         """The trained weights into the network; returns their file."""
-        newest = checkpoint.newest_valid(checkpoints(self.run), self.watch.say)
+        newest = atomic.newest_valid(checkpoints(self.run), self.watch.say)
         if newest is None:
             raise ValueError(f"{self.run} has no trained supernet yet: nas train {self.experiment.name}")
-        self.supernet = checkpoint.verify(newest)["files"]["weights.safetensors"]["sha256"]
+        self.supernet = atomic.verify(newest)["files"]["weights.safetensors"]["sha256"]
         self.net.load_state_dict(judged_weights(newest))
         return newest
 

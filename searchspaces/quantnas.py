@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-import nas.elastic.quantizer
+import nas.quantization.learned
 from nas.elastic import ElasticBatchNorm2d
 from nas.space import Arch, Number
 from nas.supernet import Cost, Pass, Soft, Supernet, inherit
@@ -46,7 +46,7 @@ class QuantNAS(Supernet):
     Args:
         table: what it may be made of.
         scale, bits, adq, input_bits: the table's own by default; see `Table`.
-        noise: how noise is mixed in: ``"clean"``, or ``"published"``, the authors' way (`nas.elastic.quantizer.noisy_as_published`);
+        noise: how noise is mixed in: ``"clean"``, or ``"published"``, the authors' way (`nas.quantization.learned.noisy_as_published`);
             in both, convolutions that are not searched have noise too, where the authors round them.
         channels: of the images; 3.
         mean: of the pixels, one number a channel.
@@ -61,7 +61,7 @@ class QuantNAS(Supernet):
 
     space: QuantNASSpace
     child = quantnas_child.QuantNASChild
-    sources = (Path(nas.elastic.quantizer.__file__), Path(quantnas_child.__file__))
+    sources = (Path(nas.quantization.learned.__file__), Path(quantnas_child.__file__))
     quantizes = True
     mean: Tensor
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.elastic.quantizer import QuantConv2d, fresh_edge, noisy_weight, strength
+from nas.quantization.learned import QuantConv2d, fresh_edge, noisy_weight, strength
 
 Norm = Callable[[int], nn.Module]
 Run = Callable[[nn.Module, Tensor], Tensor]  # runs a slot or a fixed convolution: here a supernet says how

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from nas.elastic.quantizer import FULL
+from nas.quantization.learned import FULL
 from nas.space import Arch, Choice, Number, Space
 from nas.supernet import Cost
 from searchspaces.quantnas_child import FIXED_BITS, OPERATIONS, SlotShape, shapes

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nas.export import bundle
+from nas.children.export import bundle
 from nas.space import Arch
 from nas.supernet import Pass, Soft, Supernet, main_head, window
 

@@ -25,7 +25,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 @pytest.fixture(scope="session")
 def extension() -> None:
     """DeepSpeed's CPU operator stands ready, so that no test measures or races for its compilation."""
-    from nas.engine import prebuild
+    from nas.training.engine import prebuild
 
     prebuild()
 

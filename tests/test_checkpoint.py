@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nas.checkpoint import MANIFEST, Damaged, Fence, Fenced, newest_valid, retain, steps, verify, write_atomic, write_directory
+from nas.rundir.atomic import MANIFEST, Damaged, Fence, Fenced, newest_valid, retain, steps, verify, write_atomic, write_directory
 
 
 def fill(directory: Path, text: str = "weights") -> None:
@@ -157,7 +157,7 @@ def test_kill_9_while_writing_leaves_no_half_directory(tmp_path: Path, replaces:
     code = f"""
 import time
 from pathlib import Path
-from nas.checkpoint import write_directory
+from nas.rundir.atomic import write_directory
 def fill(directory):
     (directory / "weights").write_text("new")
     (directory / "state.json").write_text("{{}}")
@@ -196,7 +196,7 @@ def test_small_files_are_replaced_whole(tmp_path: Path) -> None:
     write_atomic(path, "a" * 100_000)
     code = f"""
 from pathlib import Path
-from nas.checkpoint import write_atomic
+from nas.rundir.atomic import write_atomic
 for _ in range(100):
     write_atomic(Path({str(path)!r}), "b" * 50_000)
     write_atomic(Path({str(path)!r}), "a" * 100_000)

@@ -17,16 +17,16 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import nas
-from nas import checkpoint
-from nas.checkpoint import Fence
-from nas.cli import app
-from nas.evaluate import Batches, Evaluator
-from nas.experiment import dump, load_experiment
-from nas.export import export_child, write_onnx
-from nas.loop import build
+from nas.children.evaluate import Batches, Evaluator
+from nas.children.export import export_child, write_onnx
+from nas.cli.commands import app
+from nas.config.experiment import dump, load_experiment
+from nas.results.tracking import Tracker, default_uri, register
+from nas.rundir import atomic
+from nas.rundir.atomic import Fence
 from nas.search.journal import Journal, Record
 from nas.tasks import load_task
-from nas.tracking import Tracker, default_uri, register
+from nas.training.loop import build
 
 PAGE = Path(__file__).parent.parent / "docs" / "children.md"
 ARGUMENTS = ["search.calibration=64", "search.calibration_batch=64"]
@@ -104,12 +104,12 @@ def test_a_version_keeps_its_files_whatever_is_registered_after_it(child: Path, 
 
     def changed(directory: Path) -> None:
         for path in child.iterdir():
-            if path.name != checkpoint.MANIFEST:
+            if path.name != atomic.MANIFEST:
                 shutil.copy(path, directory)
         tensors = load_file(child / "model.safetensors")
         save_file({name: value * 2 if name.endswith("bias") else value for name, value in tensors.items()}, directory / "model.safetensors")
 
-    checkpoint.write_directory(other, changed, {})
+    atomic.write_directory(other, changed, {})
     tracker = Tracker(run, None, "bignas-digits")
     tracker.start()
     assert tracker.close(120) == 0

@@ -26,11 +26,11 @@ from cluster.fetch import unpack, verify
 from cluster.jobs import GRACE_S, Work, submit
 from cluster.manifests import Pods, ray_up, rayjob
 from cluster.names import Refused, inside, split_id, submission_id
-from nas.checkpoint import Fence
-from nas.cli import app
-from nas.cli_cluster import needs_of, pods_of, work_of
-from nas.experiment import ExperimentError, load_experiment
-from nas.stopping import Stopper, watching
+from nas.cli.cluster import needs_of, pods_of, work_of
+from nas.cli.commands import app
+from nas.config.experiment import ExperimentError, load_experiment
+from nas.rundir.atomic import Fence
+from nas.workers.stopping import Stopper, watching
 
 GOLDEN = Path(__file__).parent / "golden"
 SET = ["cluster.storage=/mnt/runs", "cluster.image=registry/raynas:1", "cluster.claim=runs", "train.use_gpu=true", "train.workers=4"]

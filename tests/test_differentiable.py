@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import Tensor
 
+from nas.config.sections import Differentiable as Settings
+from nas.config.sections import SinglePath as SinglePathSettings
 from nas.recipes import load_recipe
 from nas.recipes.differentiable import Differentiable, architecture, entropy, entropy_weight, mixture
 from nas.recipes.recipe import Step
 from nas.recipes.single_path import opening_archs
-from nas.settings import Differentiable as Settings
-from nas.settings import SinglePath as SinglePathSettings
 from nas.space import Choice, Space
 from nas.supernet import Pass, Supernet, load_supernet
 from tests.conformance import ready

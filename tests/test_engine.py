@@ -152,7 +152,7 @@ class Worker:
         self.rank, self.world, self.stage, self.folder = rank, world, stage, folder
 
     def engine(self, net: Supernet, make: Optimizer = sgd, clip: float | None = None, precision: str = "fp32") -> Any:
-        from nas.engine import Engine
+        from nas.training.engine import Engine
 
         return Engine(net, make(net), self.stage, precision, clip, ROWS // self.world, torch.device("cpu"))
 
@@ -258,7 +258,7 @@ class Worker:
 
     def check_ranks(self) -> dict[str, Any]:
         """Different architectures are told on every rank; nothing is broken by it, and rotations of one list are no difference."""
-        from nas.engine import RanksDiffer
+        from nas.training.engine import RanksDiffer
 
         # In rotated lists ranks run different sub-networks at a time: their batch norms cannot be synchronised, and under ZeRO 3, which
         # gathers weights module by module, they must have the same modules.

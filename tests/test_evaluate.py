@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import nas.evaluate
-import nas.session
-from nas.evaluate import Batches
-from nas.experiment import load_experiment
-from nas.search.tune import Asker
+import nas.children.evaluate
+import nas.workers.session
+from nas.children.evaluate import Batches
+from nas.config.experiment import load_experiment
+from nas.workers.trials import Asker
 
 CPU = torch.device("cpu")
 
@@ -45,7 +45,7 @@ def test_every_batch_is_of_all_kinds_and_always_the_same() -> None:
 def test_what_is_kept_counts_targets_too_and_is_given_up_early(monkeypatch: pytest.MonkeyPatch) -> None:
     size = 400 * 101 * 4
     for limit, kept, loaded in ((size, 10, 10), (size - 1, 0, 1)):
-        monkeypatch.setattr(nas.evaluate, "CACHE_BYTES", limit)
+        monkeypatch.setattr(nas.children.evaluate, "CACHE_BYTES", limit)
         split = Sorted()
         batches = Batches(split, 400, 40, CPU)
         assert len(batches.kept) == kept and split.loaded == loaded
@@ -58,8 +58,8 @@ def test_what_is_kept_counts_targets_too_and_is_given_up_early(monkeypatch: pyte
 )
 def test_one_worker_for_each_gpu_where_there_are_fewer(gpus: float, settings: list[str], count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the batch, here 64, divides among them; what was asked for in so many words is asked for."""
-    monkeypatch.setattr(nas.session, "gpus", lambda: gpus)
-    assert nas.session.workers(load_experiment("bignas-digits", settings)) == count
+    monkeypatch.setattr(nas.workers.session, "gpus", lambda: gpus)
+    assert nas.workers.session.workers(load_experiment("bignas-digits", settings)) == count
 
 
 def test_no_more_trials_fly_than_are_allowed() -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from nas.experiment import (
+from nas.config.experiment import (
     Experiment,
     ExperimentError,
     _explain,
@@ -24,7 +24,7 @@ from nas.experiment import (
     parse,
     presets,
 )
-from nas.settings import Kind, Section
+from nas.config.sections import Kind, Section
 
 DIGITS = "bignas-digits"
 
@@ -238,5 +238,5 @@ def test_frozen() -> None:
 
 def test_light_to_import() -> None:
     heavy = {"torch", "ray", "mlflow", "deepspeed"}
-    code = f"import sys, nas.experiment as e; e.load_experiment('bignas-digits'); print({heavy} & set(sys.modules))"
+    code = f"import sys, nas.config.experiment as e; e.load_experiment('bignas-digits'); print({heavy} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"

@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 
 import nas
-from nas.checkpoint import Fence
-from nas.experiment import load_experiment
-from nas.loop import Loop
-from nas.sources import read_training
+from nas.config.experiment import load_experiment
+from nas.results.history import read_training
+from nas.rundir.atomic import Fence
+from nas.training.loop import Loop
 from tests.test_run import PARITY, PATIENCE, command, records, sets
 
 TRANSFORMERS = ["recipe.epochs=3", "recipe.warmup_epochs=1", "search.candidates=40", "search.initial=16", "search.window=8", "export.children=2"]

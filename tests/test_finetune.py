@@ -14,19 +14,19 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import nas.loop
-from nas.checkpoint import Fence, newest_valid
-from nas.evaluate import panel
-from nas.experiment import Experiment, ExperimentError, difference, dump, load_experiment
-from nas.loop import Loop, build, checkpoints, judged_weights
+import nas.training.loop
+from nas.children.evaluate import panel
+from nas.config.experiment import Experiment, ExperimentError, difference, dump, load_experiment
+from nas.config.sections import Kind
 from nas.pipeline import finetune_experiment
 from nas.recipes import AVERAGE, load_recipe
 from nas.recipes.recipe import Step
 from nas.recipes.single import Single
+from nas.rundir.atomic import Fence, newest_valid
 from nas.search import Record
-from nas.settings import Kind
 from nas.supernet import Pass, load_supernet, main_head
 from nas.tasks import load_task
+from nas.training.loop import Loop, build, checkpoints, judged_weights
 
 pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")]
 
@@ -175,12 +175,12 @@ def test_a_killed_finetune_goes_on_bit_equal(zero_stage: int, supernet: Path, tm
 def test_the_panel_judges_the_average(zero_stage: int, supernet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Tensor]] = []
 
-    class Watched(nas.loop.Evaluator):
+    class Watched(nas.training.loop.Evaluator):
         def __call__(self, arch: Any) -> dict[str, float]:
             seen.append({name: value.clone() for name, value in self.net.state_dict().items()})
             return super().__call__(arch)
 
-    monkeypatch.setattr(nas.loop, "Evaluator", Watched)
+    monkeypatch.setattr(nas.training.loop, "Evaluator", Watched)
     found = trained(tmp_path / "run", child_of(supernet, f"train.zero_stage={zero_stage}"))
     judged = judged_weights(found)
     parameters = [name for name in judged if AVERAGE + name in load_file(found / "recipe.safetensors")]

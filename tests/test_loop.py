@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import nas.loop
-from nas.checkpoint import Fence, Fenced, newest_valid, steps, verify
+import nas.training.loop
+from nas.children.evaluate import Evaluator, panel
+from nas.config.experiment import Experiment, load_experiment
+from nas.draws import bits, permutation
 from nas.elastic import ElasticLinear
-from nas.evaluate import Evaluator, panel
-from nas.experiment import Experiment, load_experiment
-from nas.loop import Diverged, Feed, Log, Loop, State, build, checkpoints, make_feeds, read_rollbacks, share_done, total_steps
 from nas.recipes import Recipe, Step, load_recipe
+from nas.rundir.atomic import Fence, Fenced, newest_valid, steps, verify
 from nas.space import Arch, Choice, Space
 from nas.supernet import Cost, Pass, Supernet, fp32
 from nas.tasks import load_task
-from nas.tasks.draws import bits, permutation
+from nas.training.loop import Diverged, Feed, Log, Loop, State, build, checkpoints, make_feeds, read_rollbacks, share_done, total_steps
 
 BATCH, AN_EPOCH = 200, 6  # 1,200 digits to train on
 EVERY = 4
@@ -171,7 +171,7 @@ def changed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Tensor, str,
     """Let the losses of every recipe that the loop makes go through a function."""
 
     def put(change: Callable[[Tensor, str, Step], Tensor]) -> None:
-        monkeypatch.setattr(nas.loop, "load_recipe", lambda task, options: Changed(load_recipe(task, options), change))
+        monkeypatch.setattr(nas.training.loop, "load_recipe", lambda task, options: Changed(load_recipe(task, options), change))
 
     return put
 
@@ -343,7 +343,7 @@ def test_micro_batches_have_the_same_architectures_and_noise_of_their_own(
             seen.setdefault(step.index, []).append((archs, step.generator.initial_seed()))
             return self.inner.losses(net, batches, step)
 
-    monkeypatch.setattr(nas.loop, "load_recipe", lambda task, options: Watched(load_recipe(task, options), plain))
+    monkeypatch.setattr(nas.training.loop, "load_recipe", lambda task, options: Watched(load_recipe(task, options), plain))
     train(tmp_path, "recipe.epochs=0.5", "train.micro_batch=50")
     assert sorted(seen) == [0, 1, 2]
     for parts in seen.values():
@@ -418,7 +418,7 @@ def test_a_training_asked_to_stop_saves_and_goes_on_bit_equal(tmp_path: Path, ch
 def test_notice_of_a_preemption_saves_and_returns(tmp_path: Path, changed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked now and then, by all ranks at the same step; what goes on from there is bit-equal."""
     undisturbed = train(tmp_path / "undisturbed", "recipe.dropout=0.3")
-    monkeypatch.setattr("nas.loop.LEAVING_S", 0.0)
+    monkeypatch.setattr("nas.training.loop.LEAVING_S", 0.0)
     run, at, asked = tmp_path / "preempted", [0], list[int]()
     run.mkdir()
     loop = loop_in(run, "recipe.dropout=0.3")
@@ -554,7 +554,7 @@ def test_without_a_checkpoint_it_begins_anew(tmp_path: Path, changed: Any, every
 def test_no_step_is_taken_on_a_bad_loss(tmp_path: Path, changed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The guard speaks between the backwards and the step."""
     taken: list[float] = []
-    monkeypatch.setattr(nas.loop.Engine, "step", lambda self, lr: taken.append(lr))
+    monkeypatch.setattr(nas.training.loop.Engine, "step", lambda self, lr: taken.append(lr))
     changed(lambda loss, name, step: loss * float("nan") if step.index >= 2 else loss)
     with pytest.raises(Diverged):
         train(tmp_path, "train.max_rollbacks=0")
@@ -584,7 +584,7 @@ class Panel:
 )
 def test_a_panel_at_chance_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accuracies: tuple[float, ...], falls: bool) -> None:
     judge = Panel(*accuracies)
-    monkeypatch.setattr(nas.loop, "Evaluator", lambda *_: judge)
+    monkeypatch.setattr(nas.training.loop, "Evaluator", lambda *_: judge)
     train(tmp_path)
     reasons = events(tmp_path)
     assert len(reasons) == falls

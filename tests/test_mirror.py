@@ -14,12 +14,12 @@ from typing import IO
 
 import pytest
 
-from nas import checkpoint, mirror
-from nas.checkpoint import Damaged, Fenced
-from nas.experiment import load_experiment
-from nas.mirror import Mirror, Store, whole_files
+from nas.config.experiment import load_experiment
 from nas.pipeline import Pipeline
-from nas.run import EXPERIMENT
+from nas.rundir import atomic, mirror
+from nas.rundir.atomic import Damaged, Fenced
+from nas.rundir.directory import EXPERIMENT
+from nas.rundir.mirror import Mirror, Store, whole_files
 
 Contents = dict[str, bytes]
 
@@ -63,15 +63,15 @@ class Run:
     def checkpoint(self) -> None:
         self.step += 1
         target = self.path / "supernet" / f"step-{self.step:08d}"
-        checkpoint.write_directory(target, lambda folder: (folder / "weights.safetensors").write_bytes(random.randbytes(3000)) and None, {})
-        checkpoint.retain(self.path / "supernet", 2)
+        atomic.write_directory(target, lambda folder: (folder / "weights.safetensors").write_bytes(random.randbytes(3000)) and None, {})
+        atomic.retain(self.path / "supernet", 2)
 
     def child(self) -> None:
         target = self.path / "children" / f"{random.getrandbits(32):08x}"
-        checkpoint.write_directory(target, lambda folder: (folder / "model.py").write_text("x = 1\n") and None, {})
+        atomic.write_directory(target, lambda folder: (folder / "model.py").write_text("x = 1\n") and None, {})
 
     def rollback(self) -> None:
-        checkpoint.write_atomic(self.path / "train" / "rollbacks.json", json.dumps([random.random()]))
+        atomic.write_atomic(self.path / "train" / "rollbacks.json", json.dumps([random.random()]))
 
 
 def contents(run: Path) -> Contents:
@@ -119,7 +119,7 @@ def test_a_run_comes_back_byte_for_byte(uri: str, run: Run, tmp_path: Path) -> N
     assert got == contents(run.path)
     assert {"supernet/step-00000003/weights.safetensors", "train/rollbacks.json", "run.json"} < got.keys()
     assert not any("step-00000002" in name or ".ray" in name for name in got)
-    checkpoint.verify(tmp_path / "fresh" / "supernet" / "step-00000003")
+    atomic.verify(tmp_path / "fresh" / "supernet" / "step-00000003")
 
 
 def test_lines_are_added_as_segments_and_a_torn_one_waits(uri: str, run: Run, tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_a_forged_manifest_brings_nothing_from_outside(uri: str, run: Run, tmp_p
     for name, text in {"up": json.dumps({"files": {"../../../secret": {}}}), "torn": "{", "list": "[]", "link": json.dumps({"files": {"weights": {}}})}.items():
         child = run.path / "children" / name
         child.mkdir(parents=True)
-        (child / checkpoint.MANIFEST).write_text(text)
+        (child / atomic.MANIFEST).write_text(text)
     (run.path / "children" / "link" / "weights").symlink_to(tmp_path / "secret")
     run.child()
     assert opened(uri, run.path).push()

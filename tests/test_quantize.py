@@ -18,20 +18,20 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import nas
-from nas import checkpoint
+from nas.children.evaluate import Batches, Evaluator
+from nas.children.export import export_child, write_onnx
+from nas.children.quantize import OnnxFile, done_before, integer_layers, quantize_child
+from nas.config.experiment import load_experiment
 from nas.elastic import quantizer
-from nas.evaluate import Batches, Evaluator
-from nas.experiment import load_experiment
-from nas.export import export_child, write_onnx
-from nas.loop import build
-from nas.quantize.adaquant import ITERATIONS, Tuned, adaquant, best_grid, calibrate, seen, widths
-from nas.quantize.allocate import Budget, Costs, allocate, check_budget, difference, outputs, sensitivities
-from nas.quantize.child import OnnxFile, done_before, integer_layers, quantize_child
-from nas.quantize.compare import read_wish
-from nas.quantize.graph import fold, plain, total_macs
-from nas.quantize.layers import QuantConv2d, QuantLinear, fake_quantize, load_quantized, pack, top_level, unpack
-from nas.quantize.tune import statistics, tune
+from nas.quantization.adaquant import ITERATIONS, Tuned, adaquant, best_grid, calibrate, seen, widths
+from nas.quantization.allocate import Budget, Costs, allocate, check_budget, difference, outputs, sensitivities
+from nas.quantization.compare import read_wish
+from nas.quantization.graph import fold, plain, total_macs
+from nas.quantization.integer import QuantConv2d, QuantLinear, fake_quantize, load_quantized, pack, top_level, unpack
+from nas.quantization.tuning import statistics, tune
+from nas.rundir import atomic
 from nas.tasks import load_task
+from nas.training.loop import build
 from tests.test_run import STRANGER
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     evaluator = Evaluator(supernet, task, experiment.search, CPU)
     about = {"space": "bignas", "size": "d8", "supernet": "0" * 64, "data": "digits", "classes": list(task.classes)}
     test = Batches(task.test, len(task.test), 500, CPU)
-    figures = export_child(run / "children" / arch.id, arch, evaluator, test, about, False, checkpoint.Fence.take(run))
+    figures = export_child(run / "children" / arch.id, arch, evaluator, test, about, False, atomic.Fence.take(run))
     assert figures["test"]["accuracy"] > 88
     batches = [x for x, _ in Batches(task.train, 256, 32, CPU, epoch=0)]
     return Trained(run, arch.id, task, nas.load_child(run / "children" / arch.id), batches)
@@ -329,7 +329,7 @@ def mixed(trained: Trained) -> dict[str, Any]:
     costs = Costs.of(child, layers, total_macs(child, (1, 8, 8)))
     most = sum(costs.total({layer.name: bits for layer in layers}, "bitops") for bits in (4, 8)) // 2
     heard: list[tuple[float, float]] = []
-    wish, fence = replace(read_wish("4,8", str(most), None), iterations=30), checkpoint.Fence.take(trained.run)
+    wish, fence = replace(read_wish("4,8", str(most), None), iterations=30), atomic.Fence.take(trained.run)
 
     def tell(done: float, total: float, note: str) -> None:
         heard.append((done, total))
@@ -382,7 +382,7 @@ def test_it_is_not_done_twice_nor_to_a_quantized_child(trained: Trained, mixed: 
     wish = read_wish("4,8", str(mixed["most"]), None)
     assert done_before(trained.home, wish)["id"] == mixed["id"]  # type: ignore[index]
     assert done_before(trained.home, read_wish("4", None, None)) is None
-    fence = checkpoint.Fence.take(trained.run)
+    fence = atomic.Fence.take(trained.run)
     with pytest.raises(ValueError, match=f"quantized already.*{trained.id}"):
         quantize_child(trained.run / "children" / mixed["id"], wish, trained.task, CPU, fence, ("searchspaces",), 500, True, lambda *_: None)
     page = trained.run / "children" / mixed["id"] / "metrics.json"

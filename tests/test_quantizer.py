@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nas.elastic.quantizer import QuantConv2d, fake_quantize, fit, fit_log_step, noisy, noisy_as_published
+from nas.quantization.learned import QuantConv2d, fake_quantize, fit, fit_log_step, noisy, noisy_as_published
 
 
 def generator(seed: int = 0) -> torch.Generator:

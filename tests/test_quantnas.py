@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.children.evaluate import fit_steps, recalibrate
 from nas.elastic import quantizer
-from nas.elastic.quantizer import QuantConv2d
-from nas.evaluate import fit_steps, recalibrate
+from nas.quantization.learned import QuantConv2d
 from nas.space import Arch
 from nas.supernet import Pass, Soft, inherit, load_supernet
 from searchspaces.quantnas import QuantNAS

@@ -14,20 +14,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from nas.checkpoint import Fence
-from nas.cli import app
-from nas.elastic.quantizer import QuantConv2d, integers, pack, unpack
-from nas.evaluate import Batches, Evaluator, recalibrate
-from nas.experiment import Experiment, dump, load_experiment
-from nas.export import export_child, write_onnx
-from nas.loop import Loop, build, checkpoints, judged_weights
-from nas.quantize.child import OnnxFile
+from nas.build import proposed
+from nas.children.evaluate import Batches, Evaluator, recalibrate
+from nas.children.export import export_child, write_onnx
+from nas.children.quantize import OnnxFile
+from nas.cli.commands import app
+from nas.config.experiment import Experiment, dump, load_experiment
+from nas.quantization.learned import QuantConv2d, integers, pack, unpack
 from nas.recipes.differentiable import architecture, entropy
-from nas.search.proposed import proposed
-from nas.search.tune import open_search, search_children
-from nas.sources import read_training, training_figures
+from nas.results.history import read_training, training_figures
+from nas.rundir.atomic import Fence
 from nas.supernet import load_supernet
 from nas.tasks import load_task
+from nas.training.loop import Loop, build, checkpoints, judged_weights
+from nas.workers.trials import open_search, search_children
 
 SPACE = """
 name: tiny

@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nas.engine import Engine, RanksDiffer
+from nas.config.sections import Differentiable as DifferentiableSettings
+from nas.config.sections import MultiArch as MultiArchSettings
+from nas.config.sections import SinglePath as SinglePathSettings
 from nas.recipes.differentiable import Differentiable
 from nas.recipes.multi_arch import MultiArch
 from nas.recipes.recipe import Recipe, Step
 from nas.recipes.single_path import SinglePath
-from nas.settings import Differentiable as DifferentiableSettings
-from nas.settings import MultiArch as MultiArchSettings
-from nas.settings import SinglePath as SinglePathSettings
 from nas.supernet import Pass, Soft, Supernet, load_supernet
+from nas.training.engine import Engine, RanksDiffer
 from tests.conformance import ready
 from tests.test_differentiable import Enlarging
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from nas.plots import human, search_picture
-from nas.report import front_table, write_report
+from nas.results.history import History, Lines, read_history, read_training
+from nas.results.plots import human, search_picture
+from nas.results.report import front_table, write_report
 from nas.search.journal import Journal, Record
-from nas.sources import History, Lines, read_history, read_training
 from nas.space import Choice, Space
 
 SPACE = Space([Choice("width", tuple(range(1, 3000)))])

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from nas import checkpoint
+from nas.rundir import atomic
 from tests.test_run import PATIENCE, check_tracked, command, environment, flip_byte, metrics, records, sets, start, supernet
 
 SETTINGS = ["recipe.epochs=6", "recipe.warmup_epochs=1", "train.checkpoint_every=10", "search.candidates=40", "search.window=8"]
@@ -44,7 +44,7 @@ class Outcome:
 def outcome(run: Path) -> Outcome:
     """The weights by their sha256 and the journal by k, without times."""
     lines = [{name: value for name, value in record.items() if name != "seconds"} for _, record in sorted(records(run).items())]
-    children = {path.name: checkpoint.verify(path)["files"]["model.safetensors"]["sha256"] for path in (run / "children").iterdir()}
+    children = {path.name: atomic.verify(path)["files"]["model.safetensors"]["sha256"] for path in (run / "children").iterdir()}
     return Outcome(supernet(run), lines, children)
 
 
@@ -71,7 +71,7 @@ class Command:
 
     def until_step(self, step: int) -> None:
         """Wait for a checkpoint of this step or a later one, written by this command or before it."""
-        self.until(f"checkpoint {step}", lambda: any(int(path.name[5:]) >= step for path in checkpoint.steps(self.run / "supernet")))
+        self.until(f"checkpoint {step}", lambda: any(int(path.name[5:]) >= step for path in atomic.steps(self.run / "supernet")))
 
     def until_records(self, count: int) -> None:
         """Wait for so many lines of a journal."""
@@ -170,7 +170,7 @@ def test_killed_and_interrupted_and_damaged_in_training(undisturbed: Path, begin
     first = begin()
     first.until_step(20)
     print(f"gone after {first.kill():.1f} s")
-    assert len(checkpoint.steps(first.run / "supernet")) <= 3 and not (first.run / "search").exists()
+    assert len(atomic.steps(first.run / "supernet")) <= 3 and not (first.run / "search").exists()
 
     second = begin()
     second.until_step(60)
@@ -182,7 +182,7 @@ def test_killed_and_interrupted_and_damaged_in_training(undisturbed: Path, begin
     _, alive = psutil.wait_procs(second.family, timeout=ORPHANS)
     assert not alive
 
-    before, newest = checkpoint.steps(first.run / "supernet")[-2:]
+    before, newest = atomic.steps(first.run / "supernet")[-2:]
     flip_byte(newest / "weights.safetensors")
     said = begin().finish()
     assert str(newest / "weights.safetensors") in said or f"{newest.name}/weights.safetensors" in said, said
@@ -266,8 +266,8 @@ def test_a_run_is_killed_in_training_in_search_and_in_finetune(
 
 def test_a_killed_start_is_no_foreign_directory(tmp_path: Path) -> None:
     """A process killed between its first files leaves a directory that is no run yet; the same command begins it."""
-    from nas.experiment import load_experiment
-    from nas.run import open_run
+    from nas.config.experiment import load_experiment
+    from nas.rundir.directory import open_run
 
     run = tmp_path / "run"
     run.mkdir()
@@ -281,7 +281,7 @@ def test_a_killed_start_is_no_foreign_directory(tmp_path: Path) -> None:
 
 BUILT = """
 import sys
-from nas import engine
+from nas.training import engine
 engine.prebuild()
 exec(engine.PREBUILD)
 print("opened")
@@ -291,7 +291,7 @@ print("opened")
 @pytest.mark.parametrize("built", [True, False], ids=["built", "half built"])
 def test_a_lock_that_a_killed_process_left_does_not_hang(tmp_path: Path, built: bool) -> None:
     """torch guards its cache of built operators by a lock file, on which every later process would wait for ever."""
-    from nas import engine
+    from nas.training import engine
 
     engine.prebuild()
     cache = shutil.copytree(os.environ["TORCH_EXTENSIONS_DIR"], tmp_path / "cache")

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 import nas
-from nas import checkpoint
+from nas.rundir import atomic
 
 NAS = Path(sys.executable).with_name("nas")
 PATIENCE = 400.0  # seconds for a command that trains or searches; some 40 on a quiet machine, and many times that on a busy one
@@ -100,9 +100,9 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def supernet(run: Path) -> str:
     """The sha256 of the newest supernet's weights, which are as the manifest says."""
-    newest = checkpoint.newest_valid(run / "supernet")
+    newest = atomic.newest_valid(run / "supernet")
     assert newest is not None
-    return checkpoint.verify(newest)["files"]["weights.safetensors"]["sha256"]
+    return atomic.verify(newest)["files"]["weights.safetensors"]["sha256"]
 
 
 def tracked(run: Path) -> dict[str, list[Any]]:
@@ -137,7 +137,7 @@ def check_tracked(run: Path, candidates: int) -> dict[int, Any]:
 
 def contents(folder: Path) -> dict[str, str]:
     """Relative path to sha256 of every file below a folder."""
-    return {str(path.relative_to(folder)): checkpoint.sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(path.relative_to(folder)): atomic.sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def flip_byte(path: Path) -> None:
@@ -224,7 +224,7 @@ def test_the_run_directory_holds_what_is_named_and_no_rubbish(done: Done) -> Non
 
 
 def test_what_ran_is_written_down_and_reads_back(done: Done) -> None:
-    from nas.experiment import load_experiment
+    from nas.config.experiment import load_experiment
 
     assert load_experiment(done.run / "experiment.yaml") == load_experiment("bignas-digits", TINY)
 
@@ -249,7 +249,7 @@ def test_mlflow_has_every_candidate_once(done: Done) -> None:
 
 
 def test_a_child_is_whole_and_agrees_with_the_search(done: Done, child: Path) -> None:
-    manifest = checkpoint.verify(child)
+    manifest = atomic.verify(child)
     assert manifest["supernet"] == supernet(done.run)
     assert set(manifest["files"]) == {"model.safetensors", "model.py", "arch.json", "metrics.json", "model.onnx", "README.md"}
     figures = json.loads((child / "metrics.json").read_text())
@@ -308,7 +308,7 @@ def test_a_child_loads_where_there_is_no_raynas_by_the_lines_of_its_card(child: 
     with torch.no_grad():
         ours = nas.load_child(child)(torch.from_numpy(x)).numpy()
     assert np.abs(ours - np.array(found["outputs"], np.float32)).max() <= 1e-6
-    assert checkpoint.verify(child), "loading it leaves nothing behind that the manifest would miss"
+    assert atomic.verify(child), "loading it leaves nothing behind that the manifest would miss"
 
 
 def test_load_child_refuses_a_changed_byte(done: Done, tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_load_child_refuses_a_changed_byte(done: Done, tmp_path: Path) -> None:
     for name in ("model.safetensors", "arch.json"):
         child = shutil.copytree(first, tmp_path / name / first.name)
         flip_byte(child / name)
-        with pytest.raises(checkpoint.Damaged, match=re.escape(name)):
+        with pytest.raises(atomic.Damaged, match=re.escape(name)):
             nas.load_child(child)
 
 
@@ -327,7 +327,7 @@ def test_load_child_runs_no_class_from_elsewhere(done: Done, tmp_path: Path) -> 
         text = json.dumps({**about, "child": home, "network": {}})
         (child / "arch.json").write_text(text)
         manifest = json.loads((child / "manifest.json").read_text())
-        manifest["files"]["arch.json"] = {"size": len(text), "sha256": checkpoint.sha256(child / "arch.json")}
+        manifest["files"]["arch.json"] = {"size": len(text), "sha256": atomic.sha256(child / "arch.json")}
         (child / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(ValueError, match=re.escape(home)):
             nas.load_child(child)
@@ -423,7 +423,7 @@ def test_more_epochs_with_another_stage_and_one_worker(copy: Path) -> None:
     total, before = 5 * STEPS_AN_EPOCH, 4 * STEPS_AN_EPOCH
     news = [line["step"] for line in metrics(copy) if line.get("total") == total]
     assert news and min(news) == before + 1 and max(news) == total
-    assert checkpoint.newest_valid(copy / "supernet").name == f"step-{total:08d}"  # type: ignore[union-attr]
+    assert atomic.newest_valid(copy / "supernet").name == f"step-{total:08d}"  # type: ignore[union-attr]
     assert supernet(copy) != first
     assert old.read_text() == kept
     assert sorted(records(copy)) == list(range(12))
@@ -433,7 +433,7 @@ def test_more_epochs_with_another_stage_and_one_worker(copy: Path) -> None:
     assert of == {first: 40, supernet(copy): 12}
     shown = re.findall(r"^\s*([0-9a-f]{12}) ", ended.text, re.MULTILINE)
     for name in shown:
-        assert checkpoint.verify(copy / "children" / name)["supernet"] == supernet(copy)
+        assert atomic.verify(copy / "children" / name)["supernet"] == supernet(copy)
     last = json.loads((copy / "history.jsonl").read_text().splitlines()[-1])
     assert {"recipe.epochs": [4.0, 5.0], "train.zero_stage": [1, 2], "train.workers": [2, 1]}.items() <= last["changed"].items()
 
@@ -445,7 +445,7 @@ def test_quantize_a_child(copy: Path) -> None:
     assert ended.code == 0, ended.text
     home = copy / "children" / f"{name}-w4a4"
     figures = json.loads((home / "metrics.json").read_text())
-    manifest = checkpoint.verify(home)
+    manifest = atomic.verify(home)
     assert {"model.safetensors", "model.py", "quantized.py", "arch.json", "metrics.json", "model.onnx", "README.md"} == set(manifest["files"])
     assert all(row["method"] in ended.text for row in figures["rows"]) and f"{name}-w4a4" in ended.text.split("next:")[1]
     assert f"{name}-w4a4" in (copy / "report.html").read_text()
@@ -462,7 +462,7 @@ def test_export_of_one_candidate(copy: Path) -> None:
     ended = command("export", copy, "--child", str(record["k"]), "--set", "export.onnx=false", cwd=copy.parent)
     assert ended.code == 0, ended.text
     child = copy / "children" / record["id"]
-    assert checkpoint.verify(child) and not (child / "model.onnx").exists()
+    assert atomic.verify(child) and not (child / "model.onnx").exists()
     assert json.loads((child / "metrics.json").read_text())["validation"] == record["metrics"]
     assert re.findall(r"^\s*([0-9a-f]{12}) ", ended.text, re.MULTILINE) == [record["id"]]
     ended = command("export", copy, "--child", "4711", cwd=copy.parent)

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.experiment import load_experiment
-from nas.loop import Attempt, State
+from nas.config.experiment import load_experiment
 from nas.recipes import load_recipe
 from nas.recipes.recipe import Recipe, Step, decayed, schedule
 from nas.space import Arch
 from nas.supernet import Pass, Supernet, load_supernet
 from nas.tasks import load_task
 from nas.tasks.classification import Classification
+from nas.training.loop import Attempt, State
 from tests.conformance import ready
 
 Batch = tuple[Tensor, Tensor]

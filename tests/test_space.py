@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nas.search.draw import every
+from nas.search.sampling import every
 from nas.space import Arch, Choice, Number, Space
 
 

@@ -21,15 +21,13 @@ from safetensors.torch import load_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
-import nas.loop
-from nas.checkpoint import Fence, newest_valid
-from nas.evaluate import Batches, Evaluator, score
-from nas.experiment import Experiment, ExperimentError, dump, load_experiment
-from nas.export import export_child, load_child
-from nas.loop import Diverged, Loop, build
-from nas.report import write_report
-from nas.search.tune import objective_of
-from nas.settings import SuperResolutionSettings
+import nas.training.loop
+from nas.children.evaluate import Batches, Evaluator, score
+from nas.children.export import export_child, load_child
+from nas.config.experiment import Experiment, ExperimentError, dump, load_experiment
+from nas.config.sections import SuperResolutionSettings
+from nas.results.report import write_report
+from nas.rundir.atomic import Fence, newest_valid
 from nas.space import Arch, Choice, Space
 from nas.supernet import Cost, Pass, Supernet, fp32, load_supernet
 from nas.tasks import load_task, locate, quality
@@ -38,6 +36,8 @@ from nas.tasks.pairs import TRAIN_PHOTOS, Crops, Photo, cells, enlarge, load_pho
 from nas.tasks.pictures import most_different
 from nas.tasks.super_resolution import SuperResolution
 from nas.tasks.tiles import in_tiles
+from nas.training.loop import Diverged, Loop, build
+from nas.workers.trials import objective_of
 from tests.conformance import ready
 from tests.tiny_sr_child import TinyChild
 
@@ -448,7 +448,7 @@ def test_it_trains_is_judged_exported_and_shown(tmp_path: Path) -> None:
     loop = Loop(told, run, Fence.take(run), 0, 1, torch.device("cpu"))
     loop.train()
     task, net = load_task(told), build(told, load_task(told))
-    newest = newest_valid(nas.loop.checkpoints(run), lambda why: None)
+    newest = newest_valid(nas.training.loop.checkpoints(run), lambda why: None)
     assert newest is not None
     net.load_state_dict(load_file(newest / "weights.safetensors"))
     evaluator = Evaluator(net, task, told.search, torch.device("cpu"))
@@ -496,8 +496,8 @@ def test_a_network_that_has_fallen_back_to_bicubic_goes_back(tmp_path: Path, mon
     """PSNR is far from 0 where nothing is learnt; what is lost is told from bicubic on."""
     told = experiment("train.checkpoint_every=3", "train.max_rollbacks=1", "recipe.lr=1e-6")
     chance, calls = load_task(told).chance, iter(range(10**6))
-    monkeypatch.setattr(nas.loop, "Evaluator", lambda *_: lambda arch: {"psnr": chance + gains[min(next(calls) // 6, 2)], "ssim": 0.9})
-    monkeypatch.setattr(nas.loop, "total_steps", lambda *_: 9)
+    monkeypatch.setattr(nas.training.loop, "Evaluator", lambda *_: lambda arch: {"psnr": chance + gains[min(next(calls) // 6, 2)], "ssim": 0.9})
+    monkeypatch.setattr(nas.training.loop, "total_steps", lambda *_: 9)
     run = tmp_path / "run"
     run.mkdir()
     loop = Loop(told, run, Fence.take(run), 0, 1, torch.device("cpu"))
@@ -506,4 +506,4 @@ def test_a_network_that_has_fallen_back_to_bicubic_goes_back(tmp_path: Path, mon
             loop.train()
     else:
         loop.train()
-    assert bool(nas.loop.read_rollbacks(run)) == falls
+    assert bool(nas.training.loop.read_rollbacks(run)) == falls

@@ -18,12 +18,12 @@ from torchvision.transforms import v2
 
 import nas.tasks.datasets as datasets
 import nas.tasks.files as files
-from nas.experiment import load_experiment
-from nas.settings import DataSettings
+from nas.config.experiment import load_experiment
+from nas.config.sections import DataSettings
+from nas.draws import _mix, bits, permutation, stratified, uniform
 from nas.tasks import load_task
 from nas.tasks.classification import Classification, Split, erased, resized_crop
 from nas.tasks.datasets import DataMissing, load_images
-from nas.tasks.draws import _mix, bits, permutation, stratified, uniform
 
 DIGITS = DataSettings(name="digits", validation=300, shift=1)
 

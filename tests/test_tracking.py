@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from nas import tracking
-from nas.cli import app
-from nas.experiment import dump, load_experiment
+from nas.cli.commands import app
+from nas.config.experiment import dump, load_experiment
+from nas.results import tracking
+from nas.results.tracking import Tracker, check_uri, default_uri, page_of, ui_command
 from nas.search.journal import Journal, Record
 from nas.space import Choice, Space
-from nas.tracking import Tracker, check_uri, default_uri, page_of, ui_command
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow", "ignore::DeprecationWarning:sqlalchemy")
 SUPERNET = "5a" * 32
@@ -167,7 +167,7 @@ def test_a_run_arrives_whole(run: Path) -> None:
         assert r.data.params == {"name": "digits", "seed": "3", "recipe.lr": "0.4", "train.workers": "1"}
     assert steps(uri, "train", "loss/largest") == [10, 20, 30, 40, 50] and steps(uri, "train", "panel/smallest/accuracy") == [50]
     assert steps(uri, "search", "hypervolume") == [k for k in range(20) if k % 8 != 7]
-    from nas.sources import read_history
+    from nas.results.history import read_history
 
     history = read_history(run)
     assert history is not None
@@ -221,7 +221,7 @@ def test_a_resumed_run_repeats_nothing(run: Path) -> None:
     tags = next(r for r in stored(uri) if r.data.tags["raynas.kind"] == "train").data.tags
     assert tags["now.train.workers"] == "2"
     flags = [k for k, r in candidates(uri).items() if r.data.tags["raynas.front"] == "true"]
-    from nas.sources import front_table
+    from nas.results.history import front_table
 
     assert sorted(flags) == sorted(row["k"] for row in front_table(run))  # those who left the front have lost the flag
 
@@ -444,7 +444,7 @@ def test_folders_are_refused_with_the_reason() -> None:
 
 
 def test_notes_hold_no_password(run: Path) -> None:
-    from nas.unsent import Sent
+    from nas.results.outbox import Sent
 
     Sent(run, "postgresql://me:secret@host/db", "nas").put(("training",), {})
     assert "secret" not in (run / "tracking.jsonl").read_text()

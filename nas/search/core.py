@@ -16,9 +16,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from nas.search.draw import SMALL, TRIES, find, samples
 from nas.search.journal import Candidate, Constraints, Journal, Record
 from nas.search.pareto import front
+from nas.search.sampling import SMALL, TRIES, find, samples
 from nas.space import Arch, Space
 
 Cost = Callable[[Arch], Mapping[str, int]]

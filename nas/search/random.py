@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from nas.search.core import Search
-from nas.search.draw import samples
+from nas.search.sampling import samples
 from nas.space import Arch
 
 

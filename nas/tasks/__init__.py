@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nas.experiment import Experiment
-from nas.settings import Data, DataSettings
+from nas.config.experiment import Experiment
+from nas.config.sections import Data, DataSettings
 from nas.tasks import datasets, pairs
 from nas.tasks.classification import Classification
 from nas.tasks.super_resolution import SuperResolution

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from nas.settings import DataSettings
+from nas.config.sections import DataSettings
+from nas.draws import bits, permutation, stratified, uniform
 from nas.supernet import Output, main_head
 from nas.tasks import mixing
 from nas.tasks.datasets import load_images
-from nas.tasks.draws import bits, permutation, stratified, uniform
 from nas.tasks.files import Files
 from nas.tasks.task import Task
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torchvision import datasets as torchvision_datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from nas.settings import DataSettings
-from nas.tasks.draws import stratified
+from nas.config.sections import DataSettings
+from nas.draws import stratified
 from nas.tasks.files import Files, read_files
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the four .gz

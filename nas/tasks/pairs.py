@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from nas.settings import SuperResolutionSettings
+from nas.config.sections import SuperResolutionSettings
+from nas.draws import permutation, uniform
 from nas.tasks import quality
 from nas.tasks.datasets import missing, roots
-from nas.tasks.draws import permutation, uniform
 from nas.tasks.files import MOST_BYTES, readable, rgb
 
 # What scikit-image carries inside its wheel and can be called a photograph; of the stereo pair one image alone, so that no scene is in

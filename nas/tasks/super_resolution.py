@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.settings import SuperResolutionSettings
+from nas.config.sections import SuperResolutionSettings
+from nas.draws import permutation
 from nas.tasks import quality
-from nas.tasks.draws import permutation
 from nas.tasks.pairs import Crops, Wholes, divide, enlarge, load_photos
 from nas.tasks.pictures import Picture, compare
 from nas.tasks.task import Task

@@ -50,16 +50,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nas.evaluate import Batches, recalibrate, score
-from nas.experiment import load_experiment
-from nas.loop import build
-from nas.quantize.adaquant import calibrate
-from nas.quantize.allocate import Budget, Costs, allocated, difference, outputs
-from nas.quantize.child import BATCH, CALIBRATION
-from nas.quantize.compare import HELD, SENSITIVITY_BATCHES
-from nas.quantize.graph import fold, total_macs
-from nas.quantize.tune import tune
+from nas.children.evaluate import Batches, recalibrate, score
+from nas.children.quantize import BATCH, CALIBRATION
+from nas.config.experiment import load_experiment
+from nas.quantization.adaquant import calibrate
+from nas.quantization.allocate import Budget, Costs, allocated, difference, outputs
+from nas.quantization.compare import HELD, SENSITIVITY_BATCHES
+from nas.quantization.graph import fold, total_macs
+from nas.quantization.tuning import tune
 from nas.tasks import load_task
+from nas.training.loop import build
 
 CPU, STEPS, SIZE, SHARE = torch.device("cpu"), 900, 128, 0.4
 

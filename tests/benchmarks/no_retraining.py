@@ -42,15 +42,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from nas.evaluate import Batches, Evaluator, recalibrate, score
-from nas.experiment import Experiment, load_experiment
-from nas.loop import build, make_feeds, total_steps
+from nas.children.evaluate import Batches, Evaluator, recalibrate, score
+from nas.config.experiment import Experiment, load_experiment
 from nas.recipes import load_recipe
 from nas.recipes.recipe import decayed, schedule
 from nas.search import Record, front
 from nas.space import Arch
 from nas.supernet import Pass
 from nas.tasks import load_task
+from nas.training.loop import build, make_feeds, total_steps
 from searchspaces.bignas import BigNAS
 from tests.benchmarks.trainings import CPU, Trainer, searched
 

@@ -87,14 +87,14 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 
-from nas import checkpoint
-from nas.evaluate import Batches, Evaluator, score
-from nas.experiment import Experiment, load_experiment
-from nas.loop import build, checkpoints
+from nas.children.evaluate import Batches, Evaluator, score
+from nas.config.experiment import Experiment, load_experiment
 from nas.recipes.differentiable import architecture, entropy
+from nas.rundir import atomic
 from nas.space import Arch
 from nas.supernet import Supernet
 from nas.tasks import load_task
+from nas.training.loop import build, checkpoints
 from tests.benchmarks.trainings import CPU, Figures, Trainer, report, searched
 
 BATCH, CANDIDATES, SIZE = 8, 150, "basic-c18"
@@ -144,7 +144,7 @@ class Bench:
 
     def finetuned(self, arch: Arch, net: Supernet, seed: int) -> Figures:
         """The network trained on from the weights that it inherits, with real quantizers, and tested."""
-        inherited = checkpoint.newest_valid(checkpoints(self.o.dir / f"supernet-{SIZE}-{seed}"))
+        inherited = atomic.newest_valid(checkpoints(self.o.dir / f"supernet-{SIZE}-{seed}"))
         told = self.experiment(ALONE, self.o.steps, seed, SIZE, arch, inherited, quant="real")
         return {"GBitOPs": net.cost(arch).bitops / 1e9, **self.tested(self.train(told, f"finetuned-{SIZE}-{arch.id}-{seed}"))}
 
@@ -158,7 +158,7 @@ class Bench:
         told = self.experiment(MIXTURE, steps, seed, size, half=True, entropy=term, options={"shared": False})
         name = f"mixture-{size}-{term}-{seed}"
         net = self.train(told, name).net
-        found = checkpoint.newest_valid(checkpoints(self.o.dir / name))
+        found = atomic.newest_valid(checkpoints(self.o.dir / name))
         assert found is not None
         alpha = load_file(found / "recipe.safetensors")["alpha"]
         return net, architecture(net, alpha), float(entropy(net, alpha))

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from nas.evaluate import Evaluator
+from nas.children.evaluate import Evaluator
 from nas.tasks.classification import Classification
 from tests.benchmarks.peer_space import BATCH, peer_space
 

@@ -14,14 +14,14 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from nas import checkpoint
-from nas.evaluate import Evaluator
-from nas.experiment import Experiment
-from nas.loop import Loop, build, checkpoints, judged_weights
+from nas.children.evaluate import Evaluator
+from nas.config.experiment import Experiment
+from nas.rundir import atomic
 from nas.search import Record
-from nas.search.tune import open_search
 from nas.space import Arch
 from nas.tasks import load_task
+from nas.training.loop import Loop, build, checkpoints, judged_weights
+from nas.workers.trials import open_search
 
 CPU = torch.device("cpu")
 Figures = dict[str, float]
@@ -53,11 +53,11 @@ class Trainer:
         """
         run = self.root / name
         run.mkdir(parents=True, exist_ok=True)
-        fence = checkpoint.Fence.take(run)
-        with mock.patch.object(checkpoint.Fence, "stopping", lambda fence: time.monotonic() > self.deadline):
+        fence = atomic.Fence.take(run)
+        with mock.patch.object(atomic.Fence, "stopping", lambda fence: time.monotonic() > self.deadline):
             Loop(told, run, fence, 0, 1, CPU).train()
-        found = checkpoint.newest_valid(checkpoints(run))
-        if found is None or checkpoint.verify(found)["step"] < checkpoint.verify(found)["total"]:
+        found = atomic.newest_valid(checkpoints(run))
+        if found is None or atomic.verify(found)["step"] < atomic.verify(found)["total"]:
             raise Late
         task = load_task(told)
         net = build(told, task)
@@ -69,7 +69,7 @@ class Trainer:
         """What was found, now or by an earlier call of that name."""
         file = self.root / f"{name}.json"
         if not file.exists():
-            checkpoint.write_atomic(file, json.dumps(dict(find())))
+            atomic.write_atomic(file, json.dumps(dict(find())))
         return Arch(json.loads(file.read_text()))
 
 

@@ -45,11 +45,11 @@ from unittest import mock
 import numpy as np
 from torch import Tensor
 
-from nas.evaluate import Batches, Evaluator, score
-from nas.experiment import Experiment, load_experiment
-from nas.loop import build
+from nas.children.evaluate import Batches, Evaluator, score
+from nas.config.experiment import Experiment, load_experiment
 from nas.space import Arch
 from nas.tasks import load_task
+from nas.training.loop import build
 from tests.benchmarks.trainings import CPU, Figures, Trainer, report, searched
 
 TRAINING = 55_000  # examples of an epoch

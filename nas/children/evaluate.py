@@ -1,0 +1,128 @@
+"""Candidate in, figures out: extract the child, recalibrate its batch norms, score it. The one way that a child is ever judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nas.draws import permutation
+from nas.quantization.learned import fit
+from nas.space import Arch, Space
+from nas.supernet import Supernet, inherit
+
+CACHE_BYTES = 1 << 30
+
+
+class Batches:
+    """`count` examples of a split in batches of `size`, always the same ones, kept in memory where they are few.
+
+    They are drawn at random, since folders come class after class and crops image after image: so every batch is of all kinds.
+
+    Args:
+        epoch: augmented as in that epoch of training; None for plain images.
+        whole: drop the last batch where it is smaller than the others, so that every batch weighs the same.
+    """
+
+    def __init__(self, split: Any, count: int, size: int, device: torch.device, epoch: int | None = None, whole: bool = False) -> None:
+        count, size = min(count, len(split)), min(size, getattr(split, "at_once", size))
+        self.split, self.device, self.epoch = split, device, epoch
+        drawn = permutation(len(split), 0, "batches")[:count]
+        starts = range(0, count - size + 1 if whole and count >= size else count, size)
+        self.rows = [drawn[start : min(start + size, count)] for start in starts]
+        self.kept = self._keep()
+
+    def _keep(self) -> list[tuple[Tensor, Tensor]]:
+        """All batches, or none where they take more than `CACHE_BYTES` together, by the mean of those that were loaded."""
+        kept, size = [], 0
+        for rows in self.rows:
+            kept.append(self._load(rows))
+            size += sum(part.nbytes for part in kept[-1])
+            if size / len(kept) * len(self.rows) > CACHE_BYTES:
+                return []
+        return kept
+
+    def _load(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        x, y = self.split.batch(rows, self.epoch)
+        return x.to(self.device), y.to(self.device)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return iter(self.kept) if self.kept else map(self._load, self.rows)
+
+
+@torch.inference_mode()
+def recalibrate(child: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Give the child's batch norms the plain mean of their statistics over the batches (BigNAS section 3.3), and set it to evaluate.
+
+    Quantizers are fitted before, on the first batch, but for those of a network trained alone with real ones: what a supernet has learnt of
+    its steps it has learnt for all children at once. Without either nothing is run.
+    """
+    child.eval()
+    norms = [module for module in child.modules() if isinstance(module, _BatchNorm)]
+    for norm in norms:
+        norm.train()  # the norms of a fresh child know nothing but the batch
+    fit(child, batches)
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average, not a moving one
+    if norms:
+        for x, _ in batches:
+            child(x)
+    child.eval()
+
+
+@torch.no_grad()
+def fit_steps(net: Supernet, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """The quantizers of a space of one, fitted as `recalibrate` fits a child's: what training with real quantizers starts from."""
+    child = net.extract(net.space.largest()).train()
+    fit(child, batches)
+    inherit(net, child)
+
+
+@torch.inference_mode()
+def score(child: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], task: Any) -> dict[str, float]:
+    """The task's figures of a child in evaluation mode."""
+    sums: dict[str, float] = {}
+    for x, y in batches:
+        for name, value in task.scores(task.predict(child, x), y).items():
+            sums[name] = sums.get(name, 0.0) + value
+    return task.summarise(sums)
+
+
+class Evaluator:
+    """Scores children of one supernet on fixed calibration and validation batches.
+
+    Args:
+        net: the supernet, its weights in place.
+        task: gives data, scores and metric.
+        settings: the search section of an experiment: calibration, calibration_batch, validation, score_batch.
+        limit: at most so many examples of either kind, for a quick look in training.
+    """
+
+    def __init__(self, net: Supernet, task: Any, settings: Any, device: torch.device, limit: int | None = None) -> None:
+        self.net, self.task = net, task
+        few = limit or 1 << 62
+        calibration, validation = min(settings.calibration, few), min(settings.validation or len(task.validation), few)
+        self.calibration = Batches(task.train, calibration, settings.calibration_batch, device, epoch=0, whole=True)
+        self.validation = Batches(task.validation, validation, settings.score_batch, device)
+
+    def child(self, arch: Arch) -> nn.Module:
+        """The extracted child, calibrated, ready to run; its convolutions' weights in the order that they are quickest in."""
+        child = self.net.extract(arch).to(memory_format=torch.channels_last)
+        recalibrate(child, self.calibration)
+        return child
+
+    def __call__(self, arch: Arch) -> dict[str, float]:
+        """The child's figures on validation."""
+        return score(self.child(arch), self.validation, self.task)
+
+
+def panel(space: Space, rng: np.random.Generator, random_children: int = 4) -> dict[str, Arch]:
+    """The children whose figures are followed in training: smallest, largest, and some fixed random ones; in a space of one, that one."""
+    if space.cardinality == 1:
+        return {"largest": space.largest()}
+    return {"smallest": space.smallest(), **{f"random{i}": space.sample(rng) for i in range(random_children)}, "largest": space.largest()}

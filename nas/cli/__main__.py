@@ -1,0 +1,3 @@
+from nas.cli.commands import main
+
+main()

@@ -1,0 +1,388 @@
+"""The command line. Nothing else prints for people."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import typer.core
+from rich.console import Console
+from rich.table import Column, Table
+
+from nas.cli import cluster
+from nas.config.cluster import object_store
+from nas.config.experiment import Experiment, load_experiment
+
+if TYPE_CHECKING:
+    from nas.pipeline import Pipeline
+
+class Commands(typer.core.TyperGroup):
+    """The list of commands, without the one of options, which says that there is --help: together they do not fit a screen."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        self.format_commands(ctx, formatter)
+
+
+console = Console(soft_wrap=True)
+app = typer.Typer(
+    name="nas",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train one supernet, cut many small networks. First: nas run bignas-digits",
+)
+
+EXPERIMENT = typer.Argument(metavar="EXPERIMENT", help="A preset's name, a YAML file, or the directory of a run.")
+RUN = typer.Argument(metavar="RUN", help="The directory of a run, for example runs/bignas-digits.")
+Target = Annotated[str, EXPERIMENT]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run lives. [default: runs/<name>]")]
+Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one value, for example train.workers=4; repeatable.")]
+Minutes = Annotated[float | None, typer.Option("--minutes", min=0.01, help="Bound the time of this stage.")]
+MirrorAt = Annotated[
+    str | None, typer.Option("--mirror", metavar="URI", help="Keep the run in an object store too (s3://..., gs://...); restore it from there.")
+]
+NOTHING: list[str] = []
+
+
+def resolve(target: str, run_dir: Path | None, overrides: list[str]) -> tuple[Experiment, Path]:
+    """The experiment and the run directory that a command means."""
+    from nas.rundir.directory import EXPERIMENT as FILE
+    from nas.rundir.directory import is_run
+
+    if is_run(Path(target)):
+        return load_experiment(str(Path(target) / FILE), overrides), run_dir or Path(target)
+    experiment = load_experiment(target, overrides)
+    return experiment, run_dir or Path("runs") / experiment.name
+
+
+def experiment_of(run: Path, overrides: list[str] = NOTHING) -> Experiment:
+    """The experiment of a run that is there.
+
+    Raises:
+        ValueError: the directory holds no run.
+    """
+    from nas.rundir.directory import is_run
+
+    if not is_run(run):
+        raise ValueError(f"{run} holds no run; give the directory of one, for example runs/bignas-digits")
+    return resolve(str(run), None, overrides)[0]
+
+
+def open_pipeline(target: str, run_dir: Path | None, overrides: list[str], mirror: str | None = None) -> Any:
+    """The pipeline of a command, as a context; and a screen that is put right whatever happens."""
+    from contextlib import contextmanager
+
+    experiment, run = resolve(target, run_dir, overrides)
+    console.print(f"{experiment.name} in {run}", highlight=False)
+
+    @contextmanager
+    def opened() -> Any:
+        from nas.cli.progress import Screen
+        from nas.pipeline import Pipeline
+
+        screen = Screen(console)
+        try:
+            with Pipeline.open(experiment, run, screen, mirror) as pipeline:
+                yield pipeline
+        finally:
+            screen.stop()
+
+    return opened()
+
+
+@app.command()
+def run(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None, mirror: MirrorAt = None) -> None:
+    """Do all: train, search, export, finetune where the experiment says so, report. The same command again continues, and a finished run says so.
+
+    --minutes bounds the training; --set search.max_minutes=5 bounds the search.
+
+    Example: nas run bignas-digits --set search.candidates=100
+    """
+    kept = object_store(mirror) if mirror else None
+    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes), kept) as pipeline:
+        pipeline.train()
+        pipeline.search()
+        ids = pipeline.export()
+        ids += [pipeline.finetune(child) for child in pipeline.to_finetune(ids)]
+        if not pipeline.worked:
+            console.print("all is done; more candidates (--set search.candidates=N) or epochs (--set recipe.epochs=N) extend the run", highlight=False)
+        finish(pipeline, ids)
+
+
+@app.command()
+def train(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None) -> None:
+    """Train the supernet, or go on training it.
+
+    Example: nas train bignas-fashion-mnist --minutes 10
+    """
+    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes)) as pipeline:
+        pipeline.train()
+        report_line(pipeline)
+    console.print(f"next: nas search {pipeline.run}", highlight=False)
+
+
+@app.command()
+def search(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None) -> None:
+    """Search the trained supernet for children, or go on searching.
+
+    Example: nas search runs/bignas-digits --set search.constraints.max_macs=300k --set search.candidates=400
+    """
+    with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes)) as pipeline:
+        pipeline.search()
+        report_line(pipeline)
+    console.print(f"next: nas export {pipeline.run}", highlight=False)
+
+
+@app.command()
+def export(
+    experiment: Target,
+    child: Annotated[str | None, typer.Option("--child", help="One candidate, by id or number, instead of the front.")] = None,
+    run_dir: RunDir = None,
+    set_: Set = NOTHING,
+) -> None:
+    """Write children as files that need no raynas: weights, their source, ONNX, figures, a model card.
+
+    Example: nas export runs/bignas-digits --set export.children=8
+    """
+    with open_pipeline(experiment, run_dir, set_) as pipeline:
+        ids = pipeline.export(child)
+        finish(pipeline, ids)
+
+
+@app.command()
+def finetune(
+    run: Annotated[Path, RUN],
+    child: Annotated[str, typer.Argument(help="Id or number of a candidate.")],
+    set_: Set = NOTHING,
+) -> None:
+    """Train one child on by itself, as the section finetune of the experiment says, and export it beside the others.
+
+    Example: nas finetune runs/vit-resnas-digits 17 --set finetune.recipe.epochs=20 --set finetune.teacher=largest
+    """
+    if experiment_of(run, set_).finetune is None:
+        raise ValueError("the experiment has no section finetune; for example: --set 'finetune={recipe: {name: single, epochs: 20, batch: 64}}'")
+    with open_pipeline(str(run), None, set_) as pipeline:
+        finish(pipeline, [pipeline.finetune(child)])
+
+
+@app.command()
+def quantize(
+    run: Annotated[Path, RUN],
+    child: Annotated[str, typer.Argument(metavar="CHILD", help="An exported child, by id.")],
+    bits: Annotated[str | None, typer.Option(help="Bits of weights and activations, 2 to 8; several for a budget to choose from. [default: 8, or 4,8]")] = None,
+    max_bitops: Annotated[str | None, typer.Option(metavar="N", help="The most MACs x weight bits x activation bits, for example 20M.")] = None,
+    max_bytes: Annotated[str | None, typer.Option(metavar="N", help="The most bytes of weights, for example 40k.")] = None,
+    set_: Set = NOTHING,
+) -> None:
+    """Quantize an exported child: AdaQuant on training images, bits allocated by an integer program where there is a budget.
+
+    Example: nas quantize runs/bignas-digits e5b4bb4dae2e --bits 4
+    """
+    from nas.quantization.compare import read_wish
+
+    wish = read_wish(bits, max_bitops, max_bytes)
+    experiment_of(run, set_)
+    with open_pipeline(str(run), None, set_) as pipeline:
+        figures = pipeline.quantize(child, wish)
+        path = pipeline.run / "children" / figures["id"]
+        report_line(pipeline)
+    print_quantized(figures)
+    console.print(f"next: python -c 'import nas; net = nas.load_child(\"{os.path.relpath(path)}\")', or its model.onnx in ONNX Runtime", highlight=False)
+
+
+@app.command()
+def register(
+    run: Annotated[Path, RUN],
+    child: Annotated[str, typer.Argument(metavar="CHILD", help="The id of an exported child.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the registered model, made if there is none.")],
+    alias: Annotated[str | None, typer.Option("--alias", help="Of this version, for example champion.")] = None,
+) -> None:
+    """Make an exported child a model in MLflow's registry, loadable by mlflow.pytorch.load_model.
+
+    Example: nas register runs/bignas-digits CHILD digits --alias champion
+    """
+    import json
+
+    from nas.children.export import homes, load_child
+    from nas.results.tracking import address
+    from nas.results.tracking import register as enter
+    from nas.rundir.atomic import sha256
+    from nas.space import Arch
+
+    settings, folder = experiment_of(run), run / "children" / child
+    if not (folder / "arch.json").is_file():
+        known = ", ".join(sorted(path.parent.name for path in run.glob("children/[!.]*/arch.json"))) or "none"
+        raise ValueError(f"{run} has no exported child {child!r}; exported there: {known}")
+    net = load_child(folder, homes(settings.space.name))
+    about = json.loads((folder / "arch.json").read_text())
+    uri, arch = address(run, settings.tracking.uri), Arch(about["arch"]).id  # a finetuned child is named otherwise
+    label, experiment = f"{child}-{sha256(folder / 'model.safetensors')[:8]}", settings.tracking.experiment or settings.name
+    version = enter(run, uri, experiment, net, arch, label, about["input"]["shape"], about["input"].get("any_size", False), name, alias)
+    console.print(f"{name}, version {version}: mlflow.pytorch.load_model('models:/{name}{'@' + alias if alias else '/' + version}')", highlight=False)
+
+
+@app.command()
+def report(run: Annotated[Path, RUN]) -> None:
+    """Write RUN/report.html again and print the front.
+
+    Example: nas report runs/bignas-digits
+    """
+    from nas.results.report import front_table, write_report
+
+    experiment_of(run)
+    path = write_report(run)
+    print_table([row for row in front_table(run) if row["front"] or row["exported"]])
+    console.print(f"report: {path}", highlight=False)
+
+
+@app.command()
+def spaces(
+    space: Annotated[str | None, typer.Argument(help="One space; all by default.")] = None,
+    size: Annotated[str | None, typer.Argument(help="One of its sizes.")] = None,
+) -> None:
+    """List search spaces: how many networks each holds, and what the smallest and the largest cost.
+
+    Example: nas spaces bignas attentivenas
+    """
+    from nas.results.plots import human
+    from nas.supernet import built_in_spaces, find_space, load_supernet
+
+    names, rest = ((Column(head, no_wrap=True) for head in heads) for heads in (("space", "size", "networks"), ("params", "input")))
+    table = Table(*names, "smallest MACs", "params", "largest MACs", *rest, box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in [space] if space else built_in_spaces():
+        for each in [size] if size else list(find_space(name).SIZES):
+            net = load_supernet(name, each)
+            small, large = net.cost(net.space.smallest()), net.cost(net.space.largest())
+            figures = [human(n) for n in (small.macs, small.params, large.macs, large.params)]
+            networks = net.space.cardinality
+            table.add_row(name, each, f"{networks:,}" if networks < 1e6 else f"{networks:.1e}", *figures, "x".join(map(str, net.input_shape)))
+            if size:
+                for choice in net.space.choices.values():
+                    console.print(f"  {choice.name}: {', '.join(map(str, choice.values))}", highlight=False)
+    console.print(table)
+
+
+@app.command()
+def doctor(experiment: Annotated[str | None, typer.Argument(metavar="[EXPERIMENT]", help="Look at what this one needs, its data too.")] = None) -> None:
+    """Look at this machine: what is missing for a run, and how to mend it.
+
+    Example: nas doctor
+    """
+    from nas.cli.doctor import examine
+
+    table, missing = Table("", "what", "found", "to do", box=None), 0
+    for finding in examine(load_experiment(experiment) if experiment else None):
+        missing += not finding.ok
+        table.add_row("ok" if finding.ok else "MISSING", finding.what, finding.found, "" if finding.ok else finding.mend)
+    console.print(table)
+    if missing:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(run: Annotated[Path, RUN], port: Annotated[int, typer.Option(help="On this machine alone.")] = 5000) -> None:
+    """Open MLflow on the store of this run, to compare candidates; runs beside it share the store. Of a server only the page is named.
+
+    Example: nas ui runs/bignas-digits
+    """
+    from nas.results.tracking import address, page_of, reachable, ui_command
+
+    settings = experiment_of(run)
+    uri, name = address(run, settings.tracking.uri), settings.tracking.experiment or settings.name
+    if uri.startswith(("http://", "https://")):
+        if why := reachable(uri):
+            raise ValueError(f"{uri}, where this run is tracked, does not answer: {why}")
+        console.print(f"{uri.rstrip('/')}{page_of(uri, name)}", highlight=False, soft_wrap=True)
+        return
+    command = [*ui_command(uri), "--port", str(port)]
+    page = page_of(uri, name)
+    console.print(f"http://127.0.0.1:{port}{page}\n(Ctrl-C ends it)", highlight=False, soft_wrap=True)
+    raise typer.Exit(subprocess.call(command))
+
+
+for command in cluster.COMMANDS:
+    app.command()(command)
+
+
+def bounded(overrides: list[str], stage: str, minutes: float | None) -> list[str]:
+    """The overrides with the time bound of a stage."""
+    return [*overrides, f"{stage}.max_minutes={minutes}"] if minutes else overrides
+
+
+def report_line(pipeline: Pipeline) -> None:
+    console.print(f"report: {pipeline.report()}", highlight=False)
+
+
+def finish(pipeline: Pipeline, ids: list[str]) -> None:
+    """The table of the exported children, and where everything is."""
+    from nas.results.report import front_table
+
+    path = pipeline.report()
+    print_table([row for row in front_table(pipeline.run) if row["id"] in ids])
+    console.print(f"report:   {path}\nchildren: {pipeline.run / 'children'}\ncompare:  nas ui {os.path.relpath(pipeline.run)}", highlight=False)
+
+
+def print_quantized(figures: dict[str, Any]) -> None:
+    """What each way of quantizing costs and gives."""
+    from nas.results.plots import human
+
+    metrics = list(figures["validation"])
+    table = Table(Column(no_wrap=True), "BitOPs", "bytes", *(f"{part} {metric}" for metric in metrics[:1] for part in ("validation", "test")), box=None)
+    for row in figures["rows"]:
+        values = [f"{row[part][metric]:.2f}" for metric in metrics[:1] for part in ("validation", "test")]
+        table.add_row(row["method"], human(row["bitops"]), f"{row['bytes']:,}", *values)
+    if "onnx" in figures:
+        layers = f"ONNX Runtime ({figures['parity']['integer_layers']:.0f} integer layers)"
+        table.add_row(layers, human(figures["bitops"]), f"{figures['bytes']:,}", f"{figures['onnx'][metrics[0]]:.2f}", "")
+    console.print(table)
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    from nas.results.plots import human
+
+    if not rows:
+        return
+    metric, bits = rows[0]["metric"], ["bitops"] if rows[0]["cost"] == "bitops" else []
+    tested = [metric, *dict.fromkeys(name for row in rows for name in row["tested"] if name != metric)]
+    costs = {"bitops": "BitOPs", "macs": "MACs", "params": "params"}
+    heads = [costs[name] for name in (*bits, "macs", "params")]
+    heads += [head.replace("_", " ") for head in (f"validation {metric}", *(f"test {name}" for name in tested))]  # so that it may be broken
+    columns = [Column(head, min_width=max(map(len, head.split()))) for head in heads]
+    table = Table(Column("child", no_wrap=True, min_width=max(len(row["id"]) for row in rows)), *columns, box=None)
+    for row in rows:
+        validation = row["validation"] if row["validation"] is not None else row["exported_validation"]
+        figures = [validation, *(row["tested"].get(name) for name in tested)]
+        told = ["" if value is None else f"{value:.2f}" if value >= 10 else f"{value:.4f}" for value in figures]
+        table.add_row(row["id"], *(human(row[name]) for name in (*bits, "macs", "params")), *told)
+    console.print(table)
+
+
+def main() -> None:
+    """The entry point: a person's mistake is one clear message, without a traceback, and an exit code that is not 0."""
+    from nas.config.experiment import ExperimentError
+    from nas.rundir.atomic import Damaged, Fenced
+
+    try:
+        app()
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != 130:  # typer makes 130 of a KeyboardInterrupt
+            raise
+        console.print("stopped; the same command continues", style="yellow")
+        sys.exit(130)
+    except (ExperimentError, Damaged, Fenced, ValueError, FileNotFoundError, RuntimeError) as error:
+        if os.environ.get("RAYNAS_DEBUG"):
+            raise
+        console.print(f"error: {error}", style="red", highlight=False, markup=False)
+        if not isinstance(error, (ExperimentError, Damaged, Fenced, FileNotFoundError)):
+            console.print("(RAYNAS_DEBUG=1 shows where)", style="dim", highlight=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,327 @@
+"""The experiment file: what a run is; presets, overrides, and what a change to a run means. Imports pydantic and PyYAML alone."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_args
+
+import yaml
+from pydantic import AfterValidator, Field, NonNegativeInt, ValidationError, model_validator
+
+from nas.config.sections import (
+    ClusterSettings,
+    Data,
+    ExportSettings,
+    FinetuneSettings,
+    Kind,
+    Recipe,
+    SearchSettings,
+    Section,
+    SpaceSettings,
+    TrackingSettings,
+    TrainSettings,
+    safe_name,
+)
+
+
+class ExperimentError(ValueError):
+    """A mistake in an experiment file or an override, told so that its writer can mend it."""
+
+
+class Experiment(Section):
+    """A whole run. Made by `load_experiment` or `parse`, which tell mistakes as `ExperimentError`."""
+
+    name: Annotated[str, AfterValidator(safe_name), Kind.FREE] = Field(description="letters, digits, '.', '_', '-'")
+    seed: Annotated[NonNegativeInt, Kind.IDENTITY] = Field(default=0, description="of every draw")
+    space: Annotated[SpaceSettings, Kind.IDENTITY] = Field(description="which supernet")
+    data: Annotated[Data, Kind.IDENTITY] = Field(description="which images")
+    recipe: Annotated[Recipe, Kind.IDENTITY] = Field(description="how the supernet learns")
+    train: Annotated[TrainSettings, Kind.FREE] = Field(default=TrainSettings(), description="where training runs")
+    search: SearchSettings = Field(description="how children are found")
+    export: Annotated[ExportSettings, Kind.FREE] = Field(default=ExportSettings(), description="what is handed over")
+    finetune: Annotated[FinetuneSettings | None, Kind.FREE] = Field(default=None, description="how children are trained on; null: not at all")
+    tracking: Annotated[TrackingSettings, Kind.FREE] = Field(default=TrackingSettings(), description="where MLflow writes")
+    cluster: Annotated[ClusterSettings, Kind.FREE] = Field(default=ClusterSettings(), description="where nas submit sends it")
+
+    @model_validator(mode="after")
+    def _across(self) -> Experiment:
+        wrong = _shares(self.recipe, self.train, "recipe")
+        if self.finetune and self.finetune.children:  # else it may still be mended before nas finetune
+            wrong += _shares(self.finetune.recipe, self.train, "finetune.recipe")
+        if (self.search.validation or 0) > self.data.validation:
+            wrong.append(f"search.validation {self.search.validation} is more than the {self.data.validation} examples of data.validation")
+        if wrong:
+            raise ValueError("\n  ".join(wrong))
+        return self
+
+
+def _shares(recipe: Recipe, train: TrainSettings, key: str) -> list[str]:
+    """What is wrong with how a recipe's batch is shared among the workers and their passes; `key` is where the recipe stands."""
+    batch, workers, micro = recipe.batch, train.workers, train.micro_batch
+    share, wrong = batch // workers, []
+    if batch % workers:
+        near = _near(workers, [n for n in range(1, batch + 1) if batch % n == 0])
+        below = batch - batch % workers
+        batches = f"{below} or {below + workers}" if below else str(workers)
+        wrong.append(f"{key}.batch {batch} does not divide among train.workers {workers}: try workers {near}, or batch {batches}")
+    elif micro and share % micro:
+        near = _near(micro, [n for n in range(1, share + 1) if share % n == 0])
+        wrong.append(f"train.micro_batch {micro} does not divide the {batch} / {workers} = {share} examples of a worker: try {near}")
+    elif (micro or share) < (archs := getattr(recipe, "archs", 1)):
+        wrong.append(f"{key}.archs {archs} is more than the {micro or share} examples of one pass on one worker: lower it, or raise {key}.batch")
+    return wrong
+
+
+def _near(value: int, allowed: list[int]) -> str:
+    """The allowed numbers next to `value`, as text: ``"2 or 4"``."""
+    below = max((n for n in allowed if n <= value), default=allowed[0])
+    above = min((n for n in allowed if n >= value), default=allowed[-1])
+    return " or ".join(str(n) for n in sorted({below, above}))
+
+
+class Difference(NamedTuple):
+    """One key that differs between two experiments."""
+
+    key: str
+    old: Any
+    new: Any
+    kind: Kind
+
+
+def identity(experiment: Experiment) -> dict[str, Any]:
+    """What makes the run this run: the identity fields as plain values by dotted key, for example ``{"recipe.lr": 0.05, ...}``."""
+    return {key: value for key, value, kind in _leaves(experiment) if kind is Kind.IDENTITY}
+
+
+def difference(old: Experiment, new: Experiment) -> list[Difference]:
+    """The keys whose values differ, in the order of the file; None stands for a key that one of them does not have."""
+    before, after = ({key: (value, kind) for key, value, kind in _leaves(e)} for e in (old, new))
+    absent = (None, Kind.IDENTITY)
+    rows = [(key, before.get(key, absent)[0], *after.get(key, (None, before.get(key, absent)[1]))) for key in before | after]
+    return [Difference(*row) for row in rows if row[1] != row[2]]
+
+
+def _leaves(value: Any, key: str = "", kind: Kind | None = None) -> Iterator[tuple[str, Any, Kind]]:
+    """``(dotted key, plain value, kind)`` of everything in a section; a field has its own mark or that of its section."""
+    if isinstance(value, Section):
+        for name, field in type(value).model_fields.items():
+            own = next((m for m in field.metadata if isinstance(m, Kind)), kind)
+            yield from _leaves(getattr(value, name), f"{key}.{name}".lstrip("."), own)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{key}.{name}", kind)
+    else:
+        assert kind is not None, f"{key} has no Kind"
+        yield key, value, kind
+
+
+# --- mistakes, told
+
+
+_ALLOWED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text (quote it)",
+}
+
+
+def parse(tree: object, source: str = "the experiment") -> Experiment:
+    """The experiment that plain values mean.
+
+    Raises:
+        ExperimentError: all mistakes at once: which key, what was given, what is allowed. `source` says where they stand.
+    """
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(dict(e), Experiment) for e in error.errors(include_url=False)]
+    more = [f"... and {len(lines) - 10} more"] if len(lines) > 10 else []
+    raise ExperimentError(f"{source}: {len(lines)} mistake{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines[:10] + more))
+
+
+def _explain(error: dict[str, Any], root: type[Section]) -> str:
+    """One line for one of pydantic's errors."""
+    key, section, field = _locate(error["loc"], root)
+    about = f" ({field.description})" if field is not None else ""
+    if error["type"] == "extra_forbidden":
+        place, _, last = key.rpartition(".")
+        near = [f"{place}.{k}".lstrip(".") for k in difflib.get_close_matches(last, section.model_fields)]
+        near += [k for k in dict.fromkeys(_keys(root)) if k.rpartition(".")[2] == last and k not in (key, *near)]
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        return f"{key}: unknown key; {hint}keys {'of ' + place if place else 'at the top'}: {', '.join(section.model_fields)}"
+    if error["type"] == "missing":
+        return f"{key}: missing{about}"
+    if error["type"] == "value_error":
+        return f"{key}: {error['ctx']['error']}".removeprefix(": ")
+    given = json.dumps(error["input"], default=str)
+    given = given if len(given) <= 60 else given[:57] + "..."
+    inner = _sections(field.annotation) if field is not None else [root]
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):  # no section has this name
+        names = ", ".join(repr(name) for s in inner for name in get_args(s.model_fields["name"].annotation))
+        given = json.dumps(error["input"].get("name"))
+        return f"{key}.name: given {given}; allowed: {names}{about}" if "name" in error["input"] else f"{key}.name: missing; allowed: {names}{about}"
+    if error["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        allowed = "a mapping" + (f" with the keys {', '.join(dict.fromkeys(k for s in inner for k in s.model_fields))}" if inner else "")
+    else:
+        allowed = _ALLOWED.get(error["type"], error["msg"].removeprefix("Input should be "))
+    nothing = ", or null" if field is not None and type(None) in get_args(field.annotation) else ""
+    return f"{key}: given {given}; allowed: {allowed}{nothing}{about}".removeprefix(": ")
+
+
+def _locate(loc: Sequence[int | str], root: type[Section]) -> tuple[str, type[Section], Any]:
+    """The dotted key of pydantic's location, the section that the key stands in, and its field (None: there is none)."""
+    parts, keys, section, field = list(loc), [], root, None
+    inner: list[type[Section]] = [root]
+    while parts:
+        if inner:
+            section = inner[0] if len(inner) == 1 else next(s for s in inner if parts[0] in get_args(s.model_fields["name"].annotation))
+            if len(inner) > 1 and len(parts) > 1:  # pydantic puts the tag of a union before the key
+                parts.pop(0)
+        part = parts.pop(0)
+        keys.append(str(part))
+        field = section.model_fields.get(str(part)) if inner else None
+        inner = _sections(field.annotation) if field is not None else []
+    return ".".join(keys), section, field
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """The sections that a field may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [s for inner in get_args(annotation) for s in _sections(inner)]
+
+
+def _keys(section: type[Section], place: str = "") -> Iterator[str]:
+    """Every dotted key of a section."""
+    for name, field in section.model_fields.items():
+        yield place + name
+        for inner in _sections(field.annotation):
+            yield from _keys(inner, f"{place}{name}.")
+
+
+# --- files
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: ``1e-5`` is a number, ``010`` is ten, a date is text; a key that stands twice is refused."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:  # type: ignore[override]
+        node = super().compose_mapping_node(anchor)  # type: ignore[arg-type]
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+            seen.add(str(key.value))
+        return node
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that `_Loader` would read as something else."""
+
+
+_TAG = "tag:yaml.org,2002:"
+_FLOAT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$")
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {
+        first: [rule for rule in rules if rule[0].removeprefix(_TAG) not in ("int", "float", "timestamp")]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    _class.add_implicit_resolver(_TAG + "int", re.compile(r"[-+]?\d[\d_]*$"), list("-+0123456789"))
+    _class.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))
+_Loader.add_constructor(_TAG + "int", lambda loader, node: int(node.value.replace("_", "")))
+
+
+def presets() -> list[str]:
+    """The names of the experiments that come with raynas."""
+    return sorted(p.name.removesuffix(".yaml") for p in _preset_folder().iterdir() if p.name.endswith(".yaml"))
+
+
+def load_experiment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """A preset or a user's file, changed by overrides such as ``"recipe.lr=0.1"``, whose values are YAML.
+
+    A relative ``data.path``, ``tracking.uri`` or run in ``search.propose_from`` counts from the file's folder (in an override from the current folder); a
+    ``data.path`` that is not there is left as it is, to be looked up under RAYNAS_DATA.
+
+    Raises:
+        ExperimentError: no such preset or file, not readable, or mistakes in it.
+    """
+    source = str(name_or_path)
+    if source in presets():
+        tree = _read((_preset_folder() / f"{source}.yaml").read_bytes(), f"preset {source}")
+    elif Path(source).is_file():
+        tree = _read(Path(source).read_bytes(), source)
+        _resolve_paths(tree, Path(source).parent)
+    else:
+        stem = Path(source).name.removesuffix(".yaml").removesuffix(".yml")
+        near = difflib.get_close_matches(stem, presets())
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ExperimentError(f"no preset and no file {source!r}{hint}\n  presets: {', '.join(presets())}; or a path of your own")
+    for text in overrides:
+        change = _read_override(text)
+        _resolve_paths(change, Path.cwd())
+        if isinstance(tree, dict):
+            _merge(tree, change)
+    return parse(tree, source + (f" with {' '.join(overrides)}" if overrides else ""))
+
+
+def _preset_folder() -> Traversable:
+    return importlib.resources.files("searchspaces") / "presets"
+
+
+def _read(text: str | bytes, source: str) -> Any:
+    """One YAML document as plain values."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ExperimentError(f"{source}{where}: {error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ExperimentError(f"{source} is not readable as YAML: {error}") from None
+
+
+def _read_override(text: str) -> dict[str, Any]:
+    """``"recipe.lr=0.1"`` as ``{"recipe": {"lr": 0.1}}``."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ExperimentError(f"override {text!r} is not key=value; write for example recipe.lr=0.1")
+    tree = _read(value, f"override {text!r}")
+    for name in reversed(key.split(".")):
+        tree = {name: tree}
+    return tree
+
+
+def _merge(tree: Any, changes: dict[str, Any]) -> None:
+    """Put `changes` into `tree`, section by section; one that is given whole under another name replaces the old one."""
+    for key, value in changes.items():
+        old = tree.get(key)
+        another = isinstance(value, dict) and isinstance(old, dict) and len(value) > 1 and value.get("name", old.get("name")) != old.get("name")
+        if isinstance(value, dict) and isinstance(old, dict) and not another:
+            _merge(old, value)
+        else:
+            tree[key] = value
+
+
+def _resolve_paths(tree: Any, folder: Path) -> None:
+    """Make the relative paths of an experiment's plain values absolute, counted from `folder`."""
+    data, tracking, search = (tree.get(key) if isinstance(tree, dict) else None for key in ("data", "tracking", "search"))
+    if isinstance(data, dict) and isinstance(data.get("path"), str):
+        path = folder / Path(data["path"]).expanduser()
+        data["path"] = os.path.abspath(path) if path.exists() else data["path"]
+    if isinstance(tracking, dict) and isinstance(tracking.get("uri"), str):
+        uri = tracking["uri"]  # "databricks" and whatever has a scheme are MLflow's own forms
+        tracking["uri"] = uri if ":" in uri or uri == "databricks" else os.path.abspath(folder / Path(uri).expanduser())
+    if isinstance(search, dict) and isinstance(search.get("propose_from"), list):
+        search["propose_from"] = [os.path.abspath(folder / Path(str(run)).expanduser()) for run in search["propose_from"]]
+
+
+def dump(experiment: Experiment) -> str:
+    """The experiment as YAML, every key written out; it loads back to an equal one."""
+    return yaml.dump(experiment.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)

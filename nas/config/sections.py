@@ -1,0 +1,383 @@
+"""The sections of an experiment file, as frozen typed values. Imports pydantic alone.
+
+Every field is marked with its `Kind`, on the field or on the section that holds it: whether a run may continue under
+another value. To add a recipe, write another `Section` with its own ``name: Literal[...]`` and add it to ``Recipe``, or a task's data to ``Data``;
+nothing else changes.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from nas.config.cluster import absolute, no_secret, object_store
+
+
+class Kind(StrEnum):
+    """Whether a run that has begun may continue under another value of a field."""
+
+    IDENTITY = "identity"  # no: it would be another run
+    FREE = "free"  # yes, at any resume; it is recorded
+    EXTEND = "extend"  # yes: the run goes on from where it stands
+
+
+class Section(BaseModel):
+    """Frozen, keyword only, no unknown keys, no silent conversion of types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def safe_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", name) or ".." in name:
+        raise ValueError(f"given {name!r}; allowed: up to 100 letters, digits, . _ - with no leading . and no ..")
+    return name
+
+
+def count(value: object) -> object:
+    """``"1.5M"`` and ``3e5`` as whole numbers; anything else is left to pydantic."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]?)", value.strip())
+        number = float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[found[2]] if found else 0.5
+        if abs(number - round(number)) > 1e-6:
+            raise ValueError(f'given {value!r}; allowed: a whole number, plain or such as "300k", "1.5M", "2G"')
+        return round(number)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _as_tuple(value: object) -> object:
+    """A YAML list as the frozen tuple that it becomes."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Quant = Annotated[Literal["off", "noise", "real"], BeforeValidator(lambda value: "off" if value is False else value)]  # YAML reads off as false
+Count = Annotated[int, BeforeValidator(count), Field(gt=0)]
+
+
+class SpaceSettings(Section):
+    """Which supernet."""
+
+    name: str = Field(description="a built-in space such as bignas, or your own my_module:my_space")
+    size: str = Field(default="", description="one of the space's sizes, for example d8")
+    options: dict[str, JsonValue] = Field(default={}, description="plain values for the family, for example sync_batch_norm: true")
+    child: dict[str, int | float] | None = Field(default=None, description="choices of one child, to train it alone; null: the whole space")
+    inherit: Annotated[str | None, Kind.FREE] = Field(
+        default=None, description="a supernet's checkpoint that the child starts from; null: fresh weights. Looked at when training begins"
+    )
+
+    @model_validator(mode="after")
+    def _inherits(self) -> SpaceSettings:
+        if self.inherit and self.child is None:
+            raise ValueError("inherit is for a child alone: give its choices as child, or leave inherit out")
+        return self
+
+
+class DataSettings(Section):
+    """Which images, how they are divided, how they are varied in training."""
+
+    name: Literal["digits", "fashion-mnist", "cifar10", "folder"] = Field(description="the data set")
+    path: str | None = Field(default=None, description="folder only: has train/<class> and val/<class> or test/<class>")
+    size: PositiveInt | None = Field(default=None, description="folder only: side of the square images, pixels")
+    validation: PositiveInt = Field(description="examples held out of the training part for the search, of each class in proportion to its size")
+    shift: NonNegativeInt = Field(default=0, description="random crop after padding each side by so many pixels")
+    flip: bool = Field(default=False, description="mirror left and right with probability 1/2")
+    resized_crop: bool = Field(default=False, description="random crops of 8 to 100 % of the area, resized, instead of shift")
+    erase: Share = Field(default=0.0, description="probability that a rectangle of a training image becomes random pixels")
+    rand_augment: bool = Field(default=False, description="RandAugment (arXiv:1909.13719) on every training image; slow")
+    mix: bool = Field(default=False, description="CutMix of half of each training batch, Mixup of the other, labels mixed alike")
+
+    @model_validator(mode="after")
+    def _folder(self) -> DataSettings:
+        given = {key: getattr(self, key) is not None for key in ("path", "size")}
+        if self.name == "folder" and not all(given.values()):
+            raise ValueError("name: folder needs path (where the images are) and size (pixels)")
+        if self.resized_crop and self.shift:
+            raise ValueError("resized_crop and shift are two ways to crop: set one of them")
+        if self.name != "folder" and any(given.values()):
+            raise ValueError(f"path and size are for name: folder alone; {self.name} has its own: leave them out")
+        return self
+
+
+class SuperResolutionSettings(Section):
+    """Which photographs, how they are divided, how pairs of low and high resolution are made of them."""
+
+    name: Literal["photos", "sr-folder"] = Field(description="photos: those that scikit-image carries; sr-folder: your own")
+    path: str | None = Field(default=None, description="sr-folder only: has the folders train and test with high-resolution images")
+    train: str = Field(default="train", description="sr-folder only: the folder in path to train on")
+    test: str = Field(default="test", description="sr-folder only: the folder in path to test on, for example Set5")
+    scale: Literal[2, 3, 4] = Field(description="how many times larger the output is")
+    patch: Annotated[int, Field(ge=8)] = Field(description="side of a low-resolution training crop, pixels")
+    validation: PositiveInt = Field(description="crops held out for the search, four times patch square, of images that are not trained on")
+    flip: bool = Field(default=True, description="mirror left and right with probability 1/2")
+    rotate: bool = Field(default=False, description="turn by 0, 90, 180 or 270 degrees")
+    border: NonNegativeInt | None = Field(default=None, description="pixels cut off before PSNR and SSIM; null: as many as the scale")
+    round_luma: bool = Field(default=False, description="PSNR and SSIM on luma rounded to whole numbers, as some papers do")
+    tile: PositiveInt | None = Field(default=None, description="larger images are run in tiles of so many low-resolution pixels; null: whole")
+    overlap: NonNegativeInt = Field(
+        default=20, description="low-resolution pixels around a tile that its network sees too; networks of the space basic see 19 at most, of rfdn 40"
+    )
+
+    @model_validator(mode="after")
+    def _places(self) -> SuperResolutionSettings:
+        if self.name == "sr-folder" and self.path is None:
+            raise ValueError("name: sr-folder needs path (where the images are)")
+        if self.name != "sr-folder" and (self.path, self.train, self.test) != (None, "train", "test"):
+            raise ValueError(f"path, train and test are for name: sr-folder alone; {self.name} has its own: leave them out")
+        if (self.border or 0) > self.patch:
+            raise ValueError(f"border {self.border} leaves too little of a validation crop: at most patch, {self.patch}")
+        return self
+
+
+Data = Annotated[DataSettings | SuperResolutionSettings, Field(discriminator="name")]
+
+
+class Sandwich(Section):
+    """BigNAS's sandwich rule with in-place distillation (arXiv:2003.11142)."""
+
+    name: Literal["sandwich"] = Field(description="the recipe")
+    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the training part")
+    batch: PositiveInt = Field(description="examples a step over all workers")
+    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="adamw suits transformers; momentum is for sgd alone")
+    lr: PositiveFloat = Field(description="peak learning rate at this batch")
+    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up")
+    schedule: Literal["cosine", "exponential"] = Field(default="cosine", description="how the learning rate falls after the warm-up")
+    momentum: Share = Field(default=0.9, description="of SGD")
+    nesterov: bool = Field(default=True, description="Nesterov's momentum")
+    weight_decay: NonNegativeFloat = Field(description="on weights of convolutions and linear layers")
+    label_smoothing: Share = Field(default=0.1, description="share of the target spread over all classes, largest network only")
+    dropout: Share = Field(default=0.2, description="probability before the classifier, largest network only")
+    drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch, largest network only")
+    random_children: NonNegativeInt = Field(default=2, description="random networks a step, besides the largest and the smallest")
+    clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm; null for no clipping")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Sandwich:
+        _shorter(self.warmup_epochs, self.epochs)
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov: true needs a momentum above 0")
+        return self
+
+
+class MultiArch(Section):
+    """Multi-architectural sampling (ViT-ResNAS): several random children a step, each on its share of the batch, in one pass."""
+
+    name: Literal["multi_arch"] = Field(description="the recipe")
+    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the training part")
+    batch: PositiveInt = Field(description="examples a step over all workers")
+    archs: PositiveInt = Field(default=16, description="children a step over all workers; each has its share of the batch")
+    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate at this batch, of AdamW")
+    first_lr: NonNegativeFloat = Field(default=1e-6, description="learning rate at the start of the warm-up")
+    final_lr: NonNegativeFloat = Field(default=1e-5, description="learning rate at the end of the cosine")
+    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up")
+    weight_decay: NonNegativeFloat = Field(default=0.05, description="on matrices, kernels and position embeddings")
+    label_smoothing: Share = Field(default=0.1, description="share of the target spread over all classes")
+    dropout: Share = Field(default=0.0, description="probability before the classifier")
+    drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch")
+    opening: Share = Field(default=0.25, description="share of training over which the choices open, from the largest child to all")
+    existence: Annotated[tuple[Literal[0, 1], ...], BeforeValidator(_as_tuple), Field(min_length=1)] = Field(
+        default=(1, 1, 0, 0), description="whether a block exists is drawn from this list, which opens from its first entry on"
+    )
+    clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm; null for no clipping")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MultiArch:
+        _shorter(self.warmup_epochs, self.epochs)
+        return self
+
+
+class Single(Section):
+    """One network, on labels: the space's only one, or its largest. What finetune does to a child."""
+
+    name: Literal["single"] = Field(description="the recipe")
+    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the training part")
+    batch: PositiveInt = Field(description="examples a step over all workers")
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="sgd has Nesterov's momentum of 0.9")
+    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate at this batch; it falls along a cosine")
+    final_lr: NonNegativeFloat = Field(default=1e-5, description="learning rate at the end")
+    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up")
+    weight_decay: NonNegativeFloat = Field(default=0.05, description="on whatever has more than one axis")
+    label_smoothing: Share = Field(default=0.1, description="share of the target spread over all classes")
+    dropout: Share = Field(default=0.0, description="probability before the classifier")
+    drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch")
+    quant: Quant = Field(default="off", description="how families that quantize run")
+    average: Share = Field(default=0.0, description="share of training that the exported moving average of weights reaches back; 0: none")
+    teacher: Annotated[str | None, Kind.FREE] = Field(
+        default=None, description="directory of an exported child whose soft labels count half; null: labels alone"
+    )
+    clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm; null for no clipping")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Single:
+        _shorter(self.warmup_epochs, self.epochs)
+        return self
+
+
+class SinglePath(Section):
+    """Random children, one or more a step (arXiv:1904.00420), under quantization noise where the family quantizes (arXiv:2208.14839)."""
+
+    name: Literal["single_path"] = Field(description="the recipe")
+    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the training part")
+    batch: PositiveInt = Field(description="examples a step over all workers")
+    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate of Adam")
+    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up; a cosine to 0 follows")
+    weight_decay: NonNegativeFloat = Field(default=0.0, description="on weights of convolutions and linear layers")
+    paths: PositiveInt = Field(
+        default=1, description="random children a step, each on the whole batch, with every value of a choice as often as any other (FairNAS, arXiv:1907.01845)"
+    )
+    opening_epochs: NonNegativeFloat = Field(
+        default=0.0, description="epochs in which the choices open: half of them the largest child alone, then ever more of each choice"
+    )
+    quant: Quant = Field(default="noise", description="in training: real quantizers, noise in their place, or off")
+    clip_norm: PositiveFloat | None = Field(default=1.0, description="largest gradient norm; null for no clipping")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SinglePath:
+        _shorter(self.warmup_epochs, self.epochs)
+        if self.opening_epochs > self.epochs:
+            raise ValueError(f"opening_epochs ({self.opening_epochs:g}) must be at most epochs ({self.epochs:g})")
+        return self
+
+
+class Differentiable(Section):
+    """The search of QuantNAS (arXiv:2208.14839): a mixture whose logits learn on half of the data, the weights on the other."""
+
+    name: Literal["differentiable"] = Field(description="the recipe")
+    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the weights' half of the training part")
+    batch: PositiveInt = Field(description="examples a step over all workers, of either half")
+    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate of the weights' Adam")
+    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up; a cosine to 0 follows")
+    weight_decay: NonNegativeFloat = Field(default=3e-8, description="on weights of convolutions and linear layers")
+    quant: Quant = Field(default="noise", description="in training: real quantizers, noise in their place, or off")
+    clip_norm: PositiveFloat | None = Field(default=5.0, description="largest gradient norm of the weights; null for no clipping")
+    alpha_lr: PositiveFloat = Field(default=3e-4, description="of the logits' Adam; the paper's takes 80,000 steps: fewer need more")
+    alpha_warmup: Share = Field(default=0.45, description="share of the training before the logits learn")
+    entropy: NonNegativeFloat = Field(default=1e-3, description="weight of the logits' entropy at the end, in nats over all slots")
+    bitops: NonNegativeFloat = Field(default=0.0, description="weight of expected BitOPs, over those of the uniform mixture")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Differentiable:
+        _shorter(self.warmup_epochs, self.epochs)
+        return self
+
+
+def _shorter(warmup_epochs: float, epochs: float) -> None:
+    if warmup_epochs >= epochs:
+        raise ValueError(f"warmup_epochs {warmup_epochs:g} must be below epochs {epochs:g}")
+
+
+Recipe = Annotated[Sandwich | MultiArch | SinglePath | Differentiable | Single, Field(discriminator="name")]
+
+
+class TrainSettings(Section):
+    """Where and how safely training runs; what is learnt does not depend on it, but for rounding."""
+
+    workers: PositiveInt = Field(default=2, description="Ray Train workers; fewer where use_gpu is null and there are fewer GPUs")
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of activations; losses and weights are fp32")
+    use_gpu: bool | None = Field(default=None, description="one GPU a worker; null: if the cluster has them")
+    cpus_per_worker: PositiveFloat = Field(default=1.0, description="CPUs that each worker reserves")
+    checkpoint_every: PositiveInt = Field(default=200, description="steps between checkpoints")
+    keep: PositiveInt = Field(default=2, description="checkpoints kept")
+    max_minutes: PositiveFloat | None = Field(default=None, description="stop at a checkpoint after so many minutes; null: no limit")
+    micro_batch: PositiveInt | None = Field(default=None, description="examples at once on a worker; below batch / workers gradients accumulate")
+    max_failures: NonNegativeInt = Field(default=3, description="restarts of the workers before giving up")
+    max_rollbacks: NonNegativeInt = Field(default=3, description="returns to an earlier checkpoint for a loss that is not finite")
+
+
+class Constraints(Section):
+    """What a child may cost for one image; null: no bound."""
+
+    max_macs: Count | None = Field(default=None, description='most multiply-accumulates, for example 1_500_000 or "1.5M"')
+    min_macs: Count | None = Field(default=None, description='fewest multiply-accumulates, for example "300k"')
+    max_params: Count | None = Field(default=None, description='most parameters, for example "100k"')
+    max_bitops: Count | None = Field(default=None, description='most BitOPs (multiply-accumulates x weight bits x activation bits), for example "2G"')
+
+    @model_validator(mode="after")
+    def _order(self) -> Constraints:
+        if self.min_macs and self.max_macs and self.min_macs > self.max_macs:
+            raise ValueError(f"min_macs {self.min_macs:,} is above max_macs {self.max_macs:,}: no child fits")
+        return self
+
+
+class SearchSettings(Section):
+    """How children are proposed and judged."""
+
+    algorithm: Annotated[Literal["evolution", "fittest", "random"], Kind.IDENTITY] = Field(default="evolution", description="who proposes")
+    candidates: Annotated[PositiveInt, Kind.EXTEND] = Field(description="children to judge in all")
+    window: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=32, description="candidate k is proposed from the records of 0 .. k - window")
+    initial: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=100, description="algorithm fittest: random candidates before there are children")
+    propose_from: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Kind.IDENTITY] = Field(
+        default=(), description="finished runs of the recipe differentiable; what they found are the first candidates"
+    )
+    constraints: Annotated[Constraints, Kind.EXTEND] = Field(default=Constraints(), description="the budget")
+    metric: Annotated[Literal["accuracy", "cross_entropy", "psnr", "ssim"] | None, Kind.IDENTITY] = Field(
+        default=None, description="what is good; null: accuracy of classes, psnr of images; cross_entropy tells close children apart on few images"
+    )
+    calibration: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=2048, description="training images for a child's batch statistics")
+    calibration_batch: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=256, description="images at once in calibration")
+    validation: Annotated[PositiveInt | None, Kind.IDENTITY] = Field(default=None, description="validation images to score on; null: all")
+    trials: Annotated[PositiveInt, Kind.FREE] = Field(default=2, description="Ray Tune trials at a time")
+    batch: Annotated[PositiveInt | None, Kind.FREE] = Field(default=None, description="candidates a trial; null: from the measured time")
+    score_batch: Annotated[PositiveInt, Kind.FREE] = Field(default=500, description="images at once in scoring")
+    max_minutes: Annotated[PositiveFloat | None, Kind.FREE] = Field(default=None, description="stop after so many minutes; null: no limit")
+
+    @model_validator(mode="after")
+    def _in_flight(self) -> SearchSettings:
+        flying, batch = self.trials * (self.batch or 1), self.batch or 1
+        if flying > self.window / 2:
+            raise ValueError(
+                f"trials {self.trials} x batch {batch} = {flying} candidates at once, but window {self.window} allows half of it: "
+                f"lower them, or begin a new run with window {2 * flying} or more"
+            )
+        return self
+
+
+class FinetuneSettings(Section):
+    """Whether and how exported children are trained on by themselves."""
+
+    children: NonNegativeInt = Field(default=1, description="how many children of the front nas run trains on, the best first")
+    fresh: bool = Field(default=False, description="begin from fresh weights instead of the supernet's")
+    teacher: str | None = Field(default=None, description="whose soft labels help: largest, or the id of an exported child; null: nobody's")
+    recipe: Single = Field(description="how it learns")
+
+
+class ExportSettings(Section):
+    """What is handed over."""
+
+    children: PositiveInt = Field(default=5, description="children of the front, spread over it")
+    onnx: bool = Field(default=True, description="also write model.onnx")
+
+
+class TrackingSettings(Section):
+    """Where MLflow writes."""
+
+    uri: str | None = Field(default=None, description="MLflow's tracking URI; null: in the run directory")
+    experiment: str | None = Field(default=None, description="MLflow's experiment; null: the experiment's name")
+
+
+class ClusterSettings(Section):
+    """Where `nas submit` sends the run. Everything here means the cluster's machines, not this one."""
+
+    address: str | None = Field(default=None, description="of the cluster's Jobs server, for example http://head:8265")
+    storage: Annotated[str, AfterValidator(absolute)] | None = Field(default=None, description="directory that all machines share; runs are its folders")
+    mirror: Annotated[str, AfterValidator(object_store)] | None = Field(
+        default=None, description="s3://bucket/prefix or gs://...: runs are kept there too, and restored where storage has lost them"
+    )
+    env: Annotated[dict[str, str], AfterValidator(no_secret)] = Field(default={}, description="environment variables of the run; no secrets")
+    image: str | None = Field(default=None, description="Kubernetes only: container image with raynas in it")
+    claim: str | None = Field(default=None, description="Kubernetes only: PersistentVolumeClaim behind storage, ReadWriteMany")

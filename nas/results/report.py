@@ -1,0 +1,222 @@
+"""A run as one page, ``RUN/report.html``: pictures, a table, what was run. It needs no other file and no network."""
+
+from __future__ import annotations
+
+import base64
+import math
+import os
+import platform
+from collections.abc import Iterator
+from html import escape
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from nas.results.history import History, Training, front_table, metric_of, read_children, read_history, read_json, read_pictures, read_training
+from nas.results.plots import COSTS, human, progress_picture, search_picture, training_picture
+from nas.search.journal import Record
+
+__all__ = ["front_table", "write_report"]
+
+SHOWN = ("raynas", "torch", "deepspeed", "ray", "mlflow", "numpy")
+STYLE = """
+:root { color-scheme: light dark; --page: #fff; --text: #1d2430; --quiet: #667080; --line: #dde1e7; --panel: #f6f7f9; --link: #1f66c1; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #14171c; --text: #e3e6eb; --quiet: #98a1ae; --line: #2e343d; --panel: #1b1f26; --link: #7ab0f2; } }
+body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 60rem; background: var(--page); color: var(--text);
+  font: 16px/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin: 2.6rem 0 .3rem; }
+p { margin: .4rem 0; } .lead { font-size: 1.08rem; } .quiet { color: var(--quiet); font-size: .92rem; } a { color: var(--link); }
+svg { display: block; width: 100%; height: auto; margin-top: .6rem; } svg text { font-family: system-ui, sans-serif !important; }
+.wide { overflow-x: auto; margin-top: .6rem; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .95rem; }
+th, td { padding: .38rem .8rem .38rem 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th { color: var(--quiet); font-weight: 500; } th:first-child, td:first-child, th:last-child, td:last-child { text-align: left; }
+tr.off td { color: var(--quiet); }
+.row { display: flex; flex-wrap: wrap; gap: .8rem; margin: .8rem 0 1.6rem; } summary { cursor: pointer; }
+figure { margin: 0; flex: 1 1 12rem; max-width: 18rem; } figure img { width: 100%; display: block; border-radius: 4px; }
+img.zoom { image-rendering: pixelated; aspect-ratio: 1; } figcaption { color: var(--quiet); font-size: .85rem; margin-top: .25rem; }
+figcaption b { color: var(--text); font-weight: 500; }
+code, pre { font-family: ui-monospace, monospace; font-size: .88rem; }
+pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6px; padding: .9rem 1rem; overflow-x: auto; }
+"""
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Write the page, or write it anew. What the run does not have yet is left out, and the page says so.
+
+    Returns:
+        The file's path.
+    """
+    run_dir = Path(run_dir)
+    about, history, training = read_json(run_dir / "run.json"), read_history(run_dir), read_training(run_dir)
+    title = str(about.get("name") or run_dir.name)
+    body = [f"<h1>{escape(title)}</h1>", *_summary(run_dir, history, training), *_search(run_dir, history)]
+    body += [*_training(training), *_table(run_dir, history), *_pictures(run_dir), *_what_ran(run_dir, about, history)]
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
+    page = (
+        f'<!doctype html>\n<html lang="en">\n<head>{head}\n<style>{STYLE}</style></head>\n<body>\n'
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
+    )
+    path = run_dir / "report.html"
+    beside = run_dir / f".report.html.{os.getpid()}"
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(page)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+    return path
+
+
+def _summary(run_dir: Path, history: History | None, training: Training) -> Iterator[str]:
+    parts = []
+    trained = _seconds(training)
+    if training.steps:
+        last = training.steps[-1]
+        parts.append(f"The supernet was trained for {last['step']:,} of {last.get('total', last['step']):,} steps in {_duration(trained)}.")
+    if history and history.records:
+        failed = sum(history.failed(record) for record in history.records.values())
+        spent = sum(record.seconds for record in history.records.values())
+        lost = f", {failed:,} of which failed" if failed else ""
+        parts.append(f"The search judged {len(history.records):,} candidates{lost}, taking {_duration(spent)} of evaluation in all.")
+        if front := history.front():
+            parts.append(f"The best child, {_child(history, front[-1])}. The smallest on the front, {_child(history, front[0])}.")
+    children = read_children(run_dir)
+    if children:
+        parts.append(f"{len(children)} {'child was' if len(children) == 1 else 'children were'} exported.")
+    yield f'<p class="lead">{escape(" ".join(parts)) or "Nothing has been written by this run yet."}</p>'
+    if history and history.records:
+        name = escape(history.objective.metric)
+        yield (
+            f'<p class="quiet">The search looked at {name} on the <b>validation</b> set alone. The <b>test</b> set was seen '
+            "only by exported children, after the search, and chose nothing.</p>"
+        )
+
+
+def _child(history: History, record: Record) -> str:
+    what, reached = history.objective, _figure(history.metric(record))
+    return (
+        f"{record.id}, reaches {what.metric} {reached} on validation with {human(record.cost[what.cost])} {COSTS.get(what.cost, what.cost)}"
+    )
+
+
+def _search(run_dir: Path, history: History | None) -> Iterator[str]:
+    yield "<h2>Search</h2>"
+    if history is None or not history.records:
+        yield '<p class="quiet">No candidate has been judged yet.</p>'
+        return
+    if not history.progress:
+        last = list(history.records.values())[-1]
+        yield f'<p class="quiet">Every candidate has failed so far; the last one with: {escape(str(last.error))}</p>'
+        return
+    failed = sum(history.failed(record) for record in history.records.values())
+    lost = f" {failed:,} failed {'candidate is' if failed == 1 else 'candidates are'} not shown." if failed else ""
+    yield f'<p class="quiet">Each point is a child cut out of the supernet and scored on validation; rest on one to see it.{lost}</p>'
+    ours = {name: child for name, child in read_children(run_dir).items() if child["supernet"] == history.supernet}
+    yield search_picture(history, ours)
+    yield '<p class="quiet">Progress. The hypervolume is the area under the front, in units of the metric times decades of cost.</p>'
+    yield progress_picture(history)
+
+
+def _training(training: Training) -> Iterator[str]:
+    yield "<h2>Training</h2>"
+    if not training.steps:
+        yield '<p class="quiet">No training step has been written yet.</p>'
+        return
+    yield '<p class="quiet">Losses are on training batches; the panel is a few fixed children scored on validation.</p>'
+    for event in training.events:
+        yield f'<p class="quiet">Step {event["step"]:,}: {escape(str(event["event"]))}: {escape(str(event.get("reason", "")))}</p>'
+    yield training_picture(training)
+
+
+def _table(run_dir: Path, history: History | None) -> Iterator[str]:
+    yield "<h2>Children</h2>"
+    rows = front_table(run_dir)
+    if not rows:
+        yield '<p class="quiet">There is no front and no exported child yet.</p>'
+        return
+    children = read_children(run_dir)
+    name = metric_of(history, children)
+    metric = escape(name)
+    bits = history is not None and history.objective.cost == "bitops"
+    again = any(row["exported_validation"] is not None and row["exported_validation"] != row["validation"] for row in rows)
+    heads = ["id", *(["BitOPs"] if bits else []), "MACs", "parameters", f"validation {metric}"]
+    heads += [*([f"validation {metric}, as exported"] if again else []), f"test {metric}", "files"]
+    yield '<div class="wide"><table><thead><tr>' + "".join(f'<th scope="col">{head}</th>' for head in heads) + "</tr></thead><tbody>"
+    for row in rows:
+        cells = [f"<code>{escape(row['id'])}</code>", *([human(row["bitops"])] if bits else []), human(row["macs"]), human(row["params"])]
+        cells += [_figure(row["validation"]), *([_figure(row["exported_validation"])] if again else []), _figure(row["test"])]
+        place = f"children/{quote(row['id'])}/"
+        cells.append(f'<a href="{place}">{escape(place)}</a>' if row["exported"] else "")
+        yield f"<tr{'' if row['front'] else ' class=off'}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    for baseline, test in _baselines(children, name).items():
+        cells = [escape(baseline), *[""] * (len(heads) - 3), _figure(test), ""]
+        yield "<tr class=off>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    yield "</tbody></table></div>"
+    if not all(row["front"] for row in rows):
+        yield '<p class="quiet">Children in grey do not stand on the front.</p>'
+    if not any(row["exported"] for row in rows):
+        yield '<p class="quiet">No child has been exported yet, so none has been tested.</p>'
+
+
+def _baselines(children: dict[str, dict[str, Any]], metric: str) -> dict[str, float]:
+    """The test figure of what children must beat, by name."""
+    return {name: figures[metric] for child in children.values() for name, figures in (child.get("baselines") or {}).items() if metric in figures}
+
+
+def _pictures(run_dir: Path) -> Iterator[str]:
+    """What exported children do on test examples; one child open, the others folded."""
+    ids = [row["id"] for row in front_table(run_dir)]
+    found = read_pictures(run_dir)
+    if not found:
+        return
+    yield "<h2>Pictures</h2>"
+    yield '<p class="quiet">Test examples, the same ones for every child; each figure is that of the whole image.</p>'
+    for number, name in enumerate(sorted(found, key=ids.index, reverse=True)):
+        yield f'<details{"" if number else " open"}><summary><code>{escape(name)}</code></summary>'
+        for picture in found[name]:
+            yield '<div class="row">' + "".join(_panel(panel) for panel in picture["panels"]) + "</div>"
+        yield "</details>"
+
+
+def _panel(panel: dict[str, Any]) -> str:
+    image = base64.b64encode(panel["file"].read_bytes()).decode()
+    zoom = " class=zoom" if panel["enlarged"] else ""
+    label, note = escape(panel["label"]), escape(panel["note"])
+    return f'<figure><img{zoom} alt="{label}" src="data:image/png;base64,{image}"><figcaption><b>{label}</b> {note}</figcaption></figure>'
+
+
+def _what_ran(run_dir: Path, about: dict[str, Any], history: History | None) -> Iterator[str]:
+    yield "<h2>What was run</h2>"
+    facts = [("run", about.get("id")), ("supernet, sha256", history.supernet if history else None)]
+    facts += [("Python", platform.python_version()), *((name, _version(name)) for name in SHOWN)]
+    yield '<p class="quiet">' + " · ".join(f"{name} <code>{escape(str(value))}</code>" for name, value in facts if value) + "</p>"
+    try:
+        yield f"<pre>{escape((run_dir / 'experiment.yaml').read_text(encoding='utf-8', errors='replace'))}</pre>"
+    except OSError:
+        yield '<p class="quiet">There is no experiment.yaml in the run directory.</p>'
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _seconds(training: Training) -> float:
+    return max((float(line.get("seconds", 0)) for line in training.steps), default=0.0)
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
+
+
+def _duration(seconds: float) -> str:
+    """A time for people: ``5 h 12 min``."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,96 @@
+"""One Ray session for all stages of a command: a cluster where one is named, else this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from nas.config.experiment import Experiment
+
+QUIET = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end, or a death, is seen; 2 s by default
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # how soon a notice that a node will be taken away reaches the workers; 5 s by default
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours ends the search in order
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # in a submitted job: what is set below adds to the job's own, and may repeat it
+}
+
+
+class TooLittle(ValueError):
+    """The cluster has less than was asked for; nothing was started."""
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """A connection to Ray: the cluster of RAY_ADDRESS, or a local one that ends with this process. Nested calls share one."""
+    if ray.is_initialized():
+        yield
+        return
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))  # a user's own space lies where they stand
+    env = {"PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE", **{k: v for k in ("RAYNAS_DATA",) if (v := os.environ.get(k))}}
+    ray.init(
+        include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        runtime_env={"env_vars": env},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_room(experiment: Experiment) -> None:
+    """Refuse an experiment whose training or search would wait for ever.
+
+    Raises:
+        TooLittle: says what is asked, what there is, and what to change.
+    """
+    train, trials, gpu = experiment.train, experiment.search.trials, has_gpus(experiment.train.use_gpu)
+    count = workers(experiment)
+    _check(count * train.cpus_per_worker, count * gpu, f"training with {count} workers", "train.workers")
+    _check(trials, gpu, f"searching with {trials} trials at a time", "search.trials")
+
+
+def _check(cpus: float, gpus: float, what: str, setting: str) -> None:
+    have = ray.cluster_resources()
+    for name, want in (("CPU", cpus), ("GPU", gpus)):
+        if want > have.get(name, 0):
+            raise TooLittle(f"{what} asks for {want:g} {name}s and the cluster has {have.get(name, 0):g}: lower {setting}, or add machines")
+
+
+def workers(experiment: Experiment) -> int:
+    """How many train: as set, or one for each GPU where use_gpu is null and there are fewer GPUs, if the batch divides among these."""
+    train, have = experiment.train, int(gpus())
+    share = train.micro_batch or 1
+    fewer = train.use_gpu is None and 0 < have < train.workers and experiment.recipe.batch % (have * share) == 0
+    return have if fewer else train.workers
+
+
+def has_gpus(setting: bool | None) -> bool:
+    """Whether workers use GPUs: as set, else if the cluster has any."""
+    return gpus() > 0 if setting is None else setting
+
+
+def gpus() -> float:
+    """How many the cluster has."""
+    return ray.cluster_resources().get("GPU", 0.0)
+
+
+def leaving() -> bool:
+    """Whether the machine of this process will be taken away: Ray drains a node at a preemption notice, and where it is ended by SIGTERM."""
+    from ray._private.state import state  # Ray 2.60 tells it nowhere else; to workers alone by ray.train.get_preemption_info
+
+    return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()

@@ -1,0 +1,95 @@
+"""Ending in order: the first SIGINT or SIGTERM asks a run to save and end, a second one ends it at once.
+
+`ray job stop`, Kubernetes and batch systems send SIGTERM and kill some time later; a person sends SIGINT.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+from nas.rundir.atomic import Fence
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopper:
+    """Whether this attempt at a run has been asked to end.
+
+    The workers, on whichever machine, read it from the fence; the driver has it from here.
+    """
+
+    def __init__(self, fence: Fence, say: Callable[[str], None]) -> None:
+        self.fence, self.say, self.asked, self.signalled = fence, say, threading.Event(), False
+
+    def check(self) -> None:
+        """Raises: KeyboardInterrupt, where the run has been asked to end."""
+        if self.asked.is_set():
+            raise KeyboardInterrupt
+
+    def ask(self, why: str) -> None:
+        """Ask the run to save and end; from any thread, and told once."""
+        if not self.asked.is_set():
+            self.fence.ask_to_stop()
+            self.asked.set()
+            self.say(why)
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        if self.signalled:
+            raise KeyboardInterrupt
+        self.signalled = True  # whatever else has asked before, the first signal leaves the time to save
+        self.ask(f"{signal.Signals(number).name}: saving and ending; once more ends at once")
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals while the context is open. Inside Ray's session, since Ray takes SIGTERM for itself as it starts."""
+        before = {number: signal.signal(number, self._heard) for number in SIGNALS} if _main() else {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def watching(leaving: Callable[[], bool], then: Callable[[], None], every_s: float = 2.0) -> Iterator[None]:
+    """Call `then` once, from a thread, when `leaving` says so while the context is open."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(every_s):
+            with suppress(Exception):  # a head that does not answer now is asked again
+                if leaving():
+                    then()
+                    over.set()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(5)
+
+
+def aside(work: Callable[[], Any]) -> Any:
+    """Do `work` in a thread of its own and wait for it: Ray Train and Tune take SIGINT for themselves only in the main thread."""
+    done: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result()
+
+
+def _main() -> bool:
+    return threading.current_thread() is threading.main_thread()

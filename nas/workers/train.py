@@ -1,0 +1,136 @@
+"""Training on Ray Train workers: from a run directory to a run directory with a trained supernet in it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from nas.config.experiment import Experiment, parse
+from nas.results.history import Lines
+from nas.rundir import atomic
+from nas.training.loop import State, checkpoints, share_done
+from nas.workers.session import check_room, has_gpus, session, workers
+from nas.workers.stopping import aside
+
+Notify = Callable[[dict[str, Any]], None]
+
+
+class TrainingFailed(RuntimeError):
+    """The workers gave up; the message is theirs."""
+
+
+def state_of(run: Path) -> State | None:
+    """The newest whole checkpoint's state, if there is one."""
+    newest = atomic.newest_valid(checkpoints(run))
+    return State(**json.loads((newest / "state.json").read_text())["state"]) if newest else None
+
+
+def finished(run: Path, experiment: Experiment, total: int) -> bool:
+    """Whether nothing is left to train."""
+    state = state_of(run)
+    return state is not None and share_done(State(state.step, total, state.seconds), experiment.train.max_minutes) >= 1
+
+
+def train(experiment: Experiment, run: Path, fence: atomic.Fence, notify: Notify = lambda _: None) -> None:
+    """Train the experiment's supernet from where the run stands to the end.
+
+    Args:
+        notify: called in this process with each new line of ``RUN/train/metrics.jsonl``.
+
+    Raises:
+        TooLittle: the cluster has less than the experiment asks for.
+        TrainingFailed: a worker raised, or died more often than ``train.max_failures``.
+    """
+    from nas.training.engine import prebuild
+
+    with session(), following(run / "train" / "metrics.jsonl", notify):
+        check_room(experiment)
+        prebuild()
+        done = -1
+        for part in count():  # more than one where workers have saved and returned since a machine of theirs is being taken away
+            _fit(experiment, run, fence, has_gpus(experiment.train.use_gpu), part)
+            state = state_of(run)
+            if state is None or share_done(state, experiment.train.max_minutes) >= 1 or fence.stopping():
+                return
+            if state.step <= done:
+                raise TrainingFailed(f"the workers were asked to leave their machines twice at step {done:,}; the same command continues")
+            done = state.step
+
+
+def _fit(experiment: Experiment, run: Path, fence: atomic.Fence, gpu: bool, part: int) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    settings = experiment.train
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"experiment": experiment.model_dump(mode="json"), "run": str(run), "attempt": fence.attempt, "gpu": gpu},
+        scaling_config=ScalingConfig(num_workers=workers(experiment), use_gpu=gpu, resources_per_worker={"CPU": settings.cpus_per_worker, "GPU": int(gpu)}),
+        run_config=RunConfig(
+            name=f"attempt-{fence.attempt}-{part}",
+            storage_path=str(run / ".ray"),
+            failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+    )
+    try:
+        aside(trainer.fit)
+    except TrainingFailedError as error:
+        raise TrainingFailed(_cause(error)) from error
+
+
+def _cause(error: Exception) -> str:
+    """What the first worker that failed said, without the frames of Ray."""
+    failures = getattr(error, "worker_failures", None)
+    return str(failures[min(failures)] if failures else error).strip()
+
+
+def work(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    import ray
+    import ray.train
+
+    from nas.device import settle
+
+    cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
+    device = settle(config["gpu"], cpus)
+    from nas.training.loop import Loop  # after settle: importing DeepSpeed fixes the accelerator
+
+    run, place = Path(config["run"]), ray.train.get_context()
+    fence = atomic.Fence(run, config["attempt"])
+    Loop(parse(config["experiment"]), run, fence, place.get_world_rank(), place.get_world_size(), device, preempted).train()
+
+
+def preempted() -> bool:
+    """Whether Ray has notice that the node of some worker will be taken away; all workers ask together, and get one answer."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
+
+
+@contextmanager
+def following(path: Path, notify: Notify, every_s: float = 0.25) -> Iterator[None]:
+    """Call `notify` with every line that is added to a file of JSON lines while the context is open."""
+    stop, lines = threading.Event(), Lines(path)
+    lines.new()
+
+    def follow() -> None:
+        last = False
+        while not last:
+            last = stop.wait(every_s)
+            for line in lines.new():
+                notify(line)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(5)

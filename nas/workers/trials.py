@@ -1,0 +1,319 @@
+"""The search as Ray Tune trials: reused actors that share the supernet's weights, some candidates to a trial.
+
+Tune runs what the search asks for and hands back what came of it. It keeps no state of ours: the journal does.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from ray import tune
+from ray.tune.search import Searcher
+
+from nas.build import found_by, proposed
+from nas.children.evaluate import Evaluator
+from nas.config.experiment import Experiment, parse
+from nas.rundir import atomic
+from nas.search import Budget, Candidate, Exhausted, Journal, Objective, Record, Search, check_budget, resume, searcher
+from nas.space import Arch
+from nas.supernet import Supernet
+from nas.tasks import load_task
+from nas.training.loop import build, judged_weights
+from nas.workers.session import check_room, gpus, has_gpus, session
+from nas.workers.stopping import aside
+
+LIVES = 3  # deaths of a worker on one candidate alone, after which the candidate counts as failed
+TRIAL_SECONDS = 2.0  # how long a trial should last at least, so that Tune's own work stays small beside it
+
+
+class SearchFailed(RuntimeError):
+    """No worker could judge any child."""
+
+
+class Scored(tune.Trainable):
+    """An actor that holds one supernet and judges the candidates of one trial after another."""
+
+    def setup(self, config: dict[str, Any], weights: Mapping[str, np.ndarray], experiment: dict[str, Any], gpu: bool) -> None:  # type: ignore[override]
+        from nas.device import settle
+
+        device = settle(gpu, 1)
+        settings = parse(experiment)
+        task = load_task(settings)
+        net = build(settings, task)
+        net.load_state_dict({name: shared(array) for name, array in weights.items()}, assign=True)
+        self.evaluator = Evaluator(net.to(device), task, settings.search, device)
+        self.candidates = config["candidates"]
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.candidates = new_config["candidates"]
+        return True
+
+    def step(self) -> dict[str, Any]:
+        return {"judged": [self._judge(k, Arch(choices)) for k, choices in self.candidates], "done": True}
+
+    def _judge(self, k: int, arch: Arch) -> dict[str, Any]:
+        began = time.monotonic()
+        try:
+            metrics, error = self.evaluator(arch), None
+        except Exception as problem:  # one candidate's failure is recorded, and the others go on
+            metrics, error = None, f"{type(problem).__name__}: {problem}"
+        return {"k": k, "metrics": metrics, "seconds": time.monotonic() - began, "error": error}
+
+
+def shared(array: np.ndarray) -> torch.Tensor:
+    """A tensor over an array in Ray's shared memory; nobody writes to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+class Asker(Searcher):
+    """Between Tune and a search: gives each trial its candidates, and writes down what came of them.
+
+    Args:
+        search, journal: already at the same place.
+        missing: candidates that a killed driver left without a record.
+        target: how many candidates there shall be in all.
+        at_once: most candidates in flight, over `trials` trials.
+        batch: candidates a trial; None chooses by the time that they take.
+        deadline: `time.monotonic` after which nothing new is begun.
+        notify: called with each new record.
+        fence: refuses writes of a driver that is over; once it asks to stop, nothing new is begun.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        journal: Journal,
+        missing: list[Candidate],
+        target: int,
+        trials: int,
+        batch: int | None,
+        deadline: float,
+        notify: Callable[[Record], None],
+        fence: atomic.Fence,
+    ) -> None:
+        super().__init__()
+        self.search, self.journal, self.target, self.trials, self.batch = search, journal, target, trials, batch
+        self.deadline, self.notify, self.fence = deadline, notify, fence
+        self.waiting, self.alone = deque(missing), deque[Candidate]()
+        self.flying: dict[str, list[Candidate]] = {}
+        self.deaths: Counter[int] = Counter()
+        self.exhausted: str | None = None
+        self.lost = self.broken = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its searcher now and then; nothing is ever read back from that."""
+        return {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
+        if time.monotonic() > self.deadline or self.broken or self.fence.stopping():
+            return Searcher.FINISHED
+        if len(self.flying) >= self.trials:  # Tune itself begins as many as there are CPUs for
+            return None
+        candidates = [self.alone.popleft()] if self.alone else self._next()
+        if candidates:
+            self.flying[trial_id] = candidates
+            return {"candidates": [(c.k, dict(c.arch)) for c in candidates]}
+        return None if self.flying else Searcher.FINISHED
+
+    def _next(self) -> list[Candidate]:
+        candidates: list[Candidate] = []
+        while len(candidates) < self._size():
+            candidate = self.waiting.popleft() if self.waiting else self._ask()
+            if candidate is None:
+                break
+            candidates.append(candidate)
+        return candidates
+
+    def _ask(self) -> Candidate | None:
+        if self.search.next_k >= self.target or self.exhausted:
+            return None
+        try:
+            return self.search.ask()
+        except Exhausted as end:
+            self.exhausted = str(end)
+            return None
+
+    def _size(self) -> int:
+        """Candidates for the next trial: enough to fill some seconds, and no more than half the window in flight."""
+        most = max(1, self.search.window // 2 // self.trials)
+        if self.batch:
+            return min(self.batch, most)
+        seconds = [record.seconds for record in self.journal.records[-20:]]
+        return min(most, max(1, round(TRIAL_SECONDS / max(median(seconds), 1e-3)))) if seconds else 1
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        candidates = self.flying.pop(trial_id, [])
+        if error or result is None or "judged" not in result:
+            for candidate in candidates:
+                self._died(candidate, len(candidates) == 1)
+            return
+        self.lost = -1  # a worker has worked: from here on a death may be a candidate's fault
+        judged = {row["k"]: row for row in result["judged"]}
+        for candidate in candidates:
+            row = judged[candidate.k]
+            self._keep(candidate, row["metrics"], row["seconds"], row["error"])
+
+    def _died(self, candidate: Candidate, alone: bool) -> None:
+        """A worker died on this candidate: it is tried alone, and blamed after `LIVES` deaths on it alone."""
+        if self.lost >= 0:
+            self.lost += 1
+            self.broken = self.lost if self.lost >= 2 * LIVES else 0
+        self.deaths[candidate.k] += alone and self.lost < 0
+        if self.deaths[candidate.k] >= LIVES:
+            self._keep(candidate, None, 0.0, f"its worker died {LIVES} times on this candidate alone")
+        else:
+            self.alone.append(candidate)
+
+    def _keep(self, candidate: Candidate, metrics: dict[str, float] | None, seconds: float, error: str | None) -> None:
+        if metrics is not None and not all(np.isfinite(value) for value in metrics.values()):
+            metrics, error = None, f"not finite: {metrics}"
+        record = Record(candidate.k, candidate.arch, metrics, dict(self.search.cost(candidate.arch)), round(seconds, 4), error)
+        self.fence.check()
+        self.search.tell(record)  # it checks what it is told: what is written must not be refused at the next start
+        self.journal.append(record)
+        self.notify(record)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the journal is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: see `save`."""
+
+
+def open_search(experiment: Experiment, net: Supernet, task: Any, trained: Path | None = None) -> Search:
+    """The search that an experiment describes, over the children of `net`, with nothing asked yet.
+
+    Args:
+        trained: the supernet's checkpoint. What the recipe differentiable found there is the first candidate.
+
+    Raises:
+        ValueError: the space cannot meet the constraints; says by how much.
+    """
+    settings = experiment.search
+    objective, budget = objective_of(experiment, task, net), budget_of(experiment)
+    how = {"seed": experiment.seed, "window": settings.window} | ({"initial": settings.initial} if settings.algorithm == "fittest" else {})
+    search = searcher(settings.algorithm, net.space, lambda arch: vars(net.cost(arch)), objective, budget, **how)
+    own = [found_by(trained, net)] if trained and experiment.recipe.name == "differentiable" else []
+    search.begin_with([*own, *(proposed(Path(run), net) for run in settings.propose_from)])
+    return search
+
+
+def objective_of(experiment: Experiment, task: Any, net: Supernet) -> Objective:
+    """What the search wants: the experiment's metric or the task's own, against MACs, or BitOPs where bits are chosen too.
+
+    Raises:
+        ValueError: the task does not give that metric.
+    """
+    metric = experiment.search.metric or task.metric
+    if metric not in task.metrics:
+        raise ValueError(f"search.metric {metric!r} is not a metric of data.name {experiment.data.name!r}; it has: {', '.join(task.metrics)}")
+    return Objective(metric, "bitops" if net.quantizes else "macs", task.metrics[metric])
+
+
+def budget_of(experiment: Experiment) -> Budget:
+    """The constraints of an experiment, by cost."""
+    limits = experiment.search.constraints
+    windows = {"macs": (limits.min_macs, limits.max_macs), "params": (None, limits.max_params), "bitops": (None, limits.max_bitops)}
+    return Budget({name: window for name, window in windows.items() if window != (None, None)})
+
+
+def journal_path(run: Path, supernet: str) -> Path:
+    """The journal of the search over one supernet, named by its weights."""
+    return run / "search" / f"journal-{supernet[:8]}.jsonl"
+
+
+def open_journal(experiment: Experiment, run: Path, supernet: str, search: Search) -> tuple[Journal, list[Candidate]]:
+    """The journal with the search brought to where it stands, and the candidates that were in flight when its writer died.
+
+    Constraints other than the last ones hold from the next candidate on.
+    """
+    path = journal_path(run, supernet)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    journal = Journal(path, {"supernet": supernet, **search.identity, "space": f"{experiment.space.name} {experiment.space.size}".strip()})
+    if not journal.budgets:
+        journal.append_budget(0, search.budget(0).constraints)
+    missing = resume(search, journal)
+    wanted = budget_of(experiment)
+    if search.budget(search.next_k) != wanted:
+        journal.append_budget(search.extend(wanted), wanted.constraints)
+    return journal, missing
+
+
+def check_constraints(experiment: Experiment, net: Supernet) -> None:
+    """Refuse constraints that no child meets, by how much."""
+    check_budget(net.space, lambda arch: vars(net.cost(arch)), budget_of(experiment))
+
+
+def search_children(experiment: Experiment, run: Path, fence: atomic.Fence, trained: Path, notify: Callable[[Record], None] = lambda _: None) -> str | None:
+    """Judge children of the supernet in the checkpoint `trained` until there are as many records as the experiment asks for.
+
+    Returns:
+        Why there will be no more, where the space is exhausted before.
+
+    Raises:
+        TooLittle: the cluster has less than the experiment asks for.
+        ValueError: the constraints cannot be met, or the journal belongs to another search.
+        SearchFailed: no worker could judge anything.
+    """
+    task, settings = load_task(experiment), experiment.search
+    search = open_search(experiment, build(experiment, task), task, trained)
+    supernet = atomic.verify(trained)["files"]["weights.safetensors"]["sha256"]
+    journal, missing = open_journal(experiment, run, supernet, search)
+    with journal:
+        if len(journal.records) >= settings.candidates:
+            return None
+        if not journal.records:
+            _check_first(search, settings.candidates)
+        deadline = time.monotonic() + 60 * settings.max_minutes if settings.max_minutes else float("inf")
+        asker = Asker(search, journal, missing, settings.candidates, settings.trials, settings.batch, deadline, notify, fence)
+        with session():
+            _run(experiment, run, fence, asker, trained)
+        return asker.exhausted
+
+
+def _check_first(search: Search, candidates: int) -> None:
+    """Refuse a budget that leaves nothing of what other searches found, where little else would be looked at."""
+    budget, first = search.budget(search.next_k), search.first
+    if first and candidates <= len(first) and all(budget.violation(search.cost(arch)) for arch in first):
+        costs = "; ".join(f"{arch.id}: " + ", ".join(f"{name} {search.cost(arch)[name]:,}" for name in budget.constraints) for arch in first)
+        raise ValueError(f"search.constraints ({budget}) exclude what was found ({costs}), and search.candidates is {candidates}: raise one of them")
+
+
+def _run(experiment: Experiment, run: Path, fence: atomic.Fence, asker: Asker, trained: Path) -> None:
+    trials, gpu = experiment.search.trials, has_gpus(experiment.train.use_gpu)
+    share = min(1.0, gpus() / trials) if gpu else 0.0
+    check_room(experiment)
+    arrays = {name: tensor.numpy() for name, tensor in judged_weights(trained).items()}
+    scored = tune.with_parameters(Scored, weights=arrays, experiment=experiment.model_dump(mode="json"), gpu=gpu)
+    tuner = tune.Tuner(
+        tune.with_resources(scored, {"cpu": 1, "gpu": share}),
+        tune_config=tune.TuneConfig(search_alg=asker, num_samples=-1, max_concurrent_trials=None, reuse_actors=True),
+        run_config=tune.RunConfig(
+            name=f"search-{fence.attempt}",
+            storage_path=str(run / ".ray"),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+        ),
+    )
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it prints the traceback of a dead worker, whose candidates the asker gives out again
+    aside(tuner.fit)
+    if asker.broken:
+        raise SearchFailed(f"{asker.broken} workers died one after another and none has judged a child; what they said: {_said(tuner)}")
+
+
+def _said(tuner: tune.Tuner) -> str:
+    """The last error of a trial, its last line."""
+    errors = [str(error).strip() for error in tuner.get_results().errors]
+    return errors[-1].splitlines()[-1] if errors else "nothing"
