@@ -24,7 +24,7 @@ from nas.config.experiment import (
     parse,
     presets,
 )
-from nas.config.sections import Kind, Section
+from nas.config.section import Kind, Section
 
 DIGITS = "bignas-digits"
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import nas.training.loop
 from nas.children.evaluate import panel
 from nas.config.experiment import Experiment, ExperimentError, difference, dump, load_experiment
-from nas.config.sections import Kind
+from nas.config.section import Kind
 from nas.pipeline import finetune_experiment
 from nas.recipes import AVERAGE, load_recipe
 from nas.recipes.recipe import Step

@@ -38,8 +38,10 @@ DIETS = {
     "nas/supernet.py": {"torch", "nas.space"},
     "nas/device.py": {"torch"},
     "nas/rundir/atomic.py": set(),
-    "nas/config/sections.py": {"pydantic", "nas.config.cluster"},
-    "nas/config/experiment.py": {"pydantic", "yaml", "nas.config.sections"},
+    "nas/config/section.py": {"pydantic"},
+    "nas/config/plugins.py": set(),
+    "nas/config/sections.py": {"pydantic", "nas.config.cluster", "nas.config.section"},
+    "nas/config/experiment.py": {"pydantic", "yaml", "nas.config"},
     **{
         f"nas/search/{name}.py": {"numpy", "nas.space", "nas.search"}
         for name in ("core", "evolution", "fittest", "random", "journal", "pareto", "sampling", "factory")

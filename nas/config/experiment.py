@@ -15,15 +15,14 @@ from typing import Annotated, Any, NamedTuple, get_args
 import yaml
 from pydantic import AfterValidator, Field, NonNegativeInt, ValidationError, model_validator
 
+from nas.config.section import Kind, Section
 from nas.config.sections import (
     ClusterSettings,
     Data,
     ExportSettings,
     FinetuneSettings,
-    Kind,
     Recipe,
     SearchSettings,
-    Section,
     SpaceSettings,
     TrackingSettings,
     TrainSettings,

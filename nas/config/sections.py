@@ -8,14 +8,11 @@ nothing else changes.
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     JsonValue,
     NonNegativeFloat,
@@ -26,47 +23,13 @@ from pydantic import (
 )
 
 from nas.config.cluster import absolute, no_secret, object_store
-
-
-class Kind(StrEnum):
-    """Whether a run that has begun may continue under another value of a field."""
-
-    IDENTITY = "identity"  # no: it would be another run
-    FREE = "free"  # yes, at any resume; it is recorded
-    EXTEND = "extend"  # yes: the run goes on from where it stands
-
-
-class Section(BaseModel):
-    """Frozen, keyword only, no unknown keys, no silent conversion of types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+from nas.config.section import Count, Kind, Quant, Section, Share, as_tuple
 
 
 def safe_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", name) or ".." in name:
         raise ValueError(f"given {name!r}; allowed: up to 100 letters, digits, . _ - with no leading . and no ..")
     return name
-
-
-def count(value: object) -> object:
-    """``"1.5M"`` and ``3e5`` as whole numbers; anything else is left to pydantic."""
-    if isinstance(value, str):
-        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]?)", value.strip())
-        number = float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[found[2]] if found else 0.5
-        if abs(number - round(number)) > 1e-6:
-            raise ValueError(f'given {value!r}; allowed: a whole number, plain or such as "300k", "1.5M", "2G"')
-        return round(number)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _as_tuple(value: object) -> object:
-    """A YAML list as the frozen tuple that it becomes."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-Share = Annotated[float, Field(ge=0, lt=1)]
-Quant = Annotated[Literal["off", "noise", "real"], BeforeValidator(lambda value: "off" if value is False else value)]  # YAML reads off as false
-Count = Annotated[int, BeforeValidator(count), Field(gt=0)]
 
 
 class SpaceSettings(Section):
@@ -189,7 +152,7 @@ class MultiArch(Section):
     dropout: Share = Field(default=0.0, description="probability before the classifier")
     drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch")
     opening: Share = Field(default=0.25, description="share of training over which the choices open, from the largest child to all")
-    existence: Annotated[tuple[Literal[0, 1], ...], BeforeValidator(_as_tuple), Field(min_length=1)] = Field(
+    existence: Annotated[tuple[Literal[0, 1], ...], BeforeValidator(as_tuple), Field(min_length=1)] = Field(
         default=(1, 1, 0, 0), description="whether a block exists is drawn from this list, which opens from its first entry on"
     )
     clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm; null for no clipping")
@@ -321,7 +284,7 @@ class SearchSettings(Section):
     candidates: Annotated[PositiveInt, Kind.EXTEND] = Field(description="children to judge in all")
     window: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=32, description="candidate k is proposed from the records of 0 .. k - window")
     initial: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=100, description="algorithm fittest: random candidates before there are children")
-    propose_from: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Kind.IDENTITY] = Field(
+    propose_from: Annotated[tuple[str, ...], BeforeValidator(as_tuple), Kind.IDENTITY] = Field(
         default=(), description="finished runs of the recipe differentiable; what they found are the first candidates"
     )
     constraints: Annotated[Constraints, Kind.EXTEND] = Field(default=Constraints(), description="the budget")

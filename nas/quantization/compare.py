@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nas.config.sections import count
+from nas.config.section import count
 from nas.quantization.adaquant import ITERATIONS, calibrate
 from nas.quantization.allocate import FLOAT_BITS, Budget, Costs, allocated, check_budget, difference, outputs
 from nas.quantization.integer import MOST_BITS

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from nas.config.experiment import Difference, Experiment, difference, dump, load_experiment
-from nas.config.sections import Kind
+from nas.config.section import Kind
 from nas.rundir.atomic import Fence, write_atomic
 
 EXPERIMENT = "experiment.yaml"

@@ -1,0 +1,88 @@
+"""Plug-ins by name. Standard library alone.
+
+A space, recipe, search algorithm, task or cost is named ``my_module:thing`` in an experiment. Those that come with raynas are found the same
+way, and have a short name besides: ``sandwich`` is ``nas.recipes.sandwich:Sandwich``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from typing import Any
+
+PACKAGES = {"recipe": "nas.recipes", "search": "nas.search", "task": "nas.tasks"}
+CONTRACTS = {"recipe": "Recipe", "search": "Search", "task": "Task"}  # what a plug-in of the kind subclasses
+POSED_BY = {  # the data sets that come with raynas, and the task that each poses
+    "digits": "classification",
+    "fashion-mnist": "classification",
+    "cifar10": "classification",
+    "folder": "classification",
+    "photos": "super_resolution",
+    "sr-folder": "super_resolution",
+}
+
+
+def find(kind: str, name: str) -> Any:
+    """The class of a plug-in.
+
+    Args:
+        kind: ``"recipe"``, ``"search"`` or ``"task"``, whose name is that of its data.
+        name: a short name, or ``my_module:thing``.
+
+    Raises:
+        ValueError: there is no such plug-in; says what there is.
+    """
+    if ":" in name:
+        return load(name)
+    short = POSED_BY.get(name, "") if kind == "task" else name
+    if short and short.isidentifier() and short in _modules(kind):
+        module = importlib.import_module(f"{PACKAGES[kind]}.{short}")
+        if (thing := getattr(module, _camel(short), None)) is not None and _is_a(thing, kind):
+            return thing
+    known = built_in(kind)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(f"given {name!r}; {hint}allowed: {', '.join(known)}; or your own as my_module:MyClass")
+
+
+def built_in(kind: str) -> list[str]:
+    """The short names of what comes with raynas."""
+    if kind == "task":
+        return list(POSED_BY)
+    found = ((name, importlib.import_module(f"{PACKAGES[kind]}.{name}")) for name in _modules(kind))
+    return [name for name, module in found if _is_a(getattr(module, _camel(name), None), kind)]
+
+
+def load(name: str) -> Any:
+    """What ``my_module:thing`` names.
+
+    Raises:
+        ValueError: there is no such module or nothing of that name in it; an error within the module is raised as it is.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module and not module.startswith(f"{error.name}."):
+            raise  # the module is there, and misses another
+        raise ValueError(f"{name!r}: there is no module {module!r}; it must lie in the current directory, or be installed") from error
+    if not hasattr(found, attribute):
+        there = [key for key, value in vars(found).items() if getattr(value, "__module__", None) == found.__name__]
+        raise ValueError(f"{name!r}: the module {module!r} has no {attribute!r}; it has: {', '.join(there) or 'nothing'}")
+    return getattr(found, attribute)
+
+
+def _modules(kind: str) -> list[str]:
+    package = importlib.import_module(PACKAGES[kind])
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def _camel(name: str) -> str:
+    """``single_path`` -> ``SinglePath``."""
+    return "".join(part.capitalize() for part in name.split("_"))
+
+
+def _is_a(thing: object, kind: str) -> bool:
+    """Whether it is a class that keeps the contract of the kind, and not the contract itself."""
+    return isinstance(thing, type) and CONTRACTS[kind] in {base.__name__ for base in thing.__mro__[1:]}

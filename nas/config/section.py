@@ -1,0 +1,52 @@
+"""What every section of an experiment file is made of. Imports pydantic alone, so that every plug-in can afford it.
+
+A plug-in's options are a `Section` of its own, which stands in the plug-in's file: unknown keys are refused, and ``nas`` can explain each.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Kind(StrEnum):
+    """Whether a run that has begun may continue under another value of a field."""
+
+    IDENTITY = "identity"  # no: it would be another run
+    FREE = "free"  # yes, at any resume; it is recorded
+    EXTEND = "extend"  # yes: the run goes on from where it stands
+
+
+class Section(BaseModel):
+    """Frozen, keyword only, no unknown keys, no silent conversion of types.
+
+    Every field of an experiment has a `Kind`: its own, as in ``Annotated[int, Kind.FREE]``, or that of the field that holds its section.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def count(value: object) -> object:
+    """``"1.5M"`` and ``3e5`` as whole numbers; anything else is left to pydantic."""
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMG]?)", value.strip())
+        number = float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[found[2]] if found else 0.5
+        if abs(number - round(number)) > 1e-6:
+            raise ValueError(f'given {value!r}; allowed: a whole number, plain or such as "300k", "1.5M", "2G"')
+        return round(number)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def as_tuple(value: object) -> object:
+    """A YAML list as the frozen tuple that it becomes."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Quant = Annotated[
+    Literal["off", "noise", "real"], BeforeValidator(lambda value: "off" if value is False else value)
+]  # YAML reads off as false
+Count = Annotated[int, BeforeValidator(count), Field(gt=0)]
