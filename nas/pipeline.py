@@ -24,19 +24,21 @@ from nas.recipes import load_recipe
 from nas.results.history import History
 from nas.results.report import write_report
 from nas.results.tracking import Tracker, address, default_uri
-from nas.rundir import atomic
-from nas.rundir.directory import open_run
+from nas.rundir.checkpoint import Checkpoint
+from nas.rundir.directory import RunDir, open_run
+from nas.rundir.fence import Fence
+from nas.rundir.log import EventLine, Line, PanelLine, StepLine
 from nas.rundir.mirror import Mirror
 from nas.search import Record
 from nas.space import Arch
 from nas.supernet import Supernet
 from nas.tasks import load_task
 from nas.tasks.task import Task
-from nas.training.loop import build, checkpoints, judged_weights, total_steps
+from nas.training.loop import build, total_steps
 from nas.workers.session import leaving, session
 from nas.workers.stopping import Stopper, watching
-from nas.workers.train import finished, state_of, train
-from nas.workers.trials import budget_of, check_constraints, journal_path, objective_of, open_search, search_children
+from nas.workers.train import finished, train
+from nas.workers.trials import budget_of, check_constraints, objective_of, open_search, search_children
 
 FLUSH_SECONDS = 30.0  # at the end, for what MLflow does not have yet
 
@@ -54,6 +56,35 @@ class Watcher(Protocol):
     def end(self, note: str) -> None: ...
 
 
+class TrainingNotes:
+    """Lines of the training log, told to people as the training goes on.
+
+    Args:
+        metric: the task's, that is shown of the panel.
+        max_minutes: the bound of the training's time, if there is one.
+
+    Attributes:
+        panel: what the newest panel said, as the end of a line; empty before the first.
+    """
+
+    def __init__(self, metric: str, max_minutes: float | None, watch: Watcher) -> None:
+        self.metric, self.max_minutes, self.watch, self.panel = metric, max_minutes, watch, ""
+
+    def take(self, line: Line) -> None:
+        match line:
+            case PanelLine():
+                figures = {name: figure[self.metric] for name, figure in line.panel.items()}
+                shown = [name for name in ("chosen", "largest", "smallest") if name in figures][:2]
+                self.panel = f" | {self.metric} {' '.join(f'{name} {figures[name]:.4g}' for name in shown)}"
+            case EventLine():
+                self.watch.say(f"{line.event}: {line.reason}")
+            case StepLine():
+                note, done, total, unit = f"loss {next(iter(line.loss.values())):.3f}{self.panel}", float(line.step), float(line.total), "steps"
+                if self.max_minutes and line.share > done / total:  # time ends this training, not the schedule
+                    note, done, total, unit = f"step {line.step:,} | {note}", line.seconds / 60, self.max_minutes, "minutes"
+                self.watch.advance(done, total, note, unit, line.seconds)
+
+
 class Pipeline:
     """One attempt at a run. Make it by `Pipeline.open`.
 
@@ -63,17 +94,17 @@ class Pipeline:
         worked: whether any stage had something to do.
     """
 
-    def __init__(self, experiment: Experiment, task: Task, net: Supernet, run: Path, fence: atomic.Fence, tracker: Tracker, watch: Watcher) -> None:
+    def __init__(self, experiment: Experiment, task: Task, net: Supernet, run: RunDir, fence: Fence, tracker: Tracker, watch: Watcher) -> None:
         self.experiment, self.task, self.net = experiment, task, net
         self.run, self.fence, self.tracker, self.watch = run, fence, tracker, watch
-        self.supernet = ""
+        self._trained: Checkpoint | None = None  # verified once a command
         self.ray, self.stopper = ExitStack(), Stopper(fence, watch.say)
         self.inner: Pipeline | None = None  # of a finetune while it goes on
         self.worked = False
 
     @classmethod
     @contextmanager
-    def open(cls, experiment: Experiment, run: Path, watch: Watcher, mirror: str | None = None) -> Iterator[Pipeline]:
+    def open(cls, experiment: Experiment, directory: Path, watch: Watcher, mirror: str | None = None) -> Iterator[Pipeline]:
         """Take the run directory, check what can be checked before anything is started, and follow with the tracker.
 
         Args:
@@ -83,7 +114,7 @@ class Pipeline:
             ValueError: the space cannot meet the constraints; the directory is occupied; the data or the mirror cannot be used.
         """
         driver(experiment.train.use_gpu)
-        run = run.absolute()
+        run = RunDir(directory.absolute())
         task = load_task(experiment)
         net = build(experiment, task)
         if task.least_side < net.least_side:
@@ -95,7 +126,7 @@ class Pipeline:
         check_constraints(experiment, net)
         load_recipe(task, experiment.recipe).optimizer(net)  # refuses a network that it cannot train
         tracking = experiment.tracking
-        kept = Mirror(mirror, run, watch.say) if mirror else None
+        kept = Mirror(mirror, run.path, watch.say) if mirror else None
         if kept:
             kept.bring()
         with open_run(experiment, run) as fence, kept or nullcontext():
@@ -113,48 +144,35 @@ class Pipeline:
             missed = tracker.close(FLUSH_SECONDS)
             if missed:
                 watch.say(f"{missed} items could not be sent to MLflow; they are kept, and the same command sends them")
-        shutil.rmtree(run / ".ray", ignore_errors=True)
+        shutil.rmtree(run.ray, ignore_errors=True)
 
     def train(self) -> None:
         """The supernet, to the end of its schedule or of its time."""
         recipe = load_recipe(self.task, self.experiment.recipe)
         total = total_steps(self.experiment, len(self.task.train), recipe)
-        if finished(self.run, self.experiment, total):
-            self.watch.say(f"train: done before ({state_of(self.run).step:,} steps)")  # type: ignore[union-attr]
+        newest = self._newest()
+        if newest and finished(newest, self.experiment, total):
+            self.watch.say(f"train: done before ({newest.state.step:,} steps)")
             return
         open_search(self.experiment, self.net, self.task)  # what the search shall begin with is refused now, not after the training
         self._begin("train", "starting Ray and the workers")
         self._ray()
-        panel: dict[str, str] = {}
+        seen = TrainingNotes(self.task.metric, self.experiment.train.max_minutes, self.watch)
 
-        def notify(line: dict[str, Any]) -> None:
-            if "panel" in line:
-                figures = {name: figure[self.task.metric] for name, figure in line["panel"].items()}
-                shown = [name for name in ("chosen", "largest", "smallest") if name in figures][:2]
-                seen = " ".join(f"{name} {figures[name]:.4g}" for name in shown)
-                panel["text"] = f" | {self.task.metric} {seen}"
-            elif "event" in line:
-                self.watch.say(f"{line['event']}: {line['reason']}")
-            elif "loss" in line:
-                note = f"loss {next(iter(line['loss'].values())):.3f}{panel.get('text', '')}"
-                done, total, minutes = line["step"], line["total"], self.experiment.train.max_minutes
-                if minutes and line["share"] > done / total:  # time ends this training, not the schedule
-                    note, done, total = f"step {done:,} | {note}", line["seconds"] / 60, minutes
-                self.watch.advance(done, total, note, "steps" if total == line["total"] else "minutes", line["seconds"])
+        def notify(line: Line) -> None:
+            seen.take(line)
             self.tracker.poke()
 
-        train(self.experiment, self.run, self.fence, notify)
-        state = state_of(self.run)
-        if state is None:
+        self._trained = newest = train(self.experiment, self.run, self.fence, notify)
+        if newest is None:
             self.stopper.check()
-        assert state is not None
-        self.watch.end(f"{state.step:,} steps in {state.seconds / 60:.1f} min{panel.get('text', '')}")
+        assert newest is not None
+        self.watch.end(f"{newest.state.step:,} steps in {newest.state.seconds / 60:.1f} min{seen.panel}")
         self.stopper.check()
 
     def search(self) -> None:
         """Candidates, until there are as many as asked for."""
-        newest = self._load()
-        history = self._history()
+        newest, history = self._supernet(), self._history()
         target, began, before = self.experiment.search.candidates, time.monotonic(), len(history.records)
         if before >= target:
             self.watch.say(f"search: done before ({before:,} candidates)")
@@ -185,7 +203,6 @@ class Pipeline:
         Raises:
             ValueError: there is nothing to choose from, or no such candidate.
         """
-        self._load()
         chosen, wanted = choose(self._history(), self.experiment, only), self.experiment.export.children
         if only is None and len(chosen) < wanted:
             budget = budget_of(self.experiment)
@@ -195,22 +212,22 @@ class Pipeline:
 
     def _export(self, archs: list[Arch], target: Path | None = None, more: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Those children that are not there yet, each in its own directory of RUN/children, or the only one in `target`."""
-        folder = self.run / "children"
-        places = {arch: target or folder / arch.id for arch in archs}
-        open_ = [arch for arch in archs if not exported(places[arch], self.supernet)]
+        supernet = self._supernet().sha
+        places = {arch: target or self.run.child(arch.id).path for arch in archs}
+        open_ = [arch for arch in archs if not exported(places[arch], supernet)]
         if not open_:
             self.watch.say(f"export: done before ({len(archs)} children)")
             return
         self._begin("export", "calibrating and scoring on test")
         evaluator, test = self._evaluator()
         space = self.experiment.space
-        about = {"space": space.name, "size": space.size, "supernet": self.supernet, "data": self.experiment.data.name, **self.task.about}
+        about = {"space": space.name, "size": space.size, "supernet": supernet, "data": self.experiment.data.name, **self.task.about}
         for number, arch in enumerate(open_, 1):
             export_child(places[arch], arch, evaluator, test, {**about, **more}, self.experiment.export.onnx, self.fence)
             self.watch.advance(number, len(open_), places[arch].name, "children", None)
             self.tracker.poke()
             self.stopper.check()
-        self.watch.end(f"{len(open_)} children in {target.parent if target else folder}")
+        self.watch.end(f"{len(open_)} children in {target.parent if target else self.run.children}")
 
     def to_finetune(self, ids: list[str]) -> list[str]:
         """Those of these children that the experiment wants trained on: the best first."""
@@ -228,15 +245,15 @@ class Pipeline:
             ValueError: no such candidate, or no such teacher.
             Occupied: another finetune of that child stands there.
         """
-        trained = self._load()
+        trained = self._supernet()
         (record,) = choose(self._history(), self.experiment, child)
-        run, name = self.run / "finetune" / f"{record.id}-{self.supernet[:8]}", f"{record.id}-finetuned"
+        run, name = self.run.finetuned(record.id, trained.sha), f"{record.id}-finetuned"
         derived = finetune_experiment(self.experiment, self.run, record, trained, self._teacher())
         with Pipeline.open(derived, run, self.watch) as self.inner:
             self.stopper.check()
             self.inner.train()
             about = {"finetuned": {"epochs": derived.recipe.epochs, "from": derived.space.inherit and record.id}}
-            self.inner.export_only(self.run / "children" / name, about)
+            self.inner.export_only(self.run.child(name).path, about)
             self.inner.report()
             self.worked |= self.inner.worked
         self.inner = None
@@ -253,14 +270,13 @@ class Pipeline:
             arch = self.net.space.largest()
             self._export([arch])
             name = arch.id
-        path = self.run / "children" / name
-        if not (path / "arch.json").is_file():
-            raise ValueError(f"finetune.teacher {name!r} is no exported child of {self.run}: nas export {self.run} --child {name}")
-        return path
+        child = self.run.child(name)
+        if not child.arch.is_file():
+            raise ValueError(f"finetune.teacher {name!r} is no exported child of {self.run.path}: nas export {self.run.path} --child {name}")
+        return child.path
 
     def export_only(self, target: Path, about: dict[str, Any]) -> None:
         """The one child of a space of one, as a directory `target`, with further facts of where it comes from."""
-        self._load()
         self._export([self.net.space.largest()], target, about)
 
     def quantize(self, name: str, wish: Wish) -> dict[str, Any]:
@@ -269,12 +285,7 @@ class Pipeline:
         Raises:
             ValueError: there is no such child, or it cannot be what is asked for.
         """
-        folder = self.run / "children"
-        source = folder / name
-        if not (source / "arch.json").is_file():
-            known = sorted(path.parent.name for path in folder.glob("[!.]*/arch.json"))
-            there = f"there are {', '.join(known)}" if known else f"export some first: nas export {self.run}"
-            raise ValueError(f"no exported child {name!r} in {folder}; {there}")
+        source = self.run.exported_child(name).path
         if figures := done_before(source, wish):
             self.watch.say(f"quantize: done before ({figures['id']})")
             return figures
@@ -287,7 +298,7 @@ class Pipeline:
         settings, modules = self.experiment, homes(self.experiment.space.name)
         device, size = driver(settings.train.use_gpu), settings.search.score_batch
         figures = quantize_child(source, wish, self.task, device, self.fence, modules, size, settings.export.onnx, tell)
-        self.watch.end(str(folder / figures["id"]))
+        self.watch.end(str(self.run.child(figures["id"]).path))
         return figures
 
     def ask(self, why: str) -> None:
@@ -312,32 +323,42 @@ class Pipeline:
         self.worked = True
         self.watch.begin(stage, note)
 
-    def _load(self) -> Path:
-        """The trained weights into the network; returns their file."""
-        newest = atomic.newest_valid(checkpoints(self.run), self.watch.say)
+    def _newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint, if there is one; verified once a command."""
+        if self._trained is None:
+            self._trained = Checkpoint.newest(self.run.checkpoints, self.watch.say)
+        return self._trained
+
+    def _supernet(self) -> Checkpoint:
+        """The trained supernet.
+
+        Raises:
+            ValueError: there is none yet.
+        """
+        newest = self._newest()
         if newest is None:
-            raise ValueError(f"{self.run} has no trained supernet yet: nas train {self.experiment.name}")
-        self.supernet = atomic.verify(newest)["files"]["weights.safetensors"]["sha256"]
-        self.net.load_state_dict(judged_weights(newest))
+            raise ValueError(f"{self.run.path} has no trained supernet yet: nas train {self.experiment.name}")
         return newest
 
     def _history(self) -> History:
-        history = History(journal_path(self.run, self.supernet))
+        """What the search over the trained supernet has found so far."""
+        history = History(self.run.journal(self._supernet().sha))
         history.update()
         return history
 
     def _evaluator(self) -> tuple[Evaluator, Batches]:
         device = driver(self.experiment.train.use_gpu)
         settings = self.experiment.search
+        self.net.load_state_dict(self._supernet().child_weights())
         net: Supernet = self.net.to(device)
         return Evaluator(net, self.task, settings, device), Batches(self.task.test, len(self.task.test), settings.score_batch, device)
 
 
-def finetune_experiment(experiment: Experiment, run: Path, record: Record, trained: Path, teacher: Path | None) -> Experiment:
+def finetune_experiment(experiment: Experiment, run: RunDir, record: Record, trained: Checkpoint, teacher: Path | None) -> Experiment:
     """The experiment that trains one child by itself: the space fixed to it, everything else as in the run that it comes from."""
     settings = experiment.finetune
     assert settings is not None
-    space = experiment.space.model_copy(update={"child": dict(record.arch), "inherit": None if settings.fresh else str(trained)})
+    space = experiment.space.model_copy(update={"child": dict(record.arch), "inherit": None if settings.fresh else str(trained.directory)})
     recipe = settings.recipe.model_copy(update={"teacher": str(teacher) if teacher else settings.recipe.teacher})
     given = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")  # the latter may hold a password: it stays where it is
     tracked = {"uri": experiment.tracking.uri if given else default_uri(run), "experiment": experiment.tracking.experiment or experiment.name}

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from nas.rundir.atomic import MANIFEST, Damaged, Fence, Fenced, newest_valid, retain, steps, verify, write_atomic, write_directory
+from nas.rundir.atomic import MANIFEST, Damaged, verify, write_atomic, write_directory
+from nas.rundir.checkpoint import Checkpoint, directories, retain
+from nas.rundir.fence import Fence, Fenced
 
 
 def fill(directory: Path, text: str = "weights") -> None:
@@ -25,6 +27,22 @@ def fill(directory: Path, text: str = "weights") -> None:
 
 def save(root: Path, step: int, text: str = "weights") -> Path:
     return write_directory(root / f"step-{step:08d}", lambda directory: fill(directory, text), {"step": step})
+
+
+def save_checkpoint(root: Path, step: int, text: str = "weights") -> Path:
+    """One whose tensors are nonsense, which nobody looks at here."""
+
+    def written(directory: Path) -> None:
+        for kind in ("weights", "optimizer", "recipe"):
+            (directory / f"{kind}.safetensors").write_bytes(f"{kind} {text}".encode() * 100)
+        (directory / "state.json").write_text(json.dumps({"state": {"step": step, "total": 1000}, "recipe": {"text": text}}))
+
+    return write_directory(root / f"step-{step:08d}", written, {"step": step})
+
+
+def newest(root: Path, told: Callable[[str], None] = lambda _: None) -> Path | None:
+    found = Checkpoint.newest(root, told)
+    return found and found.directory
 
 
 def names(root: Path) -> list[str]:
@@ -152,7 +170,7 @@ def test_files_are_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("replaces", [False, True])
 def test_kill_9_while_writing_leaves_no_half_directory(tmp_path: Path, replaces: bool) -> None:
     """A process is killed with two of its files written: the old checkpoint is the newest, and nothing half shows under a step's name."""
-    old = save(tmp_path, 1, "old")
+    old = save_checkpoint(tmp_path, 1, "old")
     step = 1 if replaces else 2
     code = f"""
 import time
@@ -175,13 +193,13 @@ write_directory(Path({str(tmp_path)!r}) / "step-{step:08d}", fill, {{}})
         process.send_signal(signal.SIGKILL)
         process.wait()
     (tmp_path / "ready").unlink()
-    assert steps(tmp_path) == [old]
-    assert newest_valid(tmp_path) == old
-    assert json.loads((old / "deeper" / "state.json").read_text()) == {"text": "old"}
+    assert directories(tmp_path) == [old]
+    assert newest(tmp_path) == old
+    assert Checkpoint.open(old).state.step == 1 and (old / "weights.safetensors").read_bytes() == b"weights old" * 100
     left = [name for name in names(tmp_path) if name != old.name]
     assert len(left) == 1 and left[0].startswith("."), left
-    save(tmp_path, step, "again")
-    assert newest_valid(tmp_path) == tmp_path / f"step-{step:08d}"
+    save_checkpoint(tmp_path, step, "again")
+    assert newest(tmp_path) == tmp_path / f"step-{step:08d}"
     retain(tmp_path, 2)
     assert left[0] in names(tmp_path), "it may belong to a living writer"
     os.utime(tmp_path / left[0], (0, 0))
@@ -215,38 +233,49 @@ for _ in range(100):
 
 def test_the_newest_whole_one_is_taken(tmp_path: Path) -> None:
     """One after the other is passed over, and why is told; with none whole, nothing is guessed."""
-    first, second, third = (save(tmp_path, step) for step in (5, 40, 300))
+    first, second, third = (save_checkpoint(tmp_path, step) for step in (5, 40, 300))
     told: list[str] = []
-    assert steps(tmp_path) == [first, second, third]
-    assert newest_valid(tmp_path, told.append) == third and told == []
-    flip(third / "weights", 17)
-    assert newest_valid(tmp_path, told.append) == second
-    assert len(told) == 1 and "step-00000300/weights was changed" in told[0]
+    assert directories(tmp_path) == [first, second, third]
+    assert newest(tmp_path, told.append) == third and told == []
+    flip(third / "weights.safetensors", 17)
+    assert newest(tmp_path, told.append) == second
+    assert len(told) == 1 and "step-00000300/weights.safetensors was changed" in told[0]
     (second / MANIFEST).unlink()
-    assert newest_valid(tmp_path) == first
-    (first / "weights").unlink()
+    assert newest(tmp_path) == first
+    (first / "weights.safetensors").unlink()
     with pytest.raises(Damaged) as refusal:
-        newest_valid(tmp_path)
+        newest(tmp_path)
     for words in ("no checkpoint is whole", "step-00000300", "step-00000040", "step-00000005", "is missing", f"delete {tmp_path}"):
         assert words in str(refusal.value)
 
 
+@pytest.mark.parametrize("lacking", ["weights.safetensors", "optimizer.safetensors", "recipe.safetensors", "state.json"])
+def test_a_manifest_that_lists_less_than_a_checkpoint_holds_is_damage(tmp_path: Path, lacking: str) -> None:
+    """Else an empty list of files would verify nothing, and be taken."""
+    found = save_checkpoint(tmp_path, 3)
+    manifest = json.loads((found / MANIFEST).read_text())
+    del manifest["files"][lacking]
+    (found / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(Damaged, match=f"does not list {lacking}"):
+        Checkpoint.open(found)
+
+
 def test_no_checkpoint_is_no_damage(tmp_path: Path) -> None:
-    assert newest_valid(tmp_path) is None
-    assert newest_valid(tmp_path / "nowhere") is None
+    assert newest(tmp_path) is None
+    assert newest(tmp_path / "nowhere") is None
     (tmp_path / "step-7").mkdir()
     (tmp_path / "step-00000007.bak").mkdir()
     (tmp_path / ".step-00000009.abcd.tmp").mkdir()
-    assert steps(tmp_path) == [] and newest_valid(tmp_path) is None
+    assert directories(tmp_path) == [] and newest(tmp_path) is None
 
 
-def test_retain_keeps_the_newest_and_the_wanted(tmp_path: Path) -> None:
+def test_retain_keeps_the_newest(tmp_path: Path) -> None:
     for step in (1, 2, 3, 10, 20):
         save(tmp_path, step)
-    retain(tmp_path, 2, also={2})
-    assert names(tmp_path) == ["step-00000002", "step-00000010", "step-00000020"]
+    retain(tmp_path, 2)
+    assert names(tmp_path) == ["step-00000010", "step-00000020"]
     retain(tmp_path, 5)
-    assert len(names(tmp_path)) == 3
+    assert len(names(tmp_path)) == 2
     retain(tmp_path, 1)
     assert names(tmp_path) == ["step-00000020"]
 
@@ -266,7 +295,7 @@ def test_an_attempt_that_is_over_writes_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(Fenced, match=r"attempt 1 at .* is over: attempt 2 has begun"):
         write_directory(tmp_path / "step-00000001", slow, {}, first.check)
-    assert steps(tmp_path) == []
+    assert directories(tmp_path) == []
     with pytest.raises(Fenced):
         first.check()
     write_directory(tmp_path / "step-00000001", fill, {}, held[0].check)

@@ -23,7 +23,8 @@ from nas.cli.commands import app
 from nas.config.experiment import dump, load_experiment
 from nas.results.tracking import Tracker, default_uri, register
 from nas.rundir import atomic
-from nas.rundir.atomic import Fence
+from nas.rundir.directory import RunDir
+from nas.rundir.fence import Fence
 from nas.search.journal import Journal, Record
 from nas.tasks import load_task
 from nas.training.loop import build
@@ -70,7 +71,7 @@ def test_a_registered_child_is_loaded_by_its_alias(child: Path, monkeypatch: pyt
     run = child.parents[1]
     told = CliRunner().invoke(app, ["register", str(run), child.name, "digits", "--alias", "champion"])
     assert isinstance(told.exception, ValueError) and "no run of the child" in str(told.exception)
-    tracker = Tracker(run, None, "bignas-digits")
+    tracker = Tracker(RunDir(run), None, "bignas-digits")
     tracker.start()
     assert tracker.close(120) == 0
     monkeypatch.chdir(run.parent)
@@ -84,7 +85,7 @@ def test_a_registered_child_is_loaded_by_its_alias(child: Path, monkeypatch: pyt
 import sys
 sys.modules['nas'] = sys.modules['searchspaces'] = None
 import mlflow
-mlflow.set_tracking_uri({default_uri(run)!r})
+mlflow.set_tracking_uri({default_uri(RunDir(run))!r})
 {snippet}
 print(model(torch.tensor({pixels.tolist()})).flatten().tolist())
 print(mlflow.MlflowClient().get_model_version_by_alias('digits', 'champion').version)
@@ -110,19 +111,19 @@ def test_a_version_keeps_its_files_whatever_is_registered_after_it(child: Path, 
         save_file({name: value * 2 if name.endswith("bias") else value for name, value in tensors.items()}, directory / "model.safetensors")
 
     atomic.write_directory(other, changed, {})
-    tracker = Tracker(run, None, "bignas-digits")
+    tracker = Tracker(RunDir(run), None, "bignas-digits")
     tracker.start()
     assert tracker.close(120) == 0
     for each in (child, other):
         assert CliRunner().invoke(app, ["register", str(run), each.name, "two"]).exit_code == 0
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", default_uri(run))  # mlflow.set_tracking_uri would set it for every later test
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", default_uri(RunDir(run)))  # mlflow.set_tracking_uri would set it for every later test
     x = torch.rand(3, 1, 8, 8)
     for version, each in (("1", child), ("2", other)):
         torch.testing.assert_close(mlflow.pytorch.load_model(f"models:/two/{version}")(x), nas.load_child(each)(x))
     assert not torch.allclose(nas.load_child(child)(x), nas.load_child(other)(x))
 
     enlarger = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.PixelShuffle(2)).eval()
-    register(run, default_uri(run), "bignas-digits", enlarger, child.name, "enlarger", (1, 8, 8), True, "enlarger", None)
+    register(RunDir(run), default_uri(RunDir(run)), "bignas-digits", enlarger, child.name, "enlarger", (1, 8, 8), True, "enlarger", None)
     x = torch.rand(1, 1, 14, 9)
     torch.testing.assert_close(mlflow.pytorch.load_model("models:/enlarger/1")(x), enlarger(x))
 

@@ -29,7 +29,7 @@ from cluster.names import Refused, inside, split_id, submission_id
 from nas.cli.cluster import needs_of, pods_of, work_of
 from nas.cli.commands import app
 from nas.config.experiment import ExperimentError, load_experiment
-from nas.rundir.atomic import Fence
+from nas.rundir.fence import Fence
 from nas.workers.stopping import Stopper, watching
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -14,8 +14,9 @@ from PIL import Image
 
 import nas
 from nas.config.experiment import load_experiment
-from nas.results.history import read_training
-from nas.rundir.atomic import Fence
+from nas.rundir.directory import RunDir
+from nas.rundir.fence import Fence
+from nas.rundir.log import read_training
 from nas.training.loop import Loop
 from tests.test_run import PARITY, PATIENCE, command, records, sets
 
@@ -73,16 +74,16 @@ def test_the_preset_for_imagenet_starts_on_a_few_images(one_rank: None, tmp_path
     here = [f"data.path={tmp_path / 'images'}", "train.workers=1", "train.precision=fp32", "search.calibration=4", "search.calibration_batch=4"]
     experiment = load_experiment("vit-resnas-imagenet", [*small, *here])
     (tmp_path / "run").mkdir()
-    Loop(experiment, tmp_path / "run", Fence.take(tmp_path / "run"), 0, 1, torch.device("cpu")).train()
-    lines = read_training(tmp_path / "run")
-    assert [line["step"] for line in lines.steps] == [2] or [line["step"] for line in lines.steps] == [1, 2]
-    assert np.isfinite(lines.steps[-1]["loss"]["loss"]) and len(lines.panels[-1]["panel"]) == 6
+    Loop(experiment, RunDir(tmp_path / "run"), Fence.take(tmp_path / "run"), 0, 1, torch.device("cpu")).train()
+    lines = read_training(RunDir(tmp_path / "run").training_log)
+    assert [line.step for line in lines.steps] == [2] or [line.step for line in lines.steps] == [1, 2]
+    assert np.isfinite(lines.steps[-1].loss["loss"]) and len(lines.panels[-1].panel) == 6
 
 
 def test_transformers_learn_by_the_sandwich_rule_too(one_rank: None, tmp_path: Path) -> None:
     """Recipe and space are separate."""
     recipe = "recipe={name: sandwich, epochs: 6, batch: 64, optimizer: adamw, lr: 1e-3, warmup_epochs: 1, weight_decay: 0.05, dropout: 0.0}"
     experiment = load_experiment("vit-resnas-digits", [recipe, "train.workers=1", "train.zero_stage=0", "search.calibration=64"])
-    Loop(experiment, tmp_path, Fence.take(tmp_path), 0, 1, torch.device("cpu")).train()
-    told = read_training(tmp_path).panels[-1]["panel"]
+    Loop(experiment, RunDir(tmp_path), Fence.take(tmp_path), 0, 1, torch.device("cpu")).train()
+    told = read_training(RunDir(tmp_path).training_log).panels[-1].panel
     assert min(figures["accuracy"] for figures in told.values()) > 30, "every child, though the largest alone saw labels"

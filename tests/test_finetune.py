@@ -22,11 +22,13 @@ from nas.pipeline import finetune_experiment
 from nas.recipes import AVERAGE, load_recipe
 from nas.recipes.recipe import Step
 from nas.recipes.single import Single
-from nas.rundir.atomic import Fence, newest_valid
+from nas.rundir.checkpoint import Checkpoint
+from nas.rundir.directory import RunDir
+from nas.rundir.fence import Fence
 from nas.search import Record
 from nas.supernet import Pass, load_supernet, main_head
 from nas.tasks import load_task
-from nas.training.loop import Loop, build, checkpoints, judged_weights
+from nas.training.loop import Loop, build
 
 pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")]
 
@@ -36,10 +38,10 @@ FEW = [*ALONE, "recipe={name: single, epochs: 0.5, batch: 64, average: 0.3}"]
 
 def trained(run: Path, experiment: Experiment) -> Path:
     run.mkdir(exist_ok=True)
-    Loop(experiment, run, Fence.take(run), 0, 1, torch.device("cpu")).train()
-    found = newest_valid(checkpoints(run))
+    Loop(experiment, RunDir(run), Fence.take(run), 0, 1, torch.device("cpu")).train()
+    found = Checkpoint.newest(RunDir(run).checkpoints)
     assert found is not None
-    return found
+    return found.directory
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,7 @@ def test_a_child_inherits_the_averaged_weights(supernet: Path) -> None:
     experiment = child_of(supernet)
     task = load_task(experiment)
     kept, raw = load_file(supernet / "recipe.safetensors"), load_file(supernet / "weights.safetensors")
-    judged = judged_weights(supernet)
+    judged = Checkpoint.open(supernet).child_weights()
     assert set(judged) == set(raw)
     assert all(torch.equal(judged[name.removeprefix(AVERAGE)], value) for name, value in kept.items())
     assert any(not torch.equal(judged[name], raw[name]) for name in raw), "or the average is no average"
@@ -182,7 +184,7 @@ def test_the_panel_judges_the_average(zero_stage: int, supernet: Path, tmp_path:
 
     monkeypatch.setattr(nas.training.loop, "Evaluator", Watched)
     found = trained(tmp_path / "run", child_of(supernet, f"train.zero_stage={zero_stage}"))
-    judged = judged_weights(found)
+    judged = Checkpoint.open(found).child_weights()
     parameters = [name for name in judged if AVERAGE + name in load_file(found / "recipe.safetensors")]
     assert parameters and all(torch.equal(seen[-1][name], judged[name]) for name in parameters)
 

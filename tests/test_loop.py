@@ -22,11 +22,17 @@ from nas.config.experiment import Experiment, load_experiment
 from nas.draws import bits, permutation
 from nas.elastic import ElasticLinear
 from nas.recipes import Recipe, Step, load_recipe
-from nas.rundir.atomic import Fence, Fenced, newest_valid, steps, verify
+from nas.rundir.atomic import verify
+from nas.rundir.checkpoint import Checkpoint, State, directories
+from nas.rundir.directory import RunDir
+from nas.rundir.fence import Fence, Fenced
+from nas.rundir.log import Log, StepLine
 from nas.space import Arch, Choice, Space
 from nas.supernet import Cost, Pass, Supernet, fp32
 from nas.tasks import load_task
-from nas.training.loop import Diverged, Feed, Log, Loop, State, build, checkpoints, make_feeds, read_rollbacks, share_done, total_steps
+from nas.training.feeds import Feed, make_feeds
+from nas.training.guard import Diverged
+from nas.training.loop import Loop, build, read_rollbacks, total_steps
 
 BATCH, AN_EPOCH = 200, 6  # 1,200 digits to train on
 EVERY = 4
@@ -97,7 +103,7 @@ def experiment(*overrides: str) -> Experiment:
 
 
 def loop_in(run: Path, *overrides: str) -> Loop:
-    return Loop(experiment(*overrides), run, Fence.take(run), 0, 1, torch.device("cpu"))
+    return Loop(experiment(*overrides), RunDir(run), Fence.take(run), 0, 1, torch.device("cpu"))
 
 
 def train(run: Path, *overrides: str) -> Path:
@@ -108,9 +114,9 @@ def train(run: Path, *overrides: str) -> Path:
 
 
 def newest(run: Path) -> Path:
-    found = newest_valid(checkpoints(run))
+    found = Checkpoint.newest(RunDir(run).checkpoints)
     assert found is not None
-    return found
+    return found.directory
 
 
 def state_of(directory: Path) -> dict[str, Any]:
@@ -256,7 +262,7 @@ def test_steps_of_a_training() -> None:
 def test_what_a_training_leaves(tmp_path: Path, every_step_is_told: None) -> None:
     """Checkpoints with weights, momentum and state; a line a step; and it learns."""
     last = train(tmp_path, "recipe.epochs=10", "recipe.lr=0.5")
-    assert [path.name for path in steps(checkpoints(tmp_path))] == ["step-00000056", "step-00000060"]
+    assert [path.name for path in directories(RunDir(tmp_path).checkpoints)] == ["step-00000056", "step-00000060"]
     assert verify(last)["step"] == 60
     state = state_of(last)
     assert (state["step"], state["total"]) == (60, 60)
@@ -459,11 +465,11 @@ def test_an_attempt_that_is_over_writes_no_checkpoint(tmp_path: Path, changed: A
 
 
 def test_how_much_is_done() -> None:
-    assert share_done(State(3, 12, 0.0), None) == 0.25
-    assert share_done(State(3, 12, 30.0), 1.0) == 0.5
-    assert share_done(State(9, 12, 30.0), 1.0) == 0.75
-    assert share_done(State(3, 12, 90.0), 1.0) == 1.0
-    assert share_done(State(12, 12, 0.0), 1.0) == 1.0
+    assert State(3, 12, 0.0).share_done(None) == 0.25
+    assert State(3, 12, 30.0).share_done(1.0) == 0.5
+    assert State(9, 12, 30.0).share_done(1.0) == 0.75
+    assert State(3, 12, 90.0).share_done(1.0) == 1.0
+    assert State(12, 12, 0.0).share_done(1.0) == 1.0
 
 
 def test_time_bounds_a_training_and_its_schedule(tmp_path: Path, changed: Any) -> None:
@@ -514,7 +520,7 @@ def test_a_bad_loss_goes_back_and_halves_the_rate(
     last = train(tmp_path, "recipe.epochs=5")
     assert last.name == "step-00000030"
     (reason,) = events(tmp_path)
-    (kept,) = read_rollbacks(tmp_path)
+    (kept,) = read_rollbacks(RunDir(tmp_path))
     assert re.search(message, reason) and kept == reason
     rates: dict[int, list[float]] = {}
     for line in lines(tmp_path):
@@ -535,13 +541,13 @@ def test_it_gives_up_after_so_many_returns(tmp_path: Path, changed: Any, every_s
         Diverged, match=r"at step 9 .* after 2 rollbacks, each at half the learning rate: lower recipe.lr or set recipe.clip_norm"
     ):
         train(tmp_path, "train.max_rollbacks=2")
-    assert len(events(tmp_path)) == 3 and len(read_rollbacks(tmp_path)) == 2
+    assert len(events(tmp_path)) == 3 and len(read_rollbacks(RunDir(tmp_path))) == 2
     rates = [line["lr"] for line in lines(tmp_path) if line.get("step") == 9 and "loss" in line]
     assert [rate / rates[0] for rate in rates] == pytest.approx([1, 0.5, 0.25])
     assert newest(tmp_path).name == "step-00000008"
     with pytest.raises(Diverged, match="after 2 rollbacks"):
         train(tmp_path, "train.max_rollbacks=2")
-    assert len(read_rollbacks(tmp_path)) == 2, "the same command again does not begin to count anew"
+    assert len(read_rollbacks(RunDir(tmp_path))) == 2, "the same command again does not begin to count anew"
 
 
 def test_without_a_checkpoint_it_begins_anew(tmp_path: Path, changed: Any, every_step_is_told: None) -> None:
@@ -617,10 +623,10 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, changed: Any)
 def test_a_torn_line_is_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "train" / "metrics.jsonl"
     first = Log(path)
-    first.write({"step": 1})
+    first.write(StepLine(1, 3))
     with path.open("a") as file:
         file.write('{"step": 2, "lo')
-    Log(path).write({"step": 3})
+    Log(path).write(StepLine(3, 3))
     assert [line["step"] for line in lines(tmp_path)] == [1, 3]
 
 
@@ -628,5 +634,5 @@ def test_a_line_a_second(tmp_path: Path) -> None:
     log = Log(tmp_path / "metrics.jsonl", every_s=1e9)
     log.last = -2e9
     assert log.due()
-    log.write({})
+    log.write(StepLine(1, 1))
     assert not log.due()

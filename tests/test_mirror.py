@@ -17,8 +17,9 @@ import pytest
 from nas.config.experiment import load_experiment
 from nas.pipeline import Pipeline
 from nas.rundir import atomic, mirror
-from nas.rundir.atomic import Damaged, Fenced
-from nas.rundir.directory import EXPERIMENT
+from nas.rundir.atomic import Damaged
+from nas.rundir.checkpoint import retain
+from nas.rundir.fence import Fenced
 from nas.rundir.mirror import Mirror, Store, whole_files
 
 Contents = dict[str, bytes]
@@ -53,7 +54,7 @@ class Run:
         self.path, self.step = path, 0
         (path / "train").mkdir(parents=True)
         (path / "search").mkdir()
-        (path / EXPERIMENT).write_text("name: digits\n")
+        (path / "experiment.yaml").write_text("name: digits\n")
         (path / "run.json").write_text('{"id": "1"}')
 
     def line(self, name: str = "train/metrics.jsonl") -> None:
@@ -64,7 +65,7 @@ class Run:
         self.step += 1
         target = self.path / "supernet" / f"step-{self.step:08d}"
         atomic.write_directory(target, lambda folder: (folder / "weights.safetensors").write_bytes(random.randbytes(3000)) and None, {})
-        atomic.retain(self.path / "supernet", 2)
+        retain(self.path / "supernet", 2)
 
     def child(self) -> None:
         target = self.path / "children" / f"{random.getrandbits(32):08x}"

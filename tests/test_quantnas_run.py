@@ -22,11 +22,13 @@ from nas.cli.commands import app
 from nas.config.experiment import Experiment, dump, load_experiment
 from nas.quantization.learned import QuantConv2d, integers, pack, unpack
 from nas.recipes.differentiable import architecture, entropy
-from nas.results.history import read_training, training_figures
-from nas.rundir.atomic import Fence
+from nas.rundir.checkpoint import Checkpoint, directories
+from nas.rundir.directory import RunDir
+from nas.rundir.fence import Fence
+from nas.rundir.log import read_training
 from nas.supernet import load_supernet
 from nas.tasks import load_task
-from nas.training.loop import Loop, build, checkpoints, judged_weights
+from nas.training.loop import Loop, build
 from nas.workers.trials import open_search, search_children
 
 SPACE = """
@@ -50,8 +52,8 @@ def experiment(recipe: str, *overrides: str) -> Experiment:
 
 def train(told: Experiment, run: Path) -> list[Path]:
     run.mkdir(exist_ok=True)
-    Loop(told, run, Fence.take(run), 0, 1, torch.device("cpu")).train()
-    return sorted(checkpoints(run).glob("step-*"))
+    Loop(told, RunDir(run), Fence.take(run), 0, 1, torch.device("cpu")).train()
+    return directories(RunDir(run).checkpoints)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -61,7 +63,7 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_
     whole = train(told, tmp_path / "whole")
     assert len(whole) >= 3
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
-    for later in sorted(checkpoints(tmp_path / "killed").glob("step-*"))[-2:]:
+    for later in directories(RunDir(tmp_path / "killed").checkpoints)[-2:]:
         shutil.rmtree(later)
     again = train(told, tmp_path / "killed")
     assert again[-1].name == whole[-1].name
@@ -91,11 +93,11 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_
             search_children(tight, tmp_path / "whole", Fence.take(tmp_path / "whole"), whole[-1])
         with pytest.raises(ValueError, match="before the logits learn"):
             open_search(told, net, task, whole[0])
-        line = read_training(tmp_path / "whole").panels[-1]
-        figures, net = dict(training_figures(line)), build(told, task)
+        line = read_training(RunDir(tmp_path / "whole").training_log).panels[-1]
+        figures, net = dict(line.figures()), build(told, task)
         assert figures["recipe/entropy"] == pytest.approx(float(entropy(net, alpha))) and 0 < figures["recipe/entropy"] < entropy(net, 0 * alpha)
         assert net.cost(net.space.smallest()).bitops < figures["recipe/expected_bitops"] < net.cost(net.space.largest()).bitops
-        net.load_state_dict(judged_weights(whole[-1]))
+        net.load_state_dict(Checkpoint.open(whole[-1]).child_weights())
         judged = Evaluator(net, task, told.search, torch.device("cpu"))(found)
         assert figures["panel/chosen/psnr"] == pytest.approx(judged["psnr"], abs=1e-4), "the panel follows what would be found now"
         larger = experiment("single_path", "data.scale=4")

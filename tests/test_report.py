@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from nas.results.history import History, Lines, read_history, read_training
+from nas.results.history import History, front_table, read_history
 from nas.results.plots import human, search_picture
-from nas.results.report import front_table, write_report
+from nas.results.report import write_report
+from nas.rundir.directory import RunDir
+from nas.rundir.log import Lines, read_training
 from nas.search.journal import Journal, Record
 from nas.space import Choice, Space
 
@@ -100,12 +102,12 @@ def test_children_of_an_earlier_supernet_and_half_written_ones_are_not_taken_for
     export(run, records[4].id, 79.5, 80.125, "0" * 64)
     export(run, records[2].id, 54.25, 57.75, "0" * 64)
     export(run, f".{records[0].id}.1f2e3d4c.tmp", 1.0, 1.0)
-    rows = {row["id"]: row for row in front_table(run)}
+    rows = {row["id"]: row for row in front_table(RunDir(run))}
     assert set(rows) == {records[k].id for k in (0, 1, 2, 4)}
     on_front, off = rows[records[4].id], rows[records[2].id]
     assert on_front["front"] and not on_front["exported"] and on_front["test"] is None, "the search judged another network of that name"
     assert off["exported"] and off["test"] == 54.25 and off["k"] is None and off["validation"] is None
-    assert "1 child was exported" not in write_report(run).read_text()
+    assert "1 child was exported" not in write_report(RunDir(run)).read_text()
 
 
 def test_a_whole_run(run: Path) -> None:
@@ -114,7 +116,7 @@ def test_a_whole_run(run: Path) -> None:
     (run / "experiment.yaml").write_text("name: digits # <img src=x>\n")
     export(run, records[4].id, 79.5, 80.125)
     export(run, records[2].id, 54.25, 57.75)  # not on the front, and finetuned
-    path = write_report(run)
+    path = write_report(RunDir(run))
     assert path == run / "report.html" and [p.name for p in run.iterdir() if "report" in p.name] == ["report.html"]
     page = Page(path.read_text())
     head, *rows = page.rows
@@ -147,7 +149,7 @@ def test_a_whole_run(run: Path) -> None:
 def test_it_needs_nothing_but_itself(run: Path) -> None:
     search(run, GIVEN)
     train(run)
-    text = write_report(run).read_text()
+    text = write_report(RunDir(run)).read_text()
     assert set(re.findall(r"https?://[^\s\"'<]+", text)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     page = Page(text)
     for tag, attributes in page.tags:
@@ -163,7 +165,7 @@ def test_it_needs_nothing_but_itself(run: Path) -> None:
 
 def test_the_picture_names_its_points(run: Path) -> None:
     records = search(run, GIVEN)
-    history = read_history(run)
+    history = read_history(RunDir(run))
     assert history is not None
     picture = search_picture(history, {records[4].id: {}})
     titles = re.findall(r"<title>([^<]*)</title>", picture)
@@ -175,7 +177,7 @@ def test_the_picture_names_its_points(run: Path) -> None:
 
 def test_a_large_cloud_is_an_image(run: Path) -> None:
     search(run, [(50 + k % 40, 1000 + k) for k in range(2100)])
-    history = read_history(run)
+    history = read_history(RunDir(run))
     assert history is not None
     picture = search_picture(history, {})
     assert "data:image/png;base64," in picture and len(picture) < 300_000
@@ -189,7 +191,7 @@ def test_what_is_missing_is_left_out_and_said(run: Path, make: str) -> None:
         search(run, [])
     elif make == "failures":
         search(run, [None, None])
-    page = Page(write_report(run).read_text())
+    page = Page(write_report(RunDir(run)).read_text())
     assert [tag for tag, _ in page.tags].count("svg") == (1 if make == "train" else 0)
     assert ("Every candidate has failed so far; the last one with: <b>no</b> memory" in page.text) == (make == "failures")
     assert ("No candidate has been judged yet" in page.text) == (make != "failures")
@@ -199,18 +201,18 @@ def test_what_is_missing_is_left_out_and_said(run: Path, make: str) -> None:
 
 def test_a_step_done_twice_counts_as_done_later(run: Path) -> None:
     train(run)
-    training = read_training(run)
-    assert [(line["step"], line["loss"]["largest"]) for line in training.steps] == [(10, 9.0), (20, 1.0), (30, 1.0)]
-    assert [event["step"] for event in training.events] == [20]
+    training = read_training(RunDir(run).training_log)
+    assert [(line.step, line.loss["largest"]) for line in training.steps] == [(10, 9.0), (20, 1.0), (30, 1.0)]
+    assert [event.step for event in training.events] == [20]
 
 
 def test_the_front_table_for_other_objectives(run: Path) -> None:
     objective = {"metric": "cross_entropy", "cost": "params", "better": "lower"}
     records = search(run, GIVEN, objective=objective)
-    assert [row["id"] for row in front_table(run)] == [records[0].id]  # all equal in cross-entropy, so the fewest parameters
-    history = read_history(run)
+    assert [row["id"] for row in front_table(RunDir(run))] == [records[0].id]  # all equal in cross-entropy, so the fewest parameters
+    history = read_history(RunDir(run))
     assert history is not None and history.progress[-1].best == 1.0
-    write_report(run)
+    write_report(RunDir(run))
 
 
 def test_progress_is_told_in_order_of_k(run: Path) -> None:

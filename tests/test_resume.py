@@ -17,6 +17,8 @@ import psutil
 import pytest
 
 from nas.rundir import atomic
+from nas.rundir.checkpoint import directories
+from nas.rundir.directory import RunDir
 from tests.test_run import PATIENCE, check_tracked, command, environment, flip_byte, metrics, records, sets, start, supernet
 
 SETTINGS = ["recipe.epochs=6", "recipe.warmup_epochs=1", "train.checkpoint_every=10", "search.candidates=40", "search.window=8"]
@@ -71,7 +73,7 @@ class Command:
 
     def until_step(self, step: int) -> None:
         """Wait for a checkpoint of this step or a later one, written by this command or before it."""
-        self.until(f"checkpoint {step}", lambda: any(int(path.name[5:]) >= step for path in atomic.steps(self.run / "supernet")))
+        self.until(f"checkpoint {step}", lambda: any(int(path.name[5:]) >= step for path in directories(self.run / "supernet")))
 
     def until_records(self, count: int) -> None:
         """Wait for so many lines of a journal."""
@@ -170,7 +172,7 @@ def test_killed_and_interrupted_and_damaged_in_training(undisturbed: Path, begin
     first = begin()
     first.until_step(20)
     print(f"gone after {first.kill():.1f} s")
-    assert len(atomic.steps(first.run / "supernet")) <= 3 and not (first.run / "search").exists()
+    assert len(directories(first.run / "supernet")) <= 3 and not (first.run / "search").exists()
 
     second = begin()
     second.until_step(60)
@@ -182,7 +184,7 @@ def test_killed_and_interrupted_and_damaged_in_training(undisturbed: Path, begin
     _, alive = psutil.wait_procs(second.family, timeout=ORPHANS)
     assert not alive
 
-    before, newest = atomic.steps(first.run / "supernet")[-2:]
+    before, newest = directories(first.run / "supernet")[-2:]
     flip_byte(newest / "weights.safetensors")
     said = begin().finish()
     assert str(newest / "weights.safetensors") in said or f"{newest.name}/weights.safetensors" in said, said
@@ -274,7 +276,7 @@ def test_a_killed_start_is_no_foreign_directory(tmp_path: Path) -> None:
     (run / ".lock").touch()
     (run / "run.json").write_text('{"id": "0", "name": "bignas-digits"}')
     (run / ".experiment.yaml.0123abcd.tmp").write_text("name: big")
-    with open_run(load_experiment("bignas-digits"), run) as fence:
+    with open_run(load_experiment("bignas-digits"), RunDir(run)) as fence:
         assert fence.attempt == 1
     assert (run / "experiment.yaml").is_file()
 

@@ -24,6 +24,7 @@ import pytest
 
 import nas
 from nas.rundir import atomic
+from nas.rundir.checkpoint import Checkpoint
 
 NAS = Path(sys.executable).with_name("nas")
 PATIENCE = 400.0  # seconds for a command that trains or searches; some 40 on a quiet machine, and many times that on a busy one
@@ -100,7 +101,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def supernet(run: Path) -> str:
     """The sha256 of the newest supernet's weights, which are as the manifest says."""
-    newest = atomic.newest_valid(run / "supernet")
+    newest = Checkpoint.newest(run / "supernet")
     assert newest is not None
     return atomic.verify(newest)["files"]["weights.safetensors"]["sha256"]
 
@@ -423,7 +424,7 @@ def test_more_epochs_with_another_stage_and_one_worker(copy: Path) -> None:
     total, before = 5 * STEPS_AN_EPOCH, 4 * STEPS_AN_EPOCH
     news = [line["step"] for line in metrics(copy) if line.get("total") == total]
     assert news and min(news) == before + 1 and max(news) == total
-    assert atomic.newest_valid(copy / "supernet").name == f"step-{total:08d}"  # type: ignore[union-attr]
+    assert Checkpoint.newest(copy / "supernet").state.step == total  # type: ignore[union-attr]
     assert supernet(copy) != first
     assert old.read_text() == kept
     assert sorted(records(copy)) == list(range(12))

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from nas.config.experiment import load_experiment
 from nas.recipes import load_recipe
 from nas.recipes.recipe import Recipe, Step, decayed, schedule
+from nas.rundir.checkpoint import State
 from nas.space import Arch
 from nas.supernet import Pass, Supernet, load_supernet
 from nas.tasks import load_task
 from nas.tasks.classification import Classification
-from nas.training.loop import Attempt, State
+from nas.training.loop import Attempt
 from tests.conformance import ready
 
 Batch = tuple[Tensor, Tensor]

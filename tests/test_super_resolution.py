@@ -17,7 +17,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
@@ -27,7 +26,9 @@ from nas.children.export import export_child, load_child
 from nas.config.experiment import Experiment, ExperimentError, dump, load_experiment
 from nas.config.sections import SuperResolutionSettings
 from nas.results.report import write_report
-from nas.rundir.atomic import Fence, newest_valid
+from nas.rundir.checkpoint import Checkpoint
+from nas.rundir.directory import RunDir
+from nas.rundir.fence import Fence
 from nas.space import Arch, Choice, Space
 from nas.supernet import Cost, Pass, Supernet, fp32, load_supernet
 from nas.tasks import load_task, locate, quality
@@ -445,12 +446,12 @@ def test_it_trains_is_judged_exported_and_shown(tmp_path: Path) -> None:
     told = experiment("recipe.epochs=4", "recipe.lr=0.3", "data.tile=96")
     run = tmp_path / "run"
     run.mkdir()
-    loop = Loop(told, run, Fence.take(run), 0, 1, torch.device("cpu"))
+    loop = Loop(told, RunDir(run), Fence.take(run), 0, 1, torch.device("cpu"))
     loop.train()
     task, net = load_task(told), build(told, load_task(told))
-    newest = newest_valid(nas.training.loop.checkpoints(run), lambda why: None)
+    newest = Checkpoint.newest(RunDir(run).checkpoints)
     assert newest is not None
-    net.load_state_dict(load_file(newest / "weights.safetensors"))
+    net.load_state_dict(newest.weights())
     evaluator = Evaluator(net, task, told.search, torch.device("cpu"))
     largest = net.space.largest()
     learnt = evaluator(largest)
@@ -471,7 +472,7 @@ def test_it_trains_is_judged_exported_and_shown(tmp_path: Path) -> None:
     child = load_child(target, modules=("tests",))
     assert given.shape == y.shape and torch.allclose(given, child(x).detach(), atol=1e-5), "an image of any size"
 
-    page = write_report(run).read_text()
+    page = write_report(RunDir(run)).read_text()
     assert "test psnr" in page and f"{figures['baselines']['bicubic']['psnr']:.2f}" in page and f"{figures['test']['psnr']:.2f}" in page
     assert page.count("data:image/png;base64,") == 3 * 4 and "astronaut" in page and "in one piece" in page
     shown = task.scores(child(x).detach(), y)["psnr"]
@@ -483,7 +484,7 @@ def test_it_trains_is_judged_exported_and_shown(tmp_path: Path) -> None:
         pictures = json.loads(index.read_text())
         pictures[0]["panels"][0]["file"] = file
         index.write_text(json.dumps(pictures))
-        assert "data:image/png" not in write_report(run).read_text(), "only files of the child's own directory, and what is there"
+        assert "data:image/png" not in write_report(RunDir(run)).read_text(), "only files of the child's own directory, and what is there"
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -500,10 +501,10 @@ def test_a_network_that_has_fallen_back_to_bicubic_goes_back(tmp_path: Path, mon
     monkeypatch.setattr(nas.training.loop, "total_steps", lambda *_: 9)
     run = tmp_path / "run"
     run.mkdir()
-    loop = Loop(told, run, Fence.take(run), 0, 1, torch.device("cpu"))
+    loop = Loop(told, RunDir(run), Fence.take(run), 0, 1, torch.device("cpu"))
     if gains[-1] == 0.0:
         with pytest.raises(Diverged, match="the largest child's psnr fell from .*: chance"):
             loop.train()
     else:
         loop.train()
-    assert bool(nas.training.loop.read_rollbacks(run)) == falls
+    assert bool(nas.training.loop.read_rollbacks(RunDir(run))) == falls

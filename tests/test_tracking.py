@@ -24,6 +24,7 @@ from nas.cli.commands import app
 from nas.config.experiment import dump, load_experiment
 from nas.results import tracking
 from nas.results.tracking import Tracker, check_uri, default_uri, page_of, ui_command
+from nas.rundir.directory import RunDir
 from nas.search.journal import Journal, Record
 from nas.space import Choice, Space
 
@@ -126,7 +127,7 @@ def arrived(uri: str, records: list[Record]) -> None:
 
 
 def send(run: Path, uri: str | None = None, seconds: float = 60.0) -> int:
-    tracker = Tracker(run, uri, "nas")
+    tracker = Tracker(RunDir(run), uri, "nas")
     tracker.start()
     return tracker.close(seconds)
 
@@ -147,7 +148,7 @@ def quick(call: Callable[[], Any]) -> Any:
 
 
 def test_a_run_arrives_whole(run: Path) -> None:
-    records, uri = search(run, range(20)), default_uri(run)
+    records, uri = search(run, range(20)), default_uri(RunDir(run))
     best = max((r for r in records if r.metrics), key=lambda r: (r.metrics or {})["accuracy"])
     (run / "children" / best.id).mkdir(parents=True)
     (run / "children" / best.id / "metrics.json").write_text(json.dumps({"id": best.id, "test": {"accuracy": 71.5}}))
@@ -169,7 +170,7 @@ def test_a_run_arrives_whole(run: Path) -> None:
     assert steps(uri, "search", "hypervolume") == [k for k in range(20) if k % 8 != 7]
     from nas.results.history import read_history
 
-    history = read_history(run)
+    history = read_history(RunDir(run))
     assert history is not None
     on_front = {k for k, r in candidates(uri).items() if r.data.tags["raynas.front"] == "true"}
     assert on_front == {r.k for r in history.front()} and best.k in on_front
@@ -184,7 +185,7 @@ def test_the_view_of_all_candidates_comes_with_a_run(run: Path) -> None:
     """The names in it are those that MLflow has; looked at in Chromium against MLflow 3.17 when it was written."""
     from mlflow import MlflowClient
 
-    uri = default_uri(run)
+    uri = default_uri(RunDir(run))
     assert send(run) == 0
     assert "viewStateShareKey" not in page_of(uri, "nas"), "MLflow shows an error for a view that is not there yet"
     search(run, range(20))
@@ -205,7 +206,7 @@ def test_the_view_of_all_candidates_comes_with_a_run(run: Path) -> None:
 
 
 def test_a_resumed_run_repeats_nothing(run: Path) -> None:
-    records, uri = search(run, range(10)), default_uri(run)
+    records, uri = search(run, range(10)), default_uri(RunDir(run))
     assert send(run) == 0
     before = (run / "tracking.jsonl").read_bytes()
     assert send(run) == 0
@@ -223,7 +224,7 @@ def test_a_resumed_run_repeats_nothing(run: Path) -> None:
     flags = [k for k, r in candidates(uri).items() if r.data.tags["raynas.front"] == "true"]
     from nas.results.history import front_table
 
-    assert sorted(flags) == sorted(row["k"] for row in front_table(run))  # those who left the front have lost the flag
+    assert sorted(flags) == sorted(row["k"] for row in front_table(RunDir(run)))  # those who left the front have lost the flag
 
 
 def test_a_torn_note_takes_no_other_along(run: Path) -> None:
@@ -233,13 +234,13 @@ def test_a_torn_note_takes_no_other_along(run: Path) -> None:
     notes.write_bytes(notes.read_bytes()[:-20])
     records += search(run, range(4, 6))
     assert send(run) == 0
-    arrived(default_uri(run), records)
+    arrived(default_uri(RunDir(run)), records)
     before = notes.read_bytes()
     assert send(run) == 0 and notes.read_bytes() == before
 
 
 def test_a_crash_before_the_note_makes_no_twin(run: Path) -> None:
-    records, uri = search(run, range(12)), default_uri(run)
+    records, uri = search(run, range(12)), default_uri(RunDir(run))
     assert send(run) == 0
     from mlflow import MlflowClient
     from mlflow.entities import Param, ViewType
@@ -287,8 +288,8 @@ def test_lost_answers_make_no_twin(run: Path, monkeypatch: pytest.MonkeyPatch) -
 
     for name in ("create_run", "log_batch", "set_terminated"):
         losing(name, 4)
-    records, uri = search(run, range(10)), default_uri(run)
-    tracker = Tracker(run, None, "nas")
+    records, uri = search(run, range(10)), default_uri(RunDir(run))
+    tracker = Tracker(RunDir(run), None, "nas")
     tracker.start()
     wait(lambda: (run / "tracking.jsonl").exists() and (run / "tracking.jsonl").read_text().count('"candidate"') == 10)
     monkeypatch.undo()
@@ -300,7 +301,7 @@ def test_lost_answers_make_no_twin(run: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_empty_twin_is_removed(run: Path) -> None:
     """A create that a slow server did after all, twice."""
-    records, uri = search(run, range(3)), default_uri(run)
+    records, uri = search(run, range(3)), default_uri(RunDir(run))
     assert send(run) == 0
     from mlflow import MlflowClient
 
@@ -327,14 +328,14 @@ def test_one_refused_candidate_does_not_hold_up_the_others(run: Path, monkeypatc
     monkeypatch.setattr(MlflowClient, "log_batch", picky)
     records = search(run, range(6))
     assert send(run) == 1
-    assert candidates(default_uri(run))[3].info.status == "RUNNING"
+    assert candidates(default_uri(RunDir(run)))[3].info.status == "RUNNING"
     monkeypatch.undo()
     assert send(run) == 0  # the next start tries again
-    arrived(default_uri(run), records)
+    arrived(default_uri(RunDir(run)), records)
 
 
 def test_a_removed_database_is_filled_again(run: Path, template: Path) -> None:
-    records, uri = search(run, range(4)), default_uri(run)
+    records, uri = search(run, range(4)), default_uri(RunDir(run))
     assert send(run) == 0
     shutil.copy(template, run.parent / "mlflow.db")  # emptied, but there
     records += search(run, range(4, 5))
@@ -346,7 +347,7 @@ def test_a_removed_database_is_filled_again(run: Path, template: Path) -> None:
 def test_a_broken_run_is_told_not_raised(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     (run / "run.json").unlink()
     search(run, range(2))
-    with Tracker(run, None, "nas"):
+    with Tracker(RunDir(run), None, "nas"):
         pass
     assert "could not be sent" in caplog.text
 
@@ -355,7 +356,7 @@ def test_a_socket_that_never_answers_blocks_nobody(run: Path, monkeypatch: pytes
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     records = search(run, range(5))
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        tracker = quick(lambda: Tracker(run, f"http://127.0.0.1:{silent.getsockname()[1]}", "nas"))
+        tracker = quick(lambda: Tracker(RunDir(run), f"http://127.0.0.1:{silent.getsockname()[1]}", "nas"))
         quick(tracker.start)
         for _ in range(20):
             quick(tracker.poke)
@@ -363,7 +364,7 @@ def test_a_socket_that_never_answers_blocks_nobody(run: Path, monkeypatch: pytes
         missed = quick(lambda: tracker.close(0.5))
         assert missed >= 5
     assert send(run) == 0  # another store has its own notes
-    arrived(default_uri(run), records)
+    arrived(default_uri(RunDir(run)), records)
 
 
 class Server:
@@ -402,7 +403,7 @@ def test_a_server_that_comes_late_and_dies_misses_nothing(run: Path, port: int, 
     shutil.copy(template, tmp_path / "server.db")
     url, notes = f"http://127.0.0.1:{port}", run / "tracking.jsonl"
     records = search(run, range(40))
-    tracker = quick(lambda: Tracker(run, url, "nas"))
+    tracker = quick(lambda: Tracker(RunDir(run), url, "nas"))
     quick(tracker.start)
     quick(tracker.poke)
     servers = []
@@ -446,10 +447,10 @@ def test_folders_are_refused_with_the_reason() -> None:
 def test_notes_hold_no_password(run: Path) -> None:
     from nas.results.outbox import Sent
 
-    Sent(run, "postgresql://me:secret@host/db", "nas").put(("training",), {})
+    Sent(RunDir(run), "postgresql://me:secret@host/db", "nas").put(("training",), {})
     assert "secret" not in (run / "tracking.jsonl").read_text()
-    assert Sent(run, "postgresql://other:word@host/db", "nas").values == {("training",): {}}
-    assert Sent(run, "postgresql://me:secret@host/db", "other").values == {}
+    assert Sent(RunDir(run), "postgresql://other:word@host/db", "nas").values == {("training",): {}}
+    assert Sent(RunDir(run), "postgresql://me:secret@host/db", "other").values == {}
 
 
 def test_the_comparison_is_for_this_machine() -> None:

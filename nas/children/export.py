@@ -23,6 +23,8 @@ from nas.children.evaluate import Batches, Evaluator, score
 from nas.quantization.integer import load_quantized
 from nas.quantization.learned import integers, narrow, pack, unpack
 from nas.rundir import atomic
+from nas.rundir.directory import ChildDir
+from nas.rundir.fence import Fence
 from nas.space import Arch
 from nas.supernet import Supernet, main_head
 from nas.tasks.pictures import save_pictures
@@ -31,7 +33,7 @@ PARITY_EXAMPLES = 64
 EXPORTS = 3  # torch.export (2.14) fails once in a hundred times, its nodes in an order that it refuses itself, and does not when asked again
 
 
-def export_child(target: Path, arch: Arch, evaluator: Evaluator, test: Batches, about: dict[str, Any], onnx: bool, fence: atomic.Fence) -> dict[str, Any]:
+def export_child(target: Path, arch: Arch, evaluator: Evaluator, test: Batches, about: dict[str, Any], onnx: bool, fence: Fence) -> dict[str, Any]:
     """Write one child as a directory, whole or not at all.
 
     Args:
@@ -58,18 +60,19 @@ def export_child(target: Path, arch: Arch, evaluator: Evaluator, test: Batches, 
     pictures = task.pictures(child, test.device)
 
     def fill(directory: Path) -> None:
+        here = ChildDir(directory)
         child.cpu().to(memory_format=torch.contiguous_format)  # as it will be loaded
-        save_file(child.state_dict(), directory / "model.safetensors")
-        (directory / "model.py").write_text(bundle(net.sources))
-        (directory / "arch.json").write_text(json.dumps(_identity(net, child, arch, about, task.any_size), indent=1))
+        save_file(child.state_dict(), here.weights)
+        here.classes.write_text(bundle(net.sources))
+        here.arch.write_text(json.dumps(_identity(net, child, arch, about, task.any_size), indent=1))
         if narrow(child):
-            save_file(pack(child), directory / "packed.safetensors")
+            save_file(pack(child), here.packed)
         if onnx:
-            write_onnx(integers(child), sample.cpu(), directory / "model.onnx", task.any_size)
-        figures["parity"] = parity(net, child, arch, sample.cpu(), directory)
-        (directory / "metrics.json").write_text(json.dumps(figures, indent=1))
+            write_onnx(integers(child), sample.cpu(), here.onnx, task.any_size)
+        figures["parity"] = parity(net, child, arch, sample.cpu(), here)
+        here.metrics.write_text(json.dumps(figures, indent=1))
         save_pictures(pictures, directory)
-        (directory / "README.md").write_text(card(figures, about, type(child).__name__, net.input_shape, task.any_size))
+        here.card.write_text(card(figures, about, type(child).__name__, net.input_shape, task.any_size))
 
     atomic.write_directory(target, fill, {"id": target.name, "supernet": about["supernet"]}, fence.check)
     return figures
@@ -150,7 +153,7 @@ def _anonymise(path: Path) -> None:
 
 
 @torch.no_grad()
-def parity(net: Supernet, child: nn.Module, arch: Arch, x: Tensor, directory: Path) -> dict[str, float]:
+def parity(net: Supernet, child: nn.Module, arch: Arch, x: Tensor, files: ChildDir) -> dict[str, float]:
     """Largest differences of outputs on real examples `x` ``(n, C, H, W)``, with the files as they were just written.
 
     ``supernet``: against the supernet, both on batch statistics, quantizers off (the steps are the child's own);
@@ -163,15 +166,15 @@ def parity(net: Supernet, child: nn.Module, arch: Arch, x: Tensor, directory: Pa
     found = {"examples": float(len(x)), "supernet": _apart(on_batch(x.to(home)).cpu(), main_head(net(x.to(home), arch)).cpu())}
     child.eval()
     reloaded = type(child)(**child.config)  # type: ignore[arg-type]
-    reloaded.load_state_dict(load_file(directory / "model.safetensors"))
+    reloaded.load_state_dict(load_file(files.weights))
     found["reloaded"] = _apart(child(x), reloaded.eval()(x))
-    if (directory / "packed.safetensors").exists():
-        reloaded.load_state_dict(unpack(reloaded, load_file(directory / "packed.safetensors")))
+    if files.packed.exists():
+        reloaded.load_state_dict(unpack(reloaded, load_file(files.packed)))
         found["packed"] = _apart(child(x), reloaded(x))
-    if (directory / "model.onnx").exists():
+    if files.onnx.exists():
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(files.onnx, providers=["CPUExecutionProvider"])
         found["onnx"] = _apart(child(x), torch.from_numpy(session.run(None, {"pixels": x.numpy()})[0]))
     return found
 
@@ -211,13 +214,13 @@ def load_child(path: str | Path, modules: tuple[str, ...] = ("searchspaces",)) -
         Damaged: the directory is not what its manifest says.
         ValueError: its class comes from elsewhere.
     """
-    directory = Path(path)
-    atomic.verify(directory)
-    about = json.loads((directory / "arch.json").read_text())
+    files = ChildDir(Path(path))
+    atomic.verify(files.path, (files.weights.name, files.arch.name))
+    about = json.loads(files.arch.read_text())
     module, _, name = about["child"].partition(":")
     if module.split(".")[0] not in modules:
         raise ValueError(f"the child's class is {about['child']}, outside {', '.join(modules)}; if you trust it: load_child(path, modules=({module!r},))")
-    child, tensors = getattr(importlib.import_module(module), name)(**about["network"]), load_file(directory / "model.safetensors")
+    child, tensors = getattr(importlib.import_module(module), name)(**about["network"]), load_file(files.weights)
     if "quantization" in about:
         return load_quantized(child, about["quantization"], tensors)
     child.load_state_dict(tensors)

@@ -24,6 +24,7 @@ from nas.quantization.compare import Wish, compare
 from nas.quantization.graph import fold, plain, total_macs
 from nas.quantization.integer import load_quantized, pack
 from nas.rundir import atomic
+from nas.rundir.fence import Fence
 
 CALIBRATION, BATCH = 512, 32  # examples of the training part, and at once
 INTEGER_KERNELS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")  # of ONNX Runtime
@@ -34,7 +35,7 @@ def quantize_child(
     wish: Wish,
     task: Any,
     device: torch.device,
-    fence: atomic.Fence,
+    fence: Fence,
     modules: tuple[str, ...],
     score_batch: int,
     write: bool,

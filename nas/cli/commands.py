@@ -15,7 +15,7 @@ from rich.table import Column, Table
 
 from nas.cli import cluster
 from nas.config.cluster import object_store
-from nas.config.experiment import Experiment, load_experiment
+from nas.config.experiment import Experiment, ExperimentError, load_experiment
 
 if TYPE_CHECKING:
     from nas.pipeline import Pipeline
@@ -52,11 +52,10 @@ NOTHING: list[str] = []
 
 def resolve(target: str, run_dir: Path | None, overrides: list[str]) -> tuple[Experiment, Path]:
     """The experiment and the run directory that a command means."""
-    from nas.rundir.directory import EXPERIMENT as FILE
-    from nas.rundir.directory import is_run
+    from nas.rundir.directory import RunDir
 
-    if is_run(Path(target)):
-        return load_experiment(str(Path(target) / FILE), overrides), run_dir or Path(target)
+    if (found := RunDir(target)).is_run():
+        return load_experiment(str(found.experiment), overrides), run_dir or found.path
     experiment = load_experiment(target, overrides)
     return experiment, run_dir or Path("runs") / experiment.name
 
@@ -67,9 +66,9 @@ def experiment_of(run: Path, overrides: list[str] = NOTHING) -> Experiment:
     Raises:
         ValueError: the directory holds no run.
     """
-    from nas.rundir.directory import is_run
+    from nas.rundir.directory import RunDir
 
-    if not is_run(run):
+    if not RunDir(run).is_run():
         raise ValueError(f"{run} holds no run; give the directory of one, for example runs/bignas-digits")
     return resolve(str(run), None, overrides)[0]
 
@@ -124,7 +123,7 @@ def train(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minut
     with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes)) as pipeline:
         pipeline.train()
         report_line(pipeline)
-    console.print(f"next: nas search {pipeline.run}", highlight=False)
+    console.print(f"next: nas search {pipeline.run.path}", highlight=False)
 
 
 @app.command()
@@ -136,7 +135,7 @@ def search(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minu
     with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes)) as pipeline:
         pipeline.search()
         report_line(pipeline)
-    console.print(f"next: nas export {pipeline.run}", highlight=False)
+    console.print(f"next: nas export {pipeline.run.path}", highlight=False)
 
 
 @app.command()
@@ -190,7 +189,7 @@ def quantize(
     experiment_of(run, set_)
     with open_pipeline(str(run), None, set_) as pipeline:
         figures = pipeline.quantize(child, wish)
-        path = pipeline.run / "children" / figures["id"]
+        path = pipeline.run.child(figures["id"]).path
         report_line(pipeline)
     print_quantized(figures)
     console.print(f"next: python -c 'import nas; net = nas.load_child(\"{os.path.relpath(path)}\")', or its model.onnx in ONNX Runtime", highlight=False)
@@ -207,23 +206,10 @@ def register(
 
     Example: nas register runs/bignas-digits CHILD digits --alias champion
     """
-    import json
+    from nas.results.registry import register as enter
+    from nas.rundir.directory import RunDir
 
-    from nas.children.export import homes, load_child
-    from nas.results.tracking import address
-    from nas.results.tracking import register as enter
-    from nas.rundir.atomic import sha256
-    from nas.space import Arch
-
-    settings, folder = experiment_of(run), run / "children" / child
-    if not (folder / "arch.json").is_file():
-        known = ", ".join(sorted(path.parent.name for path in run.glob("children/[!.]*/arch.json"))) or "none"
-        raise ValueError(f"{run} has no exported child {child!r}; exported there: {known}")
-    net = load_child(folder, homes(settings.space.name))
-    about = json.loads((folder / "arch.json").read_text())
-    uri, arch = address(run, settings.tracking.uri), Arch(about["arch"]).id  # a finetuned child is named otherwise
-    label, experiment = f"{child}-{sha256(folder / 'model.safetensors')[:8]}", settings.tracking.experiment or settings.name
-    version = enter(run, uri, experiment, net, arch, label, about["input"]["shape"], about["input"].get("any_size", False), name, alias)
+    version = enter(RunDir(run), experiment_of(run), child, name, alias)
     console.print(f"{name}, version {version}: mlflow.pytorch.load_model('models:/{name}{'@' + alias if alias else '/' + version}')", highlight=False)
 
 
@@ -233,11 +219,13 @@ def report(run: Annotated[Path, RUN]) -> None:
 
     Example: nas report runs/bignas-digits
     """
-    from nas.results.report import front_table, write_report
+    from nas.results.history import front_table
+    from nas.results.report import write_report
+    from nas.rundir.directory import RunDir
 
     experiment_of(run)
-    path = write_report(run)
-    print_table([row for row in front_table(run) if row["front"] or row["exported"]])
+    path = write_report(RunDir(run))
+    print_table([row for row in front_table(RunDir(run)) if row["front"] or row["exported"]])
     console.print(f"report: {path}", highlight=False)
 
 
@@ -292,9 +280,10 @@ def ui(run: Annotated[Path, RUN], port: Annotated[int, typer.Option(help="On thi
     Example: nas ui runs/bignas-digits
     """
     from nas.results.tracking import address, page_of, reachable, ui_command
+    from nas.rundir.directory import RunDir
 
     settings = experiment_of(run)
-    uri, name = address(run, settings.tracking.uri), settings.tracking.experiment or settings.name
+    uri, name = address(RunDir(run), settings.tracking.uri), settings.tracking.experiment or settings.name
     if uri.startswith(("http://", "https://")):
         if why := reachable(uri):
             raise ValueError(f"{uri}, where this run is tracked, does not answer: {why}")
@@ -321,11 +310,11 @@ def report_line(pipeline: Pipeline) -> None:
 
 def finish(pipeline: Pipeline, ids: list[str]) -> None:
     """The table of the exported children, and where everything is."""
-    from nas.results.report import front_table
+    from nas.results.history import front_table
 
     path = pipeline.report()
     print_table([row for row in front_table(pipeline.run) if row["id"] in ids])
-    console.print(f"report:   {path}\nchildren: {pipeline.run / 'children'}\ncompare:  nas ui {os.path.relpath(pipeline.run)}", highlight=False)
+    console.print(f"report:   {path}\nchildren: {pipeline.run.children}\ncompare:  nas ui {os.path.relpath(pipeline.run.path)}", highlight=False)
 
 
 def print_quantized(figures: dict[str, Any]) -> None:
@@ -365,8 +354,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """The entry point: a person's mistake is one clear message, without a traceback, and an exit code that is not 0."""
-    from nas.config.experiment import ExperimentError
-    from nas.rundir.atomic import Damaged, Fenced
+    from nas.rundir.atomic import Damaged
+    from nas.rundir.fence import Fenced
 
     try:
         app()

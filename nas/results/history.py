@@ -1,4 +1,4 @@
-"""What a run directory tells, read and never written: training lines, journals, exported children.
+"""What a run directory tells of its search and its children, read and never written.
 
 These files may be written to while they are read, and may end in a torn line after a crash; both are expected here.
 The tracker follows them for days, the report reads them once.
@@ -6,15 +6,16 @@ The tracker follows them for days, the report reads them once.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nas.rundir.directory import RunDir
+from nas.rundir.log import Lines, parsed
 from nas.search.core import Objective
 from nas.search.journal import Record
 from nas.search.pareto import front, hypervolume
@@ -22,39 +23,10 @@ from nas.search.pareto import front, hypervolume
 REFERENCE = 10.0  # the hypervolume counts up to this many times the first candidate's cost, so that it is known from then on
 
 
-class Lines:
-    """The JSON objects of a growing file, each given once; a last line that is not whole is left for the next time."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._offset = 0
-
-    def new(self) -> list[dict[str, Any]]:
-        """Objects that came since the last call. A damaged line in the middle is passed over."""
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self._offset)
-                raw = file.read().split(b"\n")[:-1]
-        except FileNotFoundError:
-            return []
-        found = [_parsed(line) for line in raw]
-        if found and found[-1] is None:  # whoever opens the file for writing next cuts this one off
-            found, raw = found[:-1], raw[:-1]
-        self._offset += sum(len(line) + 1 for line in raw)
-        return [line for line in found if isinstance(line, dict)]
-
-
-def _parsed(raw: bytes) -> Any:
-    try:
-        return json.loads(raw)
-    except ValueError:
-        return None
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where the file is missing or not whole."""
     try:
-        found = _parsed(path.read_bytes())
+        found = parsed(path.read_bytes())
     except OSError:
         return {}
     return found if isinstance(found, dict) else {}
@@ -148,14 +120,9 @@ class History:
         self.progress.append(Progress(record.k, self._evaluated, best, len(self._front), hypervolume(self._front, self._corner)))
 
 
-def journals(run_dir: Path) -> list[Path]:
-    """The journals of a run, the one written to last standing last."""
-    return sorted((run_dir / "search").glob("journal-*.jsonl"), key=lambda path: (path.stat().st_mtime, path.name))
-
-
-def read_history(run_dir: Path) -> History | None:
+def read_history(run: RunDir) -> History | None:
     """The newest journal, read to its end; None before the first search."""
-    found = journals(run_dir)
+    found = run.journals()
     if not found:
         return None
     history = History(found[-1])
@@ -163,54 +130,11 @@ def read_history(run_dir: Path) -> History | None:
     return history
 
 
-@dataclass
-class Training:
-    """The lines of ``train/metrics.jsonl`` in the order of steps; of a step that was done twice the later line."""
-
-    steps: list[dict[str, Any]]
-    panels: list[dict[str, Any]]
-    events: list[dict[str, Any]]
-
-
-def training_file(run_dir: Path) -> Path:
-    """Where training writes its lines."""
-    return run_dir / "train" / "metrics.jsonl"
-
-
-def read_training(run_dir: Path) -> Training:
-    """All that training wrote so far; empty lists before it began."""
-    steps: dict[int, dict[str, Any]] = {}
-    panels: dict[int, dict[str, Any]] = {}
-    events: list[dict[str, Any]] = []
-    for line in Lines(training_file(run_dir)).new():
-        if "event" in line:
-            events.append({"step": max(steps, default=0), **line})  # most do not know theirs: the furthest that was reached before
-        elif "step" in line:
-            (panels if "panel" in line else steps)[int(line["step"])] = line
-    return Training([steps[s] for s in sorted(steps)], [panels[s] for s in sorted(panels)], events)
-
-
-def training_figures(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """The figures of one training line by name: ``loss/largest``, ``lr``, ``panel/smallest/accuracy``, ``recipe/entropy``."""
-    for name in ("lr", "epoch"):
-        if name in line:
-            yield name, line[name]
-    for name, value in (line.get("loss") or {}).items():
-        yield f"loss/{name}", value
-    for child, figures in (line.get("panel") or {}).items():
-        for name, value in figures.items():
-            yield f"panel/{child}/{name}", value
-    for name, value in (line.get("recipe") or {}).items():
-        yield f"recipe/{name}", value
-
-
-def read_children(run_dir: Path) -> dict[str, dict[str, Any]]:
+def read_children(run: RunDir) -> dict[str, dict[str, Any]]:
     """The ``metrics.json`` of every exported child, by id, with the hash of the ``supernet`` that it was cut from.
-
-    What is being written, or was left half-written, has a name with a dot before it.
     """
-    found = {path.parent: read_json(path) for path in sorted((run_dir / "children").glob("[!.]*/metrics.json"))}
-    return {child.name: {**metrics, "supernet": read_json(child / "manifest.json").get("supernet")} for child, metrics in found.items() if metrics}
+    found = {child: read_json(child.metrics) for child in run.exported()}
+    return {child.id: {**metrics, "supernet": read_json(child.manifest).get("supernet")} for child, metrics in found.items() if metrics}
 
 
 def metric_of(history: History | None, children: Mapping[str, Mapping[str, Any]]) -> str:
@@ -220,18 +144,18 @@ def metric_of(history: History | None, children: Mapping[str, Mapping[str, Any]]
     return next((name for child in children.values() for name in child.get("validation") or {}), Objective().metric)
 
 
-def read_pictures(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
+def read_pictures(run: RunDir) -> dict[str, list[dict[str, Any]]]:
     """The pictures of every exported child that has some, by id: ``title`` and ``panels``, whose ``file`` is a path.
 
     Of a child that another may have written only files of its own are shown.
     """
     found: dict[str, list[dict[str, Any]]] = {}
-    for name in read_children(run_dir):
-        directory = run_dir / "children" / name
-        pictures = _parsed((directory / "pictures.json").read_bytes()) if (directory / "pictures.json").is_file() else None
+    for name in read_children(run):
+        child = run.child(name)
+        pictures = parsed(child.pictures.read_bytes()) if child.pictures.is_file() else None
         if isinstance(pictures, list):
-            given = [{**picture, "panels": [{**panel, "file": directory / panel["file"]} for panel in picture["panels"]]} for picture in pictures]
-            if all(_within(panel["file"], directory) for picture in given for panel in picture["panels"]):
+            given = [{**picture, "panels": [{**panel, "file": child.path / panel["file"]} for panel in picture["panels"]]} for picture in pictures]
+            if all(_within(panel["file"], child.path) for picture in given for panel in picture["panels"]):
                 found[name] = given
     return found
 
@@ -240,7 +164,7 @@ def _within(file: Path, directory: Path) -> bool:
     return file.is_file() and file.resolve().is_relative_to(directory.resolve())
 
 
-def front_table(run_dir: Path | str) -> list[dict[str, Any]]:
+def front_table(run: RunDir) -> list[dict[str, Any]]:
     """The front and the exported children, cheapest first.
 
     Returns:
@@ -248,8 +172,7 @@ def front_table(run_dir: Path | str) -> list[dict[str, Any]]:
         measured on the exported child, ``exported_validation`` and ``test``; None where there is no such figure. ``metric`` and ``cost`` are
         what these are of, ``tested`` has all test figures by metric.
     """
-    run_dir = Path(run_dir)
-    history, children = read_history(run_dir), read_children(run_dir)
+    history, children = read_history(run), read_children(run)
     on_front = history.front() if history else []
     by_id = {record.id: record for record in reversed(history.records.values())} if history else {}
     by_id |= {record.id: record for record in on_front}

@@ -16,7 +16,9 @@ from typing import Any
 
 import yaml
 
-from nas.results.history import History, Lines, front_table, journals, read_children, training_figures, training_file
+from nas.results.history import History, front_table, read_children
+from nas.rundir.directory import RunDir
+from nas.rundir.log import EventLine, Lines, PanelLine, StepLine, TrainingLines
 from nas.search.journal import Record
 
 FIGURES = 800  # in one request; MLflow takes 1,000 metrics and 1 MB
@@ -31,8 +33,8 @@ Figures = dict[tuple[str, int], tuple[float, int]]  # (name, step) to (value, mi
 class Sent:
     """``RUN/tracking.jsonl``: what was sent where, one fsynced line a thing. Users and passwords are left out of the address."""
 
-    def __init__(self, run_dir: Path, uri: str, experiment: str) -> None:
-        self.path = run_dir / "tracking.jsonl"
+    def __init__(self, run: RunDir, uri: str, experiment: str) -> None:
+        self.path = run.tracked
         self.values: dict[Key, Any] = {}
         self._where = {"uri": re.sub(r"//[^/@]*@", "//", uri), "experiment": experiment}
         for line in Lines(self.path).new():
@@ -101,14 +103,14 @@ class Item:
 class Unsent:
     """Follows the files of a run and compares them with what was sent."""
 
-    def __init__(self, run_dir: Path, sent: Sent) -> None:
-        self.run_dir, self.sent = run_dir, sent
+    def __init__(self, run: RunDir, sent: Sent) -> None:
+        self.run, self.sent = run, sent
         self.restart()
 
     def restart(self) -> None:
         """Read all files from their beginning again."""
-        self._training = Lines(training_file(self.run_dir))
-        self._lines: list[dict[str, Any]] = []  # of training, those with a figure that was not sent
+        self._training = TrainingLines(self.run.training_log)
+        self._lines: list[StepLine | PanelLine] = []  # those with a figure that was not sent
         self._histories: dict[Path, History] = {}
 
     def pending(self, ending: str | None = None) -> list[Item]:
@@ -117,7 +119,7 @@ class Unsent:
         Args:
             ending: the state in which the run ends; None while it goes on. Only at the end is it known who stands on the front.
         """
-        for path in journals(self.run_dir):
+        for path in self.run.journals():
             self._histories.setdefault(path, History(path)).update()
         histories = [history for history in self._histories.values() if history.supernet]
         items = list(self._train())
@@ -136,17 +138,18 @@ class Unsent:
 
     def _train(self) -> Iterator[Item]:
         sent = self.sent.values.get(("training",), {})
-        self._lines += [line for line in self._training.new() if "step" in line]
-        self._lines = [line for line in self._lines if any(line["step"] > sent.get(_name(name), -1) for name, _ in training_figures(line))]
+        self._lines += [line for line in self._training.new() if not isinstance(line, EventLine)]
+        self._lines = [line for line in self._lines if any(line.step > sent.get(_name(name), -1) for name, _ in line.figures())]
         if not self._lines:
             return
         yield from self._settings(("train",))
         last, figures, count = dict(sent), Figures(), 0
         for line in self._lines:
             count += 1
-            for name, value in training_figures(line):
-                last[_name(name)] = max(line["step"], last.get(_name(name), -1))
-                _put(figures, name, line["step"], value, int(1000 * line.get("seconds", 0)))
+            seconds = line.seconds if isinstance(line, StepLine) else 0.0
+            for name, value in line.figures():
+                last[_name(name)] = max(line.step, last.get(_name(name), -1))
+                _put(figures, name, line.step, value, int(1000 * seconds))
             if len(figures) >= FIGURES:
                 yield Item(("training",), dict(last), ("train",), figures=figures, count=count)
                 figures, count = {}, 0
@@ -172,7 +175,7 @@ class Unsent:
         yield from self._exported(history)
 
     def _exported(self, history: History) -> Iterator[Item]:
-        children = read_children(self.run_dir)
+        children = read_children(self.run)
         for record in history.records.values() if children else ():
             if record.id not in children or children[record.id]["supernet"] != history.supernet:
                 continue
@@ -187,7 +190,7 @@ class Unsent:
 
     def _settings(self, run: Key) -> Iterator[Item]:
         try:
-            tree = yaml.safe_load((self.run_dir / "experiment.yaml").read_text())
+            tree = yaml.safe_load(self.run.experiment.read_text())
         except (OSError, yaml.YAMLError):
             tree = None
         params = {_name(name): value for name, value in _flat(tree)}
@@ -203,13 +206,13 @@ class Unsent:
 
     def _artifacts(self, history: History) -> Iterator[Item]:
         files = {}
-        if rows := front_table(self.run_dir):
+        if rows := front_table(self.run):
             text = io.StringIO()
             writer = csv.DictWriter(text, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
             files["front.csv"] = text.getvalue().encode()
-        if (page := self.run_dir / "report.html").exists():
+        if (page := self.run.report).exists():
             files["report.html"] = page.read_bytes()
         for name, content in files.items():
             key, digest = ("artifact", history.supernet, name), hashlib.sha256(content).hexdigest()

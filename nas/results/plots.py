@@ -18,7 +18,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from nas.results.history import History, Training
+from nas.results.history import History
+from nas.rundir.log import Training
 from nas.search.journal import Record
 
 INK = "#010203"  # stands for the page's text colour, exchanged in the finished SVG
@@ -127,27 +128,27 @@ def training_picture(training: Training) -> str:
         for (fill, _), axes in zip(rows, grid, strict=True):
             fill(axes, training)
             for event in training.events:
-                axes.axvline(event["step"], color=RED, linestyle="--", linewidth=1, alpha=0.8)
+                axes.axvline(event.step, color=RED, linestyle="--", linewidth=1, alpha=0.8)
         above = {"xycoords": grid[0].get_xaxis_transform(), "ha": "center", "va": "bottom"}
         for event in training.events:
-            grid[0].annotate(str(event["event"]), (event["step"], 1), color=RED, fontsize=8.5, **above)
+            grid[0].annotate(event.event, (event.step, 1), color=RED, fontsize=8.5, **above)
         grid[-1].set_xlabel("step")
 
     return _svg(draw, "training", 6.4 if training.panels else 4.2)
 
 
 def _losses(axes: Axes, training: Training) -> None:
-    for i, name in enumerate(_ordered(name for line in training.steps for name in line.get("loss") or {})):
-        points = [(line["step"], line["loss"][name]) for line in training.steps if name in (line.get("loss") or {})]
+    for i, name in enumerate(_ordered(name for line in training.steps for name in line.loss)):
+        points = [(line.step, line.loss[name]) for line in training.steps if name in line.loss]
         axes.plot(*zip(*points, strict=True), color=_colour(name, i), linewidth=1.2, label=name)
     axes.set_ylabel("loss")
     _legend(axes)
 
 
 def _panel(axes: Axes, training: Training) -> None:
-    metric = next((name for line in training.panels for figures in line["panel"].values() for name in figures), "")
-    for i, name in enumerate(_ordered(name for line in training.panels for name in line["panel"])):
-        points = [(line["step"], line["panel"][name][metric]) for line in training.panels if metric in line["panel"].get(name, {})]
+    metric = next((name for line in training.panels for figures in line.panel.values() for name in figures), "")
+    for i, name in enumerate(_ordered(name for line in training.panels for name in line.panel)):
+        points = [(line.step, line.panel[name][metric]) for line in training.panels if metric in line.panel.get(name, {})]
         if points:
             axes.plot(*zip(*points, strict=True), color=_colour(name, i), linewidth=1.2, marker="o", markersize=3, label=name)
     axes.set_ylabel(f"{metric}, validation")
@@ -155,8 +156,7 @@ def _panel(axes: Axes, training: Training) -> None:
 
 
 def _rate(axes: Axes, training: Training) -> None:
-    lines = [line for line in training.steps if "lr" in line]
-    axes.plot([line["step"] for line in lines], [line["lr"] for line in lines], color=GREY, linewidth=1.2)
+    axes.plot([line.step for line in training.steps], [line.lr for line in training.steps], color=GREY, linewidth=1.2)
     axes.set_ylabel("learning rate")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 import platform
 from collections.abc import Iterator
 from html import escape
@@ -13,11 +12,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from nas.results.history import History, Training, front_table, metric_of, read_children, read_history, read_json, read_pictures, read_training
+from nas.results.history import History, front_table, metric_of, read_children, read_history, read_json, read_pictures
 from nas.results.plots import COSTS, human, progress_picture, search_picture, training_picture
+from nas.rundir.atomic import write_atomic
+from nas.rundir.directory import RunDir
+from nas.rundir.log import Training, read_training
 from nas.search.journal import Record
-
-__all__ = ["front_table", "write_report"]
 
 SHOWN = ("raynas", "torch", "deepspeed", "ray", "mlflow", "numpy")
 STYLE = """
@@ -43,39 +43,32 @@ pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6p
 """
 
 
-def write_report(run_dir: Path | str) -> Path:
+def write_report(run: RunDir) -> Path:
     """Write the page, or write it anew. What the run does not have yet is left out, and the page says so.
 
     Returns:
         The file's path.
     """
-    run_dir = Path(run_dir)
-    about, history, training = read_json(run_dir / "run.json"), read_history(run_dir), read_training(run_dir)
-    title = str(about.get("name") or run_dir.name)
-    body = [f"<h1>{escape(title)}</h1>", *_summary(run_dir, history, training), *_search(run_dir, history)]
-    body += [*_training(training), *_table(run_dir, history), *_pictures(run_dir), *_what_ran(run_dir, about, history)]
+    about, history, training = read_json(run.about), read_history(run), read_training(run.training_log)
+    title = str(about.get("name") or run.path.name)
+    body = [f"<h1>{escape(title)}</h1>", *_summary(run, history, training), *_search(run, history)]
+    body += [*_training(training), *_table(run, history), *_pictures(run), *_what_ran(run, about, history)]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
     page = (
         f'<!doctype html>\n<html lang="en">\n<head>{head}\n<style>{STYLE}</style></head>\n<body>\n'
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
-    path = run_dir / "report.html"
-    beside = run_dir / f".report.html.{os.getpid()}"
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(page)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-    return path
+    write_atomic(run.report, page)
+    return run.report
 
 
-def _summary(run_dir: Path, history: History | None, training: Training) -> Iterator[str]:
+def _summary(run: RunDir, history: History | None, training: Training) -> Iterator[str]:
     parts = []
     trained = _seconds(training)
     if training.steps:
         last = training.steps[-1]
-        parts.append(f"The supernet was trained for {last['step']:,} of {last.get('total', last['step']):,} steps in {_duration(trained)}.")
+        parts.append(f"The supernet was trained for {last.step:,} of {last.total:,} steps in {_duration(trained)}.")
     if history and history.records:
         failed = sum(history.failed(record) for record in history.records.values())
         spent = sum(record.seconds for record in history.records.values())
@@ -83,7 +76,7 @@ def _summary(run_dir: Path, history: History | None, training: Training) -> Iter
         parts.append(f"The search judged {len(history.records):,} candidates{lost}, taking {_duration(spent)} of evaluation in all.")
         if front := history.front():
             parts.append(f"The best child, {_child(history, front[-1])}. The smallest on the front, {_child(history, front[0])}.")
-    children = read_children(run_dir)
+    children = read_children(run)
     if children:
         parts.append(f"{len(children)} {'child was' if len(children) == 1 else 'children were'} exported.")
     yield f'<p class="lead">{escape(" ".join(parts)) or "Nothing has been written by this run yet."}</p>'
@@ -102,7 +95,7 @@ def _child(history: History, record: Record) -> str:
     )
 
 
-def _search(run_dir: Path, history: History | None) -> Iterator[str]:
+def _search(run: RunDir, history: History | None) -> Iterator[str]:
     yield "<h2>Search</h2>"
     if history is None or not history.records:
         yield '<p class="quiet">No candidate has been judged yet.</p>'
@@ -114,7 +107,7 @@ def _search(run_dir: Path, history: History | None) -> Iterator[str]:
     failed = sum(history.failed(record) for record in history.records.values())
     lost = f" {failed:,} failed {'candidate is' if failed == 1 else 'candidates are'} not shown." if failed else ""
     yield f'<p class="quiet">Each point is a child cut out of the supernet and scored on validation; rest on one to see it.{lost}</p>'
-    ours = {name: child for name, child in read_children(run_dir).items() if child["supernet"] == history.supernet}
+    ours = {name: child for name, child in read_children(run).items() if child["supernet"] == history.supernet}
     yield search_picture(history, ours)
     yield '<p class="quiet">Progress. The hypervolume is the area under the front, in units of the metric times decades of cost.</p>'
     yield progress_picture(history)
@@ -127,17 +120,17 @@ def _training(training: Training) -> Iterator[str]:
         return
     yield '<p class="quiet">Losses are on training batches; the panel is a few fixed children scored on validation.</p>'
     for event in training.events:
-        yield f'<p class="quiet">Step {event["step"]:,}: {escape(str(event["event"]))}: {escape(str(event.get("reason", "")))}</p>'
+        yield f'<p class="quiet">Step {event.step:,}: {escape(event.event)}: {escape(event.reason)}</p>'
     yield training_picture(training)
 
 
-def _table(run_dir: Path, history: History | None) -> Iterator[str]:
+def _table(run: RunDir, history: History | None) -> Iterator[str]:
     yield "<h2>Children</h2>"
-    rows = front_table(run_dir)
+    rows = front_table(run)
     if not rows:
         yield '<p class="quiet">There is no front and no exported child yet.</p>'
         return
-    children = read_children(run_dir)
+    children = read_children(run)
     name = metric_of(history, children)
     metric = escape(name)
     bits = history is not None and history.objective.cost == "bitops"
@@ -166,10 +159,10 @@ def _baselines(children: dict[str, dict[str, Any]], metric: str) -> dict[str, fl
     return {name: figures[metric] for child in children.values() for name, figures in (child.get("baselines") or {}).items() if metric in figures}
 
 
-def _pictures(run_dir: Path) -> Iterator[str]:
+def _pictures(run: RunDir) -> Iterator[str]:
     """What exported children do on test examples; one child open, the others folded."""
-    ids = [row["id"] for row in front_table(run_dir)]
-    found = read_pictures(run_dir)
+    ids = [row["id"] for row in front_table(run)]
+    found = read_pictures(run)
     if not found:
         return
     yield "<h2>Pictures</h2>"
@@ -188,13 +181,13 @@ def _panel(panel: dict[str, Any]) -> str:
     return f'<figure><img{zoom} alt="{label}" src="data:image/png;base64,{image}"><figcaption><b>{label}</b> {note}</figcaption></figure>'
 
 
-def _what_ran(run_dir: Path, about: dict[str, Any], history: History | None) -> Iterator[str]:
+def _what_ran(run: RunDir, about: dict[str, Any], history: History | None) -> Iterator[str]:
     yield "<h2>What was run</h2>"
     facts = [("run", about.get("id")), ("supernet, sha256", history.supernet if history else None)]
     facts += [("Python", platform.python_version()), *((name, _version(name)) for name in SHOWN)]
     yield '<p class="quiet">' + " · ".join(f"{name} <code>{escape(str(value))}</code>" for name, value in facts if value) + "</p>"
     try:
-        yield f"<pre>{escape((run_dir / 'experiment.yaml').read_text(encoding='utf-8', errors='replace'))}</pre>"
+        yield f"<pre>{escape(run.experiment.read_text(encoding='utf-8', errors='replace'))}</pre>"
     except OSError:
         yield '<p class="quiet">There is no experiment.yaml in the run directory.</p>'
 
@@ -207,7 +200,7 @@ def _version(package: str) -> str | None:
 
 
 def _seconds(training: Training) -> float:
-    return max((float(line.get("seconds", 0)) for line in training.steps), default=0.0)
+    return max((line.seconds for line in training.steps), default=0.0)
 
 
 def _figure(value: float | None) -> str:

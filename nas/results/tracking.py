@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from nas.results.history import read_json
 from nas.results.outbox import FIGURES, VIEW_KEY, VIEW_TAG, Item, Key, Sent, Unsent
+from nas.rundir.directory import RunDir
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,9 +51,9 @@ ENVIRONMENT = {
 }
 
 
-def default_uri(run_dir: Path | str) -> str:
-    """The store that runs beside each other share: ``mlflow.db`` in the folder above the run."""
-    return f"sqlite:///{Path(run_dir).absolute().parent / 'mlflow.db'}"
+def default_uri(run: RunDir) -> str:
+    """The store that runs beside each other share."""
+    return f"sqlite:///{run.mlflow}"
 
 
 def check_uri(uri: str) -> str:
@@ -98,15 +99,15 @@ class _Held:
 class _Store:
     """MLflow, by explicit run ids alone. Every call may raise when the server is away; connect again before the next."""
 
-    def __init__(self, uri: str, experiment: str, run_dir: Path) -> None:
+    def __init__(self, uri: str, experiment: str, run: RunDir) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient  # takes seconds, so in the background
 
-        about = read_json(run_dir / "run.json")
-        self.raynas_run, self.raynas_name = str(about["id"]), str(about.get("name", run_dir.name))
+        about = read_json(run.about)
+        self.raynas_run, self.raynas_name = str(about["id"]), str(about.get("name", run.path.name))
         self.client: MlflowClient = MlflowClient(uri)
-        self.experiment = self._experiment(experiment, (run_dir.parent / "mlartifacts").as_uri() if uri.startswith("sqlite:") else None)
+        self.experiment = self._experiment(experiment, run.mlflow_artifacts.as_uri() if uri.startswith("sqlite:") else None)
         self.runs: dict[Key, _Held] = {}
         self._look_up()
 
@@ -209,7 +210,7 @@ class Tracker:
     """Sends a run to MLflow in the background. Used by the driver, and by it alone.
 
     Args:
-        run_dir: the run directory, which has a ``run.json``.
+        run: what is followed.
         uri: MLflow's tracking URI; None: `default_uri`.
         experiment: the name of MLflow's experiment.
 
@@ -217,12 +218,12 @@ class Tracker:
         ValueError: a URI that MLflow cannot keep a run at.
     """
 
-    def __init__(self, run_dir: Path | str, uri: str | None, experiment: str) -> None:
-        self.run_dir = Path(run_dir).absolute()
-        self.uri = check_uri(uri or default_uri(run_dir))
+    def __init__(self, run: RunDir, uri: str | None, experiment: str) -> None:
+        self.run = run
+        self.uri = check_uri(uri or default_uri(run))
         self.experiment = experiment
-        self._sent = Sent(self.run_dir, self.uri, experiment)
-        self._unsent = Unsent(self.run_dir, self._sent)
+        self._sent = Sent(run, self.uri, experiment)
+        self._unsent = Unsent(run, self._sent)
         self._files = threading.Lock()  # of the two above; never held while MLflow is waited for
         self._store: _Store | None = None
         self._refused: set[Key] = set()
@@ -300,7 +301,7 @@ class Tracker:
         """Send all that is pending. Raises where the server is away."""
         items = self._pending(ending)
         if items and self._store is None:
-            self._store = _Store(self.uri, self.experiment, self.run_dir)
+            self._store = _Store(self.uri, self.experiment, self.run)
             if self._sent.values and not self._store.runs:  # the store was emptied behind our back
                 with self._files:
                     self._sent.forget()
@@ -311,7 +312,7 @@ class Tracker:
                 return
             self._send(item)
         if ending and self._doubt:
-            self._store = _Store(self.uri, self.experiment, self.run_dir)  # a last look for twins
+            self._store = _Store(self.uri, self.experiment, self.run)  # a last look for twins
 
     def _pending(self, ending: str | None) -> list[Item]:
         with self._files:
@@ -339,9 +340,9 @@ class Tracker:
             self._sent.put(key, value)
 
 
-def address(run_dir: Path | str, uri: str | None) -> str:
+def address(run: RunDir, uri: str | None) -> str:
     """Where a run is tracked: as set, else MLFLOW_TRACKING_URI, else SQLite beside the run."""
-    return check_uri(uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(run_dir))
+    return check_uri(uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(run))
 
 
 def reachable(uri: str, timeout_s: float = 5.0) -> str | None:
@@ -371,8 +372,8 @@ def page_of(uri: str, experiment: str) -> str:
     return f"/#/experiments/{found.experiment_id}/runs?{view}compareRunsMode=CHART"
 
 
-def register(
-    run_dir: Path, uri: str, experiment: str, child: nn.Module, arch: str, label: str, shape: Sequence[int], any_size: bool, name: str, alias: str | None
+def register_model(
+    run: RunDir, uri: str, experiment: str, child: nn.Module, arch: str, label: str, shape: Sequence[int], any_size: bool, name: str, alias: str | None
 ) -> str:
     """Make an exported child a version of a registered model, for `mlflow.pytorch.load_model`; raynas itself never loads one.
 
@@ -389,7 +390,7 @@ def register(
     Raises:
         ValueError: MLflow has no run of that child.
     """
-    store = _Store(check_uri(uri), experiment, run_dir.absolute())
+    store = _Store(check_uri(uri), experiment, run)
     import mlflow.pytorch
     import numpy as np
     import torch
@@ -400,7 +401,7 @@ def register(
     query = f"tags.`raynas.run` = '{store.raynas_run}' and tags.`raynas.arch` = '{arch}'"
     runs = store.client.search_runs([store.experiment], query, max_results=1, order_by=["attributes.start_time DESC"])
     if not runs:
-        raise ValueError(f"MLflow at {uri} has no run of the child {arch}; nas export {run_dir} sends it")
+        raise ValueError(f"MLflow at {uri} has no run of the child {arch}; nas export {run.path} sends it")
     pixels = torch.rand(2, *shape)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         axes = [[-1, t.shape[1], -1, -1] if any_size else [-1, *t.shape[1:]] for t in (pixels, child(pixels))]

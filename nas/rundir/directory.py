@@ -1,4 +1,4 @@
-"""A run is a directory: what makes it that run, who may write into it, and what was changed when it was continued."""
+"""A run is a directory: where everything of it lies, what makes it that run, who may write into it, and what was changed when it was continued."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,62 +16,223 @@ from filelock import FileLock, Timeout
 
 from nas.config.experiment import Difference, Experiment, difference, dump, load_experiment
 from nas.config.section import Kind
-from nas.rundir.atomic import Fence, write_atomic
-
-EXPERIMENT = "experiment.yaml"
+from nas.rundir.atomic import MANIFEST, write_atomic
+from nas.rundir.fence import Fence
 
 
 class Occupied(ValueError):
     """The directory is somebody else's, or another run's."""
 
 
-def is_run(path: Path) -> bool:
-    """Whether a directory is a run."""
-    return (path / EXPERIMENT).is_file()
+@dataclass(frozen=True)
+class ChildDir:
+    """An exported child: a directory that is whole or not there."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """The child's id, which may have an ending: ``-finetuned``, ``-w4a4``."""
+        return self.path.name
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def packed(self) -> Path:
+        """The same weights as levels of their grids, where a child has such."""
+        return self.path / "packed.safetensors"
+
+    @property
+    def classes(self) -> Path:
+        """The source of the child's classes."""
+        return self.path / "model.py"
+
+    @property
+    def onnx(self) -> Path:
+        return self.path / "model.onnx"
+
+    @property
+    def arch(self) -> Path:
+        """What it is: architecture, class, arguments, input."""
+        return self.path / "arch.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def pictures(self) -> Path:
+        """What stands in which picture."""
+        return self.path / "pictures.json"
+
+    @property
+    def card(self) -> Path:
+        return self.path / "README.md"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / MANIFEST
 
 
-def _of_a_start(path: Path) -> bool:
-    """Whether a file is one of those that a process leaves that was killed before it had written what the run is."""
-    return path.name in (".lock", "run.json") or path.match(".*.tmp")
+class RunDir:
+    """Every path of a run.
+
+    Args:
+        path: of its directory, there or not.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def experiment(self) -> Path:
+        return self.path / "experiment.yaml"
+
+    @property
+    def about(self) -> Path:
+        """The run's id and first name."""
+        return self.path / "run.json"
+
+    @property
+    def history(self) -> Path:
+        """A line an attempt: when, what had changed, which versions."""
+        return self.path / "history.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that works in the run."""
+        return self.path / ".lock"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the supernet's are."""
+        return self.path / "supernet"
+
+    @property
+    def training_log(self) -> Path:
+        return self.path / "train" / "metrics.jsonl"
+
+    @property
+    def rollbacks(self) -> Path:
+        """Why training went back to a checkpoint, each time that it did."""
+        return self.path / "train" / "rollbacks.json"
+
+    @property
+    def children(self) -> Path:
+        return self.path / "children"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def tracked(self) -> Path:
+        """What MLflow has of it."""
+        return self.path / "tracking.jsonl"
+
+    @property
+    def ray(self) -> Path:
+        """What Ray Train and Tune write; of no use afterwards."""
+        return self.path / ".ray"
+
+    @property
+    def mlflow(self) -> Path:
+        """The MLflow database that runs beside each other share."""
+        return self.path.absolute().parent / "mlflow.db"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        return self.path.absolute().parent / "mlartifacts"
+
+    @property
+    def search(self) -> Path:
+        """Where the journals are."""
+        return self.path / "search"
+
+    def journal(self, supernet: str) -> Path:
+        """That of the search over one supernet, by the sha256 of its weights."""
+        return self.search / f"journal-{supernet[:8]}.jsonl"
+
+    def journals(self) -> list[Path]:
+        """All of them, the one written to last standing last."""
+        found = self.search.glob("journal-*.jsonl")
+        return sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
+
+    def child(self, name: str) -> ChildDir:
+        """Where an exported child is, or will be."""
+        return ChildDir(self.children / name)
+
+    def exported(self) -> list[ChildDir]:
+        """The children that are there. What is being written, or was left half-written, has a name with a dot before it."""
+        return [ChildDir(path.parent) for path in sorted(self.children.glob("[!.]*/metrics.json"))]
+
+    def exported_child(self, name: str) -> ChildDir:
+        """An exported child that is there.
+
+        Raises:
+            ValueError: it is not; says which are.
+        """
+        child = self.child(name)
+        if not child.metrics.is_file():
+            known = ", ".join(child.id for child in self.exported())
+            there = f"there are {known}" if known else f"export some first: nas export {self.path}"
+            raise ValueError(f"no exported child {name!r} in {self.children}; {there}")
+        return child
+
+    def finetuned(self, child: str, supernet: str) -> Path:
+        """The run in which one child is trained on by itself."""
+        return self.path / "finetune" / f"{child}-{supernet[:8]}"
+
+    def is_run(self) -> bool:
+        """Whether a run is there."""
+        return self.experiment.is_file()
+
+    def is_fresh(self) -> bool:
+        """Whether nothing is there but what a process leaves that was killed before it had written what the run is."""
+        begun = (self.lock.name, self.about.name)
+        return all(path.name in begun or path.match(".*.tmp") for path in self.path.iterdir())
 
 
 @contextmanager
-def open_run(experiment: Experiment, directory: Path) -> Iterator[Fence]:
+def open_run(experiment: Experiment, run: RunDir) -> Iterator[Fence]:
     """Begin or continue a run, alone: the fence of this attempt, held until the context ends or the process dies.
 
     Raises:
         Occupied: the directory holds something else, a run of another identity (the difference is shown), or a live process has it.
     """
-    if directory.exists() and not is_run(directory) and not all(_of_a_start(path) for path in directory.iterdir()):
-        raise Occupied(f"{directory} is not empty and holds no run; choose another --run-dir")
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / ".lock")
+    if run.path.exists() and not run.is_run() and not run.is_fresh():
+        raise Occupied(f"{run.path} is not empty and holds no run; choose another --run-dir")
+    run.path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run.lock)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise Occupied(f"another process works in {directory}; wait for it, end it, or choose another --run-dir") from None
+        raise Occupied(f"another process works in {run.path}; wait for it, end it, or choose another --run-dir") from None
     try:
-        changed = _take_over(experiment, directory)
-        fence = Fence.take(directory)
-        note = {"attempt": fence.attempt, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "changed": changed, "versions": versions()}
-        with (directory / "history.jsonl").open("a") as file:
+        changed = _take_over(experiment, run)
+        fence = Fence.take(run.path)
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        note = {"attempt": fence.attempt, "time": now, "changed": changed, "versions": versions()}
+        with run.history.open("a") as file:
             file.write(json.dumps(note) + "\n")
         yield fence
     finally:
         lock.release()
 
 
-def _take_over(experiment: Experiment, directory: Path) -> dict[str, Any]:
+def _take_over(experiment: Experiment, run: RunDir) -> dict[str, Any]:
     """Write what is run into the directory; returns what differs from the last time: key -> [old, new]."""
-    if not is_run(directory):
-        write_atomic(directory / "run.json", json.dumps({"id": uuid.uuid4().hex, "name": experiment.name}))
-        write_atomic(directory / EXPERIMENT, dump(experiment))
+    if not run.is_run():
+        write_atomic(run.about, json.dumps({"id": uuid.uuid4().hex, "name": experiment.name}))
+        write_atomic(run.experiment, dump(experiment))
         return {}
-    rows = difference(load_experiment(str(directory / EXPERIMENT), []), experiment)
+    rows = difference(load_experiment(str(run.experiment), []), experiment)
     if other := [row for row in rows if row.kind is Kind.IDENTITY]:
-        raise Occupied(_other_run(directory, other))
+        raise Occupied(_other_run(run.path, other))
     if rows:
-        write_atomic(directory / EXPERIMENT, dump(experiment))
+        write_atomic(run.experiment, dump(experiment))
     return {row.key: [row.old, row.new] for row in rows}
 
 

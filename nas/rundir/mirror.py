@@ -33,14 +33,16 @@ from typing import IO, NamedTuple, Self
 
 from pyarrow import fs
 
-from nas.rundir.atomic import MANIFEST, Damaged, Fenced, steps, write_atomic
+from nas.rundir.atomic import MANIFEST, Damaged, write_atomic
+from nas.rundir.checkpoint import directories
+from nas.rundir.directory import RunDir
+from nas.rundir.fence import Fenced
 
 ATTEMPT = re.compile(r"attempt-(\d{6})-[0-9a-f]{8}")
 COMMIT = re.compile(r"(\d{8})\.json")
 NAME = re.compile(r"[\w-][\w.-]*")  # of each part of a file's name
 GROWING = ".jsonl"
 KNOWN = ".mirror.json"  # in the run directory: the attempts that it holds the work of
-STAGES = ("report.html", "children", "search", "supernet")  # effects are looked at before their causes, so that a commit has no effect alone
 EVERY_S = 10.0
 END_S = 60.0  # for the last push; a stopped job has three minutes in all
 PAUSE_S = 1.0  # after a failure
@@ -368,18 +370,16 @@ def whole_files(run: Path) -> Iterator[tuple[str, Path]]:
 
     Of the checkpoints the newest; of directories with a manifest what that names; nothing hidden, nothing unfinished.
     """
-    for stage in STAGES:
-        if stage == "supernet":
-            for directory in steps(run / stage)[-1:]:
-                yield from _sealed(run, directory)
-        elif stage == "children":
-            for manifest in sorted((run / stage).glob(f"*/{MANIFEST}")):
-                if NAME.fullmatch(manifest.parent.name):
-                    yield from _sealed(run, manifest.parent)
-        else:
-            yield from _plain(run, run / stage)
+    at = RunDir(run)
+    yield from _plain(run, at.report)
+    for manifest in sorted(at.children.glob(f"*/{MANIFEST}")):
+        if NAME.fullmatch(manifest.parent.name):
+            yield from _sealed(run, manifest.parent)
+    yield from _plain(run, at.search)
+    for directory in directories(at.checkpoints)[-1:]:
+        yield from _sealed(run, directory)
     for entry in sorted(run.iterdir()):
-        if entry.name not in STAGES:
+        if entry not in (at.report, at.children, at.search, at.checkpoints):
             yield from _plain(run, entry)
 
 

@@ -5,60 +5,34 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nas.children.evaluate import Batches, Evaluator, fit_steps, panel
 from nas.children.export import homes, load_child
 from nas.config.experiment import Experiment
-from nas.draws import bits, permutation
+from nas.draws import bits
 from nas.recipes import AVERAGE, Recipe, Step, load_recipe
-from nas.rundir import atomic
+from nas.rundir.atomic import write_atomic
+from nas.rundir.checkpoint import Checkpoint, State, retain
+from nas.rundir.directory import RunDir
+from nas.rundir.fence import Fence
+from nas.rundir.log import EventLine, Line, Log, PanelLine, StepLine
 from nas.supernet import Supernet, load_supernet
 from nas.tasks import load_task
 from nas.training.engine import Engine
+from nas.training.feeds import make_feeds, prefetched
+from nas.training.guard import Diverged, check_loss, check_panel, worst_of
 
-FIRST_LOSSES = 20  # steps whose largest loss is the yardstick for an exploding one
-EXPLODED = 4.0  # times that yardstick
-LOST = 0.1  # share of what the largest child had gained over chance, below which it has collapsed
 PANEL_EXAMPLES = 1000
 LEAVING_S = 2.0  # between two questions whether a machine will be taken away
-
-
-class Diverged(RuntimeError):
-    """The loss is not finite or exploded, or the panel fell to chance."""
-
-
-@dataclass
-class State:
-    """What a checkpoint keeps besides tensors.
-
-    Attributes:
-        step, total: optimizer steps done and planned.
-        seconds: time spent in the loop so far, over all attempts.
-        yardstick: the largest loss of the first steps.
-        best: the largest child's best metric on the panel so far, if there was a panel.
-    """
-
-    step: int
-    total: int
-    seconds: float = 0.0
-    yardstick: float = 0.0
-    best: float | None = None
-
-
-def checkpoints(run: Path) -> Path:
-    """Where a run keeps the supernet's checkpoints."""
-    return run / "supernet"
 
 
 def build(experiment: Experiment, task: Any) -> Supernet:
@@ -75,16 +49,8 @@ def build(experiment: Experiment, task: Any) -> Supernet:
         if space.child is None:
             return net
         if space.inherit:
-            atomic.verify(Path(space.inherit))
-            net.load_state_dict(judged_weights(Path(space.inherit)))
+            net.load_state_dict(Checkpoint.open(Path(space.inherit)).child_weights())
         return net.fix(net.space.arch(space.child), fresh=not space.inherit)
-
-
-def judged_weights(found: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint that children are cut from: a recipe's moving average where it keeps one, else those that are trained."""
-    weights = load_file(found / "weights.safetensors")
-    kept = load_file(found / "recipe.safetensors").items()
-    return weights | {name.removeprefix(AVERAGE): value for name, value in kept if name.startswith(AVERAGE)}
 
 
 def total_steps(experiment: Experiment, train_examples: int, recipe: Recipe) -> int:
@@ -95,43 +61,12 @@ def total_steps(experiment: Experiment, train_examples: int, recipe: Recipe) -> 
     return max(1, round(experiment.recipe.epochs * (examples // experiment.recipe.batch)))
 
 
-def share_done(state: State, max_minutes: float | None) -> float:
-    """How much of the training is done, in [0, 1]: by steps, or by time where that is bounded and further on."""
-    by_time = state.seconds / (60 * max_minutes) if max_minutes else 0.0
-    return min(1.0, max(state.step / state.total, by_time))
-
-
-class Feed:
-    """One share of the training data, endlessly: batch number n of this rank, a pure function of (seed, n)."""
-
-    def __init__(self, split: Any, rows: np.ndarray, batch: int, rank: int, world: int, seed: int, name: str) -> None:
-        self.split, self.rows, self.batch, self.seed, self.name = split, rows, batch, seed, name
-        self.mine = slice(rank * batch // world, (rank + 1) * batch // world)
-        self.an_epoch = len(rows) // batch
-
-    def __call__(self, number: int) -> tuple[Tensor, Tensor]:
-        epoch, place = divmod(number, self.an_epoch)
-        order = permutation(len(self.rows), self.seed, f"order {self.name}", epoch)
-        rows = self.rows[order[place * self.batch : (place + 1) * self.batch][self.mine]]
-        return self.split.batch(rows, epoch)
-
-
-def make_feeds(recipe: Recipe, split: Any, batch: int, rank: int, world: int, seed: int) -> dict[str, Feed]:
-    """The feeds that a recipe asks for: disjoint shares of the training examples."""
-    rows, feeds, start = permutation(len(split), seed, "feeds"), {}, 0.0
-    for name, share in recipe.feeds.items():
-        part = np.sort(rows[round(start * len(rows)) : round((start + share) * len(rows))])
-        feeds[name] = Feed(split, part, batch, rank, world, seed, name)
-        start += share
-    return feeds
-
-
 class Loop:
     """One worker's part of the training of one supernet.
 
     Args:
         experiment: what to train.
-        run: the run directory, the same one for all workers.
+        run: the same one for all workers.
         fence: refuses writes of an attempt that is over.
         rank, world: which worker of how many.
         device: where to work.
@@ -142,8 +77,8 @@ class Loop:
     def __init__(
         self,
         experiment: Experiment,
-        run: Path,
-        fence: atomic.Fence,
+        run: RunDir,
+        fence: Fence,
         rank: int,
         world: int,
         device: torch.device,
@@ -152,8 +87,7 @@ class Loop:
         self.leaving = leaving
         self.experiment, self.run, self.fence, self.rank, self.world, self.device = experiment, run, fence, rank, world, device
         self.task = load_task(experiment)
-        self.root = checkpoints(run)
-        self.log = Log(run / "train" / "metrics.jsonl") if rank == 0 else None
+        self.log = Log(run.training_log) if rank == 0 else None
 
     def train(self) -> None:
         """Train to the end, from the newest whole checkpoint; after a divergence from there again, at half the rate.
@@ -170,18 +104,18 @@ class Loop:
                     attempt.to_the_end()
                 return
             except Diverged as reason:
-                self.note(event="rollback", reason=str(reason))
+                self.note(EventLine("rollback", str(reason)))
                 if rollbacks >= self.experiment.train.max_rollbacks:
                     raise Diverged(
                         f"{reason}; that was after {rollbacks} rollbacks, each at half the learning rate: lower recipe.lr or set recipe.clip_norm"
                     ) from None
                 if self.rank == 0:
                     self.fence.check()
-                    atomic.write_atomic(rollbacks_file(self.run), json.dumps([*read_rollbacks(self.run), str(reason)]))
+                    write_atomic(self.run.rollbacks, json.dumps([*read_rollbacks(self.run), str(reason)]))
                 torch.distributed.barrier()
 
-    def note(self, **line: Any) -> None:
-        """A line in the run's metrics, from rank 0."""
+    def note(self, line: Line) -> None:
+        """A line in the training log, from rank 0."""
         if self.log is not None:
             self.log.write(line)
 
@@ -201,7 +135,7 @@ class Attempt:
         self.micro = settings.micro_batch or mine
         net, found = build(self.experiment, self.task), self._newest()
         if found:
-            net.load_state_dict(load_file(found / "weights.safetensors"))
+            net.load_state_dict(found.weights())
         elif net.quantizes and net.space.cardinality == 1 and getattr(recipe_settings, "quant", "off") == "real":
             size = self.experiment.search.calibration_batch
             fit_steps(net, Batches(self.task.train, size, size, torch.device("cpu"), epoch=0))
@@ -219,28 +153,27 @@ class Attempt:
     def close(self) -> None:
         self.engine.close()
 
-    def _newest(self) -> Path | None:
-        """The checkpoint to go on from: rank 0 looks, so that all take the same."""
-        found: list[Any] = [None]
+    def _newest(self) -> Checkpoint | None:
+        """The checkpoint to go on from: rank 0 looks, so that all take the same, and verifies it for all."""
+        found: list[tuple[str, Mapping[str, Any]] | None] = [None]
         if self.loop.rank == 0:
-            path = atomic.newest_valid(self.loop.root, lambda why: self.loop.note(event="checkpoint", reason=why))
-            found = [path and path.name]
+            newest = Checkpoint.newest(self.loop.run.checkpoints, lambda why: self.loop.note(EventLine("checkpoint", why)))
+            found = [(newest.directory.name, newest.manifest) if newest else None]
         torch.distributed.broadcast_object_list(found)
-        return self.loop.root / found[0] if found[0] else None
+        return Checkpoint(self.loop.run.checkpoints / found[0][0], found[0][1]) if found[0] else None
 
-    def _restore(self, found: Path) -> None:
-        kept = json.loads((found / "state.json").read_text())
-        self.state = State(**{**kept["state"], "total": self.total})
-        self.engine.load_optimizer_state(load_file(found / "optimizer.safetensors"), self.state.step)
-        self.recipe.load({**kept["recipe"], **load_file(found / "recipe.safetensors")})
+    def _restore(self, found: Checkpoint) -> None:
+        self.state = replace(found.state, total=self.total)
+        self.engine.load_optimizer_state(found.optimizer(), self.state.step)
+        self.recipe.load(found.recipe())
 
     def to_the_end(self) -> None:
         """Steps until the schedule or the time is used up, or the run is asked to end; a checkpoint every so often and at the end."""
         limit, every = self.experiment.train.max_minutes, self.experiment.train.checkpoint_every
         with closing(prefetched(self.feeds, self.state.step)) as batches:
-            while share_done(self.state, limit) < 1 and not self.stopping:
+            while self.state.share_done(limit) < 1 and not self.stopping:
                 self._step(next(batches))
-                if self.state.step % every == 0 or share_done(self.state, limit) >= 1:
+                if self.state.step % every == 0 or self.state.share_done(limit) >= 1:
                     self._look()
                     self._save()
                 elif self.stopping:
@@ -271,16 +204,15 @@ class Attempt:
                 self.recipe.stepped(net, step)
         state.step += 1
         if self.loop.log is not None and (self.loop.log.due() or state.step == state.total):
-            epoch = state.step / next(iter(self.feeds.values())).an_epoch
-            done = share_done(state, self.experiment.train.max_minutes)
-            line = {"epoch": round(epoch, 3), "seconds": round(state.seconds, 2), "share": round(done, 5), "lr": lr, "loss": sums}
-            self.loop.note(step=state.step, total=state.total, **line)
+            epoch, done = state.step / next(iter(self.feeds.values())).an_epoch, state.share_done(self.experiment.train.max_minutes)
+            how_far = round(epoch, 3), round(state.seconds, 2), round(done, 5)
+            self.loop.note(StepLine(state.step, state.total, *how_far, lr, sums))
 
     def _facts(self, micro_step: int) -> Step:
         seed, index, rank = self.experiment.seed, self.state.step, self.loop.rank
         noise = torch.Generator(self.loop.device).manual_seed(int(bits(seed, "noise", index, micro_step, rank)[0] >> np.uint64(1)))
         archs = np.random.default_rng(bits(seed, "architectures", index))
-        progress = share_done(self.state, self.experiment.train.max_minutes)
+        progress = self.state.share_done(self.experiment.train.max_minutes)
         row = rank * self.experiment.recipe.batch // self.loop.world + micro_step * self.micro
         return Step(index, self.state.total, progress, row, archs, noise, self.engine.mean, self.engine.module)
 
@@ -290,24 +222,16 @@ class Attempt:
         Raises:
             Diverged: a loss is not finite, or the first one is far above what it was in the first steps.
         """
-        finite = all(np.isfinite(value) for value in losses.values())
-        worst = next(iter(losses.values())) if finite else float("inf")
         first = self.loop.rank == 0
         stop, ask = first and self.loop.fence.stopping(), first and time.monotonic() - self.asked > LEAVING_S
-        worst, self.state.seconds, stopping, asking = self.engine.highest(worst, time.monotonic() - self.began, stop, ask)
+        worst, self.state.seconds, stopping, asking = self.engine.highest(worst_of(losses), time.monotonic() - self.began, stop, ask)
         self.stopping = stopping > 0
         if asking:
             self.asked = time.monotonic()
             if self.loop.leaving():
-                self.loop.note(event="preemption", reason="a machine is being taken away: saving, and going on with those that stay")
+                self.loop.note(EventLine("preemption", "a machine is being taken away: saving, and going on with those that stay"))
                 self.stopping = True
-        if self.state.step == 0 and np.isfinite(worst):
-            self.state.yardstick = worst
-        if self.state.step < FIRST_LOSSES and worst <= EXPLODED * self.state.yardstick:
-            self.state.yardstick = max(self.state.yardstick, worst)
-        elif worst > EXPLODED * self.state.yardstick:
-            what = f"exploded to {worst:.3g} from {self.state.yardstick:.3g} in the first steps" if np.isfinite(worst) else "is not finite"
-            raise Diverged(f"at step {self.state.step} the loss {what}")
+        check_loss(self.state, worst)
 
     def _look(self) -> None:
         """The panel: every rank judges its share of the children on validation.
@@ -322,14 +246,11 @@ class Attempt:
             found = {name: self.evaluator(arch) for name, arch in mine}
             followed = self.recipe.figures(net)
         figures = {name: figure for part in self.engine.gather(found) for name, figure in part.items()}
-        self.loop.note(step=self.state.step, panel={name: figures[name] for name in children}, **({"recipe": followed} if followed else {}))
-        now, best, chance = figures["largest"][self.task.metric], self.state.best, self.task.chance
-        if best is not None and now - chance < LOST * (best - chance) and best > self.task.learnt:
-            raise Diverged(f"at step {self.state.step} the largest child's {self.task.metric} fell from {best:.4g} to {now:.4g}: chance")
-        self.state.best = now if best is None else max(best, now)
+        self.loop.note(PanelLine(self.state.step, {name: figures[name] for name in children}, followed))
+        check_panel(self.state, figures["largest"][self.task.metric], self.task)
 
     def _judged(self, net: Supernet) -> Supernet:
-        """The network with the weights that children are cut from, see `judged_weights`."""
+        """The network with the weights that children are cut from, see `Checkpoint.child_weights`."""
         if self.averaged is None:
             return net
         kept = {name.removeprefix(AVERAGE): value for name, value in self.recipe.state().items() if name.startswith(AVERAGE)}
@@ -343,62 +264,10 @@ class Attempt:
             raise Diverged(f"at step {self.state.step} the weights are not finite")
         if self.loop.rank:
             return
-        kept = self.recipe.state()
-        tensors = {name: value for name, value in kept.items() if isinstance(value, Tensor)}
-        plain = {name: value for name, value in kept.items() if name not in tensors}
-
-        def fill(directory: Path) -> None:
-            save_file(weights, directory / "weights.safetensors")
-            save_file(optimizer, directory / "optimizer.safetensors")
-            save_file(tensors, directory / "recipe.safetensors")
-            (directory / "state.json").write_text(json.dumps({"state": asdict(self.state), "recipe": plain}))
-
-        target = self.loop.root / f"step-{self.state.step:08d}"
-        atomic.write_directory(target, fill, {"step": self.state.step, "total": self.state.total}, self.loop.fence.check)
-        atomic.retain(self.loop.root, self.experiment.train.keep)
+        Checkpoint.write(self.loop.run.checkpoints, self.state, weights, optimizer, self.recipe.state(), self.loop.fence.check)
+        retain(self.loop.run.checkpoints, self.experiment.train.keep)
 
 
-def prefetched(feeds: Mapping[str, Feed], first: int) -> Generator[dict[str, tuple[Tensor, Tensor]]]:
-    """The batches of step `first` and on, one prepared ahead in a thread."""
-    with ThreadPoolExecutor(1) as pool:
-
-        def load(number: int) -> dict[str, tuple[Tensor, Tensor]]:
-            return {name: feed(number) for name, feed in feeds.items()}
-
-        ahead = pool.submit(load, first)
-        while True:
-            first += 1
-            batch, ahead = ahead.result(), pool.submit(load, first)
-            yield batch
-
-
-def rollbacks_file(run: Path) -> Path:
-    return run / "train" / "rollbacks.json"
-
-
-def read_rollbacks(run: Path) -> list[str]:
+def read_rollbacks(run: RunDir) -> list[str]:
     """Why training went back to a checkpoint, each time that it did; each halves the learning rate."""
-    path = rollbacks_file(run)
-    return json.loads(path.read_text()) if path.exists() else []
-
-
-class Log:
-    """Lines of JSON that are added to a file, whole ones only; what a killed writer left unfinished is cut off first."""
-
-    def __init__(self, path: Path, every_s: float = 1.0) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            kept = path.read_bytes()
-            if not kept.endswith(b"\n"):
-                with path.open("r+b") as file:
-                    file.truncate(kept.rfind(b"\n") + 1)
-        self.file, self.every_s, self.last = path.open("a"), every_s, 0.0
-
-    def due(self) -> bool:
-        """Whether it is time for another line of those that come at every step."""
-        return time.monotonic() - self.last >= self.every_s
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
-        self.last = time.monotonic()
+    return json.loads(run.rollbacks.read_text()) if run.rollbacks.exists() else []

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from nas.rundir.atomic import Fence
+from nas.rundir.fence import Fence
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from nas.config.experiment import Experiment, parse
-from nas.results.history import Lines
-from nas.rundir import atomic
-from nas.training.loop import State, checkpoints, share_done
+from nas.rundir.checkpoint import Checkpoint
+from nas.rundir.directory import RunDir
+from nas.rundir.fence import Fence
+from nas.rundir.log import Line, TrainingLines
 from nas.workers.session import check_room, has_gpus, session, workers
 from nas.workers.stopping import aside
 
-Notify = Callable[[dict[str, Any]], None]
+Notify = Callable[[Line], None]
 
 
 class TrainingFailed(RuntimeError):
     """The workers gave up; the message is theirs."""
 
 
-def state_of(run: Path) -> State | None:
-    """The newest whole checkpoint's state, if there is one."""
-    newest = atomic.newest_valid(checkpoints(run))
-    return State(**json.loads((newest / "state.json").read_text())["state"]) if newest else None
+def finished(newest: Checkpoint | None, experiment: Experiment, total: int) -> bool:
+    """Whether nothing is left to train, where a whole training takes `total` steps."""
+    return newest is not None and replace(newest.state, total=total).share_done(experiment.train.max_minutes) >= 1
 
 
-def finished(run: Path, experiment: Experiment, total: int) -> bool:
-    """Whether nothing is left to train."""
-    state = state_of(run)
-    return state is not None and share_done(State(state.step, total, state.seconds), experiment.train.max_minutes) >= 1
-
-
-def train(experiment: Experiment, run: Path, fence: atomic.Fence, notify: Notify = lambda _: None) -> None:
-    """Train the experiment's supernet from where the run stands to the end.
+def train(experiment: Experiment, run: RunDir, fence: Fence, notify: Notify = lambda _: None) -> Checkpoint | None:
+    """Train the experiment's supernet from where the run stands to the end, or until it is asked to stop.
 
     Args:
-        notify: called in this process with each new line of ``RUN/train/metrics.jsonl``.
+        notify: called in this process with each new line of the training log.
+
+    Returns:
+        The newest checkpoint; None where it was asked to stop before the first.
 
     Raises:
         TooLittle: the cluster has less than the experiment asks for.
@@ -48,21 +45,22 @@ def train(experiment: Experiment, run: Path, fence: atomic.Fence, notify: Notify
     """
     from nas.training.engine import prebuild
 
-    with session(), following(run / "train" / "metrics.jsonl", notify):
+    with session(), following(run.training_log, notify):
         check_room(experiment)
         prebuild()
         done = -1
         for part in count():  # more than one where workers have saved and returned since a machine of theirs is being taken away
             _fit(experiment, run, fence, has_gpus(experiment.train.use_gpu), part)
-            state = state_of(run)
-            if state is None or share_done(state, experiment.train.max_minutes) >= 1 or fence.stopping():
-                return
-            if state.step <= done:
+            newest = Checkpoint.newest(run.checkpoints)
+            if newest is None or newest.state.share_done(experiment.train.max_minutes) >= 1 or fence.stopping():
+                return newest
+            if newest.state.step <= done:
                 raise TrainingFailed(f"the workers were asked to leave their machines twice at step {done:,}; the same command continues")
-            done = state.step
+            done = newest.state.step
+    return None
 
 
-def _fit(experiment: Experiment, run: Path, fence: atomic.Fence, gpu: bool, part: int) -> None:
+def _fit(experiment: Experiment, run: RunDir, fence: Fence, gpu: bool, part: int) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -70,11 +68,11 @@ def _fit(experiment: Experiment, run: Path, fence: atomic.Fence, gpu: bool, part
     settings = experiment.train
     trainer = TorchTrainer(
         work,
-        train_loop_config={"experiment": experiment.model_dump(mode="json"), "run": str(run), "attempt": fence.attempt, "gpu": gpu},
+        train_loop_config={"experiment": experiment.model_dump(mode="json"), "run": str(run.path), "attempt": fence.attempt, "gpu": gpu},
         scaling_config=ScalingConfig(num_workers=workers(experiment), use_gpu=gpu, resources_per_worker={"CPU": settings.cpus_per_worker, "GPU": int(gpu)}),
         run_config=RunConfig(
             name=f"attempt-{fence.attempt}-{part}",
-            storage_path=str(run / ".ray"),
+            storage_path=str(run.ray),
             failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
@@ -102,8 +100,8 @@ def work(config: dict[str, Any]) -> None:
     device = settle(config["gpu"], cpus)
     from nas.training.loop import Loop  # after settle: importing DeepSpeed fixes the accelerator
 
-    run, place = Path(config["run"]), ray.train.get_context()
-    fence = atomic.Fence(run, config["attempt"])
+    run, place = RunDir(config["run"]), ray.train.get_context()
+    fence = Fence(run.path, config["attempt"])
     Loop(parse(config["experiment"]), run, fence, place.get_world_rank(), place.get_world_size(), device, preempted).train()
 
 
@@ -116,8 +114,8 @@ def preempted() -> bool:
 
 @contextmanager
 def following(path: Path, notify: Notify, every_s: float = 0.25) -> Iterator[None]:
-    """Call `notify` with every line that is added to a file of JSON lines while the context is open."""
-    stop, lines = threading.Event(), Lines(path)
+    """Call `notify` with every line that is added to a training log while the context is open."""
+    stop, lines = threading.Event(), TrainingLines(path)
     lines.new()
 
     def follow() -> None:

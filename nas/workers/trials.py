@@ -22,12 +22,14 @@ from ray.tune.search import Searcher
 from nas.build import found_by, proposed
 from nas.children.evaluate import Evaluator
 from nas.config.experiment import Experiment, parse
-from nas.rundir import atomic
+from nas.rundir.checkpoint import Checkpoint
+from nas.rundir.directory import RunDir
+from nas.rundir.fence import Fence
 from nas.search import Budget, Candidate, Exhausted, Journal, Objective, Record, Search, check_budget, resume, searcher
 from nas.space import Arch
 from nas.supernet import Supernet
 from nas.tasks import load_task
-from nas.training.loop import build, judged_weights
+from nas.training.loop import build
 from nas.workers.session import check_room, gpus, has_gpus, session
 from nas.workers.stopping import aside
 
@@ -100,7 +102,7 @@ class Asker(Searcher):
         batch: int | None,
         deadline: float,
         notify: Callable[[Record], None],
-        fence: atomic.Fence,
+        fence: Fence,
     ) -> None:
         super().__init__()
         self.search, self.journal, self.target, self.trials, self.batch = search, journal, target, trials, batch
@@ -191,7 +193,7 @@ class Asker(Searcher):
         """Nothing: see `save`."""
 
 
-def open_search(experiment: Experiment, net: Supernet, task: Any, trained: Path | None = None) -> Search:
+def open_search(experiment: Experiment, net: Supernet, task: Any, trained: Checkpoint | None = None) -> Search:
     """The search that an experiment describes, over the children of `net`, with nothing asked yet.
 
     Args:
@@ -228,17 +230,12 @@ def budget_of(experiment: Experiment) -> Budget:
     return Budget({name: window for name, window in windows.items() if window != (None, None)})
 
 
-def journal_path(run: Path, supernet: str) -> Path:
-    """The journal of the search over one supernet, named by its weights."""
-    return run / "search" / f"journal-{supernet[:8]}.jsonl"
-
-
-def open_journal(experiment: Experiment, run: Path, supernet: str, search: Search) -> tuple[Journal, list[Candidate]]:
+def open_journal(experiment: Experiment, run: RunDir, supernet: str, search: Search) -> tuple[Journal, list[Candidate]]:
     """The journal with the search brought to where it stands, and the candidates that were in flight when its writer died.
 
     Constraints other than the last ones hold from the next candidate on.
     """
-    path = journal_path(run, supernet)
+    path = run.journal(supernet)
     path.parent.mkdir(parents=True, exist_ok=True)
     journal = Journal(path, {"supernet": supernet, **search.identity, "space": f"{experiment.space.name} {experiment.space.size}".strip()})
     if not journal.budgets:
@@ -255,8 +252,10 @@ def check_constraints(experiment: Experiment, net: Supernet) -> None:
     check_budget(net.space, lambda arch: vars(net.cost(arch)), budget_of(experiment))
 
 
-def search_children(experiment: Experiment, run: Path, fence: atomic.Fence, trained: Path, notify: Callable[[Record], None] = lambda _: None) -> str | None:
-    """Judge children of the supernet in the checkpoint `trained` until there are as many records as the experiment asks for.
+def search_children(
+    experiment: Experiment, run: RunDir, fence: Fence, trained: Checkpoint, notify: Callable[[Record], None] = lambda _: None
+) -> str | None:
+    """Judge children of the trained supernet until there are as many records as the experiment asks for.
 
     Returns:
         Why there will be no more, where the space is exhausted before.
@@ -268,8 +267,7 @@ def search_children(experiment: Experiment, run: Path, fence: atomic.Fence, trai
     """
     task, settings = load_task(experiment), experiment.search
     search = open_search(experiment, build(experiment, task), task, trained)
-    supernet = atomic.verify(trained)["files"]["weights.safetensors"]["sha256"]
-    journal, missing = open_journal(experiment, run, supernet, search)
+    journal, missing = open_journal(experiment, run, trained.sha, search)
     with journal:
         if len(journal.records) >= settings.candidates:
             return None
@@ -290,18 +288,18 @@ def _check_first(search: Search, candidates: int) -> None:
         raise ValueError(f"search.constraints ({budget}) exclude what was found ({costs}), and search.candidates is {candidates}: raise one of them")
 
 
-def _run(experiment: Experiment, run: Path, fence: atomic.Fence, asker: Asker, trained: Path) -> None:
+def _run(experiment: Experiment, run: RunDir, fence: Fence, asker: Asker, trained: Checkpoint) -> None:
     trials, gpu = experiment.search.trials, has_gpus(experiment.train.use_gpu)
     share = min(1.0, gpus() / trials) if gpu else 0.0
     check_room(experiment)
-    arrays = {name: tensor.numpy() for name, tensor in judged_weights(trained).items()}
+    arrays = {name: tensor.numpy() for name, tensor in trained.child_weights().items()}
     scored = tune.with_parameters(Scored, weights=arrays, experiment=experiment.model_dump(mode="json"), gpu=gpu)
     tuner = tune.Tuner(
         tune.with_resources(scored, {"cpu": 1, "gpu": share}),
         tune_config=tune.TuneConfig(search_alg=asker, num_samples=-1, max_concurrent_trials=None, reuse_actors=True),
         run_config=tune.RunConfig(
             name=f"search-{fence.attempt}",
-            storage_path=str(run / ".ray"),
+            storage_path=str(run.ray),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),

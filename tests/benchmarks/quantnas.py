@@ -85,16 +85,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file
 
 from nas.children.evaluate import Batches, Evaluator, score
 from nas.config.experiment import Experiment, load_experiment
 from nas.recipes.differentiable import architecture, entropy
-from nas.rundir import atomic
+from nas.rundir.checkpoint import Checkpoint
+from nas.rundir.directory import RunDir
 from nas.space import Arch
 from nas.supernet import Supernet
 from nas.tasks import load_task
-from nas.training.loop import build, checkpoints
+from nas.training.loop import build
 from tests.benchmarks.trainings import CPU, Figures, Trainer, report, searched
 
 BATCH, CANDIDATES, SIZE = 8, 150, "basic-c18"
@@ -144,8 +144,8 @@ class Bench:
 
     def finetuned(self, arch: Arch, net: Supernet, seed: int) -> Figures:
         """The network trained on from the weights that it inherits, with real quantizers, and tested."""
-        inherited = atomic.newest_valid(checkpoints(self.o.dir / f"supernet-{SIZE}-{seed}"))
-        told = self.experiment(ALONE, self.o.steps, seed, SIZE, arch, inherited, quant="real")
+        found = Checkpoint.newest(RunDir(self.o.dir / f"supernet-{SIZE}-{seed}").checkpoints)
+        told = self.experiment(ALONE, self.o.steps, seed, SIZE, arch, found and found.directory, quant="real")
         return {"GBitOPs": net.cost(arch).bitops / 1e9, **self.tested(self.train(told, f"finetuned-{SIZE}-{arch.id}-{seed}"))}
 
     def tested(self, found: Evaluator) -> Figures:
@@ -158,9 +158,9 @@ class Bench:
         told = self.experiment(MIXTURE, steps, seed, size, half=True, entropy=term, options={"shared": False})
         name = f"mixture-{size}-{term}-{seed}"
         net = self.train(told, name).net
-        found = atomic.newest_valid(checkpoints(self.o.dir / name))
+        found = Checkpoint.newest(RunDir(self.o.dir / name).checkpoints)
         assert found is not None
-        alpha = load_file(found / "recipe.safetensors")["alpha"]
+        alpha = found.recipe()["alpha"]
         return net, architecture(net, alpha), float(entropy(net, alpha))
 
     def front(self, seed: int) -> Iterator[tuple[str, Figures]]:

@@ -17,10 +17,13 @@ import torch.distributed as dist
 from nas.children.evaluate import Evaluator
 from nas.config.experiment import Experiment
 from nas.rundir import atomic
+from nas.rundir.checkpoint import Checkpoint
+from nas.rundir.directory import RunDir
+from nas.rundir.fence import Fence
 from nas.search import Record
 from nas.space import Arch
 from nas.tasks import load_task
-from nas.training.loop import Loop, build, checkpoints, judged_weights
+from nas.training.loop import Loop, build
 from nas.workers.trials import open_search
 
 CPU = torch.device("cpu")
@@ -53,15 +56,15 @@ class Trainer:
         """
         run = self.root / name
         run.mkdir(parents=True, exist_ok=True)
-        fence = atomic.Fence.take(run)
-        with mock.patch.object(atomic.Fence, "stopping", lambda fence: time.monotonic() > self.deadline):
-            Loop(told, run, fence, 0, 1, CPU).train()
-        found = atomic.newest_valid(checkpoints(run))
-        if found is None or atomic.verify(found)["step"] < atomic.verify(found)["total"]:
+        fence = Fence.take(run)
+        with mock.patch.object(Fence, "stopping", lambda fence: time.monotonic() > self.deadline):
+            Loop(told, RunDir(run), fence, 0, 1, CPU).train()
+        found = Checkpoint.newest(RunDir(run).checkpoints)
+        if found is None or found.state.step < found.state.total:
             raise Late
         task = load_task(told)
         net = build(told, task)
-        net.load_state_dict(judged_weights(found))
+        net.load_state_dict(found.child_weights())
         return Evaluator(net, task, told.search, CPU)
 
 
