@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from nas.config.sections import DataSettings
-from nas.draws import bits, permutation, stratified, uniform
-from nas.supernet import Output, main_head
+from nas.draws import bits, stratified, uniform
+from nas.supernet import Output, Target, main_head
 from nas.tasks import mixing
-from nas.tasks.datasets import load_images
+from nas.tasks.datasets import ClassificationOptions, load_images
 from nas.tasks.files import Files
 from nas.tasks.task import Task
 
@@ -39,8 +37,9 @@ class Split:
     y: Tensor
     rows: np.ndarray
     side: int
-    settings: DataSettings
+    settings: ClassificationOptions
     seed: int
+    at_once: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -164,43 +163,41 @@ class Classification(Task):
         FileNotFoundError, ValueError: as `load_images`; or `data.validation` leaves nothing to train on.
     """
 
+    Options = ClassificationOptions
+    options: ClassificationOptions
     metric = "accuracy"
     metrics = {"accuracy": "higher", "cross_entropy": "lower"}
 
-    def __init__(self, settings: DataSettings, seed: int) -> None:
-        images = load_images(settings)
-        held, every = stratified(images.train_y.numpy(), settings.validation, seed, "validation"), np.arange(len(images.train_y))
+    def __init__(self, options: ClassificationOptions, seed: int) -> None:
+        super().__init__(options, seed)
+        images = load_images(options)
+        held, every = stratified(images.train_y.numpy(), options.validation, seed, "validation"), np.arange(len(images.train_y))
         self.classes = images.classes
         self.input_shape = (images.train_x.shape[1], images.side, images.side)
-        self.network: dict[str, Any] = {
+        self.network = {
             "classes": len(images.classes),
             "channels": self.input_shape[0],
             "mean": images.mean,
             "std": images.std,
             "image": images.side,
         }
-        self.train = Split(images.train_x, images.train_y, np.setdiff1d(every, held), images.side, settings, seed)
-        self.validation = Split(images.train_x, images.train_y, held, images.side, settings, seed)
-        self.test = Split(images.test_x, images.test_y, np.arange(len(images.test_y)), images.side, settings, seed)
+        self.train = Split(images.train_x, images.train_y, np.setdiff1d(every, held), images.side, options, seed)
+        self.validation = Split(images.train_x, images.train_y, held, images.side, options, seed)
+        self.test = Split(images.test_x, images.test_y, np.arange(len(images.test_y)), images.side, options, seed)
         self.least_side = images.side
         self.chance = 100 / len(images.classes)
-        self.settings, self.seed = settings, seed
         self.learnt = 1.5 * self.chance
         self.about = {"classes": list(images.classes)}
 
-    def order(self, epoch: int) -> np.ndarray:
-        """The order in which an epoch goes through `train`: a permutation, int64."""
-        return permutation(len(self.train), self.seed, "order", epoch)
-
-    def mix(self, x: Tensor, y: Tensor, grid: int, generator: torch.Generator) -> tuple[Tensor, Tensor | mixing.Target]:
+    def mix(self, x: Tensor, y: Tensor, grid: int, generator: torch.Generator) -> tuple[Tensor, Tensor | Target]:
         """A training batch as a recipe takes it: mixed (see `nas.tasks.mixing`) where the experiment says so, else as it is.
 
         Args:
             grid: side of the grid that the network's auxiliary head predicts for; 0 where it has none.
         """
-        return mixing.mix(x, y, len(self.classes), grid, generator) if self.settings.mix else (x, y)
+        return mixing.mix(x, y, len(self.classes), grid, generator) if self.options.mix else (x, y)
 
-    def loss(self, output: Tensor | Output, target: Tensor | mixing.Target, label_smoothing: float = 0.0) -> Tensor:
+    def loss(self, output: Tensor | Output, target: Tensor | Target, label_smoothing: float = 0.0) -> Tensor:
         """Cross-entropy in nats, mean over the batch, plus that of an auxiliary head. output: logits ``(n, classes)``; target: as `mix` gives it."""
         with _full_precision(output):
             return mixing.loss(output, target, label_smoothing)

@@ -17,14 +17,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nas.build import load_recipe, load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator, fit_steps, panel
 from nas.children.export import homes, load_child
 from nas.config.experiment import Experiment
 from nas.draws import bits, permutation
-from nas.recipes import AVERAGE, Recipe, Step, load_recipe
+from nas.recipes.recipe import AVERAGE, Recipe, Step
 from nas.rundir import atomic
-from nas.supernet import Supernet, load_supernet
-from nas.tasks import load_task
+from nas.supernet import Supernet
+from nas.tasks.task import Examples
 from nas.training.engine import Engine
 
 FIRST_LOSSES = 20  # steps whose largest loss is the yardstick for an exploding one
@@ -61,25 +62,6 @@ def checkpoints(run: Path) -> Path:
     return run / "supernet"
 
 
-def build(experiment: Experiment, task: Any) -> Supernet:
-    """The experiment's network with its first weights, which depend on the seed alone, or on the checkpoint that a child inherits.
-
-    Raises:
-        ValueError: the space has no such child.
-        Damaged: the checkpoint that it shall inherit from is not whole.
-    """
-    space = experiment.space
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(experiment.seed)
-        net = load_supernet(space.name, space.size, **{**task.network, **space.options})
-        if space.child is None:
-            return net
-        if space.inherit:
-            atomic.verify(Path(space.inherit))
-            net.load_state_dict(judged_weights(Path(space.inherit)))
-        return net.fix(net.space.arch(space.child), fresh=not space.inherit)
-
-
 def judged_weights(found: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint that children are cut from: a recipe's moving average where it keeps one, else those that are trained."""
     weights = load_file(found / "weights.safetensors")
@@ -104,7 +86,7 @@ def share_done(state: State, max_minutes: float | None) -> float:
 class Feed:
     """One share of the training data, endlessly: batch number n of this rank, a pure function of (seed, n)."""
 
-    def __init__(self, split: Any, rows: np.ndarray, batch: int, rank: int, world: int, seed: int, name: str) -> None:
+    def __init__(self, split: Examples, rows: np.ndarray, batch: int, rank: int, world: int, seed: int, name: str) -> None:
         self.split, self.rows, self.batch, self.seed, self.name = split, rows, batch, seed, name
         self.mine = slice(rank * batch // world, (rank + 1) * batch // world)
         self.an_epoch = len(rows) // batch
@@ -116,7 +98,7 @@ class Feed:
         return self.split.batch(rows, epoch)
 
 
-def make_feeds(recipe: Recipe, split: Any, batch: int, rank: int, world: int, seed: int) -> dict[str, Feed]:
+def make_feeds(recipe: Recipe, split: Examples, batch: int, rank: int, world: int, seed: int) -> dict[str, Feed]:
     """The feeds that a recipe asks for: disjoint shares of the training examples."""
     rows, feeds, start = permutation(len(split), seed, "feeds"), {}, 0.0
     for name, share in recipe.feeds.items():
@@ -193,16 +175,16 @@ class Attempt:
         self.loop, self.experiment, self.task, self.rate = loop, loop.experiment, loop.task, rate
         settings, recipe_settings = self.experiment.train, self.experiment.recipe
         self.recipe = load_recipe(self.task, recipe_settings)
-        if directory := getattr(recipe_settings, "teacher", None):
-            self.recipe.teacher = load_child(directory, homes(self.experiment.space.name)).to(loop.device)
+        if self.recipe.taught_by:
+            self.recipe.teacher = load_child(self.recipe.taught_by, homes(self.experiment.space.name)).to(loop.device)
         self.total = total_steps(self.experiment, len(self.task.train), self.recipe)
         self.feeds = make_feeds(self.recipe, self.task.train, recipe_settings.batch, loop.rank, loop.world, self.experiment.seed)
         mine = recipe_settings.batch // loop.world
         self.micro = settings.micro_batch or mine
-        net, found = build(self.experiment, self.task), self._newest()
+        net, found = make_supernet(self.experiment, self.task), self._newest()
         if found:
             net.load_state_dict(load_file(found / "weights.safetensors"))
-        elif net.quantizes and net.space.cardinality == 1 and getattr(recipe_settings, "quant", "off") == "real":
+        elif net.quantizes and net.space.cardinality == 1 and self.recipe.quant == "real":
             size = self.experiment.search.calibration_batch
             fit_steps(net, Batches(self.task.train, size, size, torch.device("cpu"), epoch=0))
         optimizer = self.recipe.optimizer(net)
@@ -256,7 +238,7 @@ class Attempt:
             step = self._facts(part)
             rows = slice(part * self.micro, (part + 1) * self.micro)
             here = {name: (x[rows].to(self.loop.device), y[rows].to(self.loop.device)) for name, (x, y) in batches.items()}
-            losses = self.recipe.losses(self.engine, here, step)  # type: ignore[arg-type]
+            losses = self.recipe.losses(self.engine, self.engine.module, here, step)
             for name in self.recipe.names:
                 with self.engine.autocast():
                     loss = next(losses)
@@ -282,7 +264,7 @@ class Attempt:
         archs = np.random.default_rng(bits(seed, "architectures", index))
         progress = share_done(self.state, self.experiment.train.max_minutes)
         row = rank * self.experiment.recipe.batch // self.loop.world + micro_step * self.micro
-        return Step(index, self.state.total, progress, row, archs, noise, self.engine.mean, self.engine.module)
+        return Step(index, self.state.total, progress, row, archs, noise, self.engine.mean, seed)
 
     def _guard(self, losses: Mapping[str, float]) -> None:
         """Agree with the other ranks on time, on the worst loss before a bad gradient is applied, and on whether to end here.

@@ -19,15 +19,14 @@ import torch
 from ray import tune
 from ray.tune.search import Searcher
 
-from nas.build import found_by, proposed
+from nas.build import found_by, load_task, make_supernet, proposed
 from nas.children.evaluate import Evaluator
 from nas.config.experiment import Experiment, parse
 from nas.rundir import atomic
 from nas.search import Budget, Candidate, Exhausted, Journal, Objective, Record, Search, check_budget, resume, searcher
 from nas.space import Arch
 from nas.supernet import Supernet
-from nas.tasks import load_task
-from nas.training.loop import build, judged_weights
+from nas.training.loop import judged_weights
 from nas.workers.session import check_room, gpus, has_gpus, session
 from nas.workers.stopping import aside
 
@@ -48,7 +47,7 @@ class Scored(tune.Trainable):
         device = settle(gpu, 1)
         settings = parse(experiment)
         task = load_task(settings)
-        net = build(settings, task)
+        net = make_supernet(settings, task)
         net.load_state_dict({name: shared(array) for name, array in weights.items()}, assign=True)
         self.evaluator = Evaluator(net.to(device), task, settings.search, device)
         self.candidates = config["candidates"]
@@ -267,7 +266,7 @@ def search_children(experiment: Experiment, run: Path, fence: atomic.Fence, trai
         SearchFailed: no worker could judge anything.
     """
     task, settings = load_task(experiment), experiment.search
-    search = open_search(experiment, build(experiment, task), task, trained)
+    search = open_search(experiment, make_supernet(experiment, task), task, trained)
     supernet = atomic.verify(trained)["files"]["weights.safetensors"]["sha256"]
     journal, missing = open_journal(experiment, run, supernet, search)
     with journal:
