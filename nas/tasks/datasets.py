@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision import datasets as torchvision_datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
@@ -144,6 +143,8 @@ def _statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _digits(settings: ClassificationOptions) -> Images:
     """scikit-learn's 1,797 digits (UCI, 8 x 8, values 0..16); 297 are the test part, whatever the experiment's seed."""
+    from sklearn.datasets import load_digits  # a second of importing, which whoever reads an experiment would wait for
+
     found = load_digits()
     x = torch.from_numpy(np.round(found.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     y = torch.from_numpy(found.target)

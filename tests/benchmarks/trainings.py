@@ -14,13 +14,13 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
+from nas.build import load_task, make_supernet
 from nas.children.evaluate import Evaluator
 from nas.config.experiment import Experiment
 from nas.rundir import atomic
 from nas.search import Record
 from nas.space import Arch
-from nas.tasks import load_task
-from nas.training.loop import Loop, build, checkpoints, judged_weights
+from nas.training.loop import Loop, checkpoints, judged_weights
 from nas.workers.trials import open_search
 
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ class Trainer:
         if found is None or atomic.verify(found)["step"] < atomic.verify(found)["total"]:
             raise Late
         task = load_task(told)
-        net = build(told, task)
+        net = make_supernet(told, task)
         net.load_state_dict(judged_weights(found))
         return Evaluator(net, task, told.search, CPU)
 
