@@ -1,6 +1,6 @@
-"""How an experiment becomes its objects: task, recipe, supernet; and what a differentiable search found, as a first candidate.
+"""How an experiment becomes its objects: task, recipe, supernet; a command makes each once and hands it down.
 
-A command makes each once and hands it down.
+And what a differentiable search found, as the first candidate of a search over children.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def load_recipe(task: Task, options: RecipeOptions) -> Recipe:
 
 
 def make_supernet(experiment: Experiment, task: Task) -> Supernet:
-    """The experiment's network with its first weights, which depend on the seed alone, or on the checkpoint that a child inherits.
+    """The experiment's network with its first weights: a function of the seed, or those of the checkpoint that a child inherits.
 
     Raises:
         ValueError: the space has no such child.
@@ -71,7 +71,7 @@ def find_space(name: str) -> Any:
         return plugins.load(name)
     if name not in built_in_spaces():
         known = ", ".join(built_in_spaces())
-        raise ValueError(f"no search space {name!r}; built in: {known}; your own: my_module:my_space, importable from here")
+        raise ValueError(f"no search space {name!r}; built in: {known}; or your own as my_module:my_space")
     return importlib.import_module(f"searchspaces.{name}")
 
 
@@ -104,7 +104,8 @@ def load_supernet(space: str, size: str = "", **options: Any) -> Supernet:
     except TypeError as error:  # an option that the family does not take, told by Python with the name of its class
         if "unexpected keyword" not in str(error):
             raise
-        raise ValueError(f"space {space!r} does not go with these data or space.options: {str(error).rpartition('got an ')[2]}") from error
+        what = str(error).rpartition("got an ")[2]
+        raise ValueError(f"space {space!r} does not go with these data or space.options: {what}") from error
 
 
 def found_by(trained: Path, net: Supernet) -> Arch:
@@ -115,7 +116,9 @@ def found_by(trained: Path, net: Supernet) -> Arch:
     """
     alpha = load_file(trained / "recipe.safetensors")["alpha"]
     if not alpha.any():
-        raise ValueError("training ended within recipe.alpha_warmup, before the logits learn: train on before you search")
+        raise ValueError(
+            "training ended within recipe.alpha_warmup, before the logits learn: train on before you search"
+        )
     return architecture(net, alpha)
 
 
@@ -137,9 +140,13 @@ def proposed(run: Path, net: Supernet) -> Arch:
     other, state = load_experiment(run / "experiment.yaml"), state_of(run)
     newest = atomic.newest_valid(checkpoints(run), lambda why: None)
     if other.recipe.name != "differentiable":
-        raise ValueError(f"search.propose_from names {run}, whose recipe is {other.recipe.name}; only differentiable finds an architecture by itself")
+        raise ValueError(
+            f"search.propose_from names {run}, whose recipe is {other.recipe.name}; only differentiable finds an architecture by itself"
+        )
     if newest is None or state is None or not finished(run, other, state.total):
-        raise ValueError(f"search.propose_from names {run}, which is not trained to its end: nas train {run / 'experiment.yaml'}")
+        raise ValueError(
+            f"search.propose_from names {run}, which is not trained to its end: nas train {run / 'experiment.yaml'}"
+        )
     its_own = make_supernet(other, load_task(other))  # what the logits stand for depends on its data too
     found = found_by(newest, its_own)
     try:

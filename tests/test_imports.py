@@ -36,7 +36,7 @@ DIETS = {
     "nas/elastic/*.py": {"torch", "numpy", "nas.elastic"},
     "nas/recipes/*.py": {"torch", "numpy", "pydantic", "nas.recipes", "nas.supernet", "nas.space", "nas.draws", "nas.config.section"},
     "nas/tasks/*.py": {
-        *("torch", "torchvision", "numpy", "PIL", "sklearn", "pydantic", "matplotlib"),
+        *("torch", "torchvision", "numpy", "PIL", "sklearn", "pydantic"),
         *("nas.tasks", "nas.supernet", "nas.draws", "nas.config.section"),
     },
     "nas/supernet.py": {"torch", "nas.space"},

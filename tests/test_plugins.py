@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from nas.build import find_space, load_recipe, load_task
+from nas.build import find_space, load_recipe, load_supernet, load_task
 from nas.config.experiment import Experiment, ExperimentError, difference, dump, load_experiment, parse
 from nas.config.plugins import CONTRACTS, POSED_BY, built_in, find
 from nas.config.section import Kind
 from nas.recipes.recipe import Step
 from nas.tasks.datasets import ClassificationOptions
 from nas.tasks.pairs import SuperResolutionOptions
-from tests.test_sandwich import network
+from tests.conformance import ready
 
 OWN = '''
 from typing import Annotated
@@ -109,7 +109,10 @@ def test_own_sections_survive_a_round_trip(mine: Experiment, tmp_path: Path) -> 
 def test_mistakes_in_own_sections_are_told_as_in_any() -> None:
     text = told(RECIPE, DATA, "recipe.sare=0.1", "data.width=wide", "recipe.share=2.0")
     assert "3 mistakes" in text
-    assert "recipe.sare: unknown key; did you mean recipe.share? keys of recipe: name, epochs, batch, clip_norm, rate, share, looks" in text
+    assert (
+        "recipe.sare: unknown key; did you mean recipe.share? keys of recipe: name, epochs, batch, clip_norm, rate, share, looks"
+        in text
+    )
     assert 'data.width: given "wide"; allowed: a whole number (of a stripe, pixels)' in text
     assert "recipe.share: given 2.0; allowed: less than 1" in text
     assert "recipe.rate: missing (learning rate)" in told(RECIPE.replace(", rate: 0.25", ""))
@@ -121,9 +124,12 @@ def test_mistakes_in_own_sections_are_told_as_in_any() -> None:
     ("override", "part"),
     [
         ("recipe.name='own_plugins:Halve'", "the module 'own_plugins' has no 'Halve'; it has: "),
-        ("recipe.name='not_there:Halves'", "recipe.name: 'not_there:Halves': there is no module 'not_there'; it must lie in the current"),
-        ("recipe.name='own_plugins:Neither'", "which is no recipe; allowed: a class that subclasses Recipe"),
-        ("data.name='own_plugins:Halves'", "which is no task; allowed: a class that subclasses Task"),
+        (
+            "recipe.name='not_there:Halves'",
+            "recipe.name: 'not_there:Halves': there is no module 'not_there'; it must lie in the current",
+        ),
+        ("recipe.name='own_plugins:Neither'", "which is no recipe; allowed: a class that subclasses raynas's Recipe"),
+        ("data.name='own_plugins:Halves'", "which is no task; allowed: a class that subclasses raynas's Task"),
         ("finetune.recipe.name='own_plugins:Halves'", "whose Options are ChildOptions"),
         ("data.name=own_plugins", "or your own as my_module:MyClass"),
     ],
@@ -136,15 +142,25 @@ def test_a_change_of_own_options_means_another_run_unless_they_say_otherwise(min
     changes = ["recipe.share=0.25", "recipe.looks=3", "recipe.epochs=3", "data.width=3"]
     other = load_experiment("bignas-digits", [RECIPE, DATA, *changes])
     kinds = {found.key: found.kind for found in difference(mine, other)}
-    assert kinds == {"data.width": Kind.IDENTITY, "recipe.epochs": Kind.EXTEND, "recipe.share": Kind.IDENTITY, "recipe.looks": Kind.FREE}
+    assert kinds == {
+        "data.width": Kind.IDENTITY,
+        "recipe.epochs": Kind.EXTEND,
+        "recipe.share": Kind.IDENTITY,
+        "recipe.looks": Kind.FREE,
+    }
     built_ins = difference(load_experiment("bignas-digits"), mine)
-    assert ("recipe.rate", None, 0.25, Kind.IDENTITY) in built_ins and ("recipe.lr", 0.2, None, Kind.IDENTITY) in built_ins
+    assert ("recipe.rate", None, 0.25, Kind.IDENTITY) in built_ins and (
+        "recipe.lr",
+        0.2,
+        None,
+        Kind.IDENTITY,
+    ) in built_ins
 
 
 def test_own_classes_are_what_is_made(mine: Experiment) -> None:
     task, digits = load_task(mine), load_task(load_experiment("bignas-digits"))
     assert type(task).__name__ == "Stripes" and task.options is mine.data and task.seed == mine.seed
-    recipe, net = load_recipe(digits, mine.recipe), network()
+    recipe, net = load_recipe(digits, mine.recipe), ready(load_supernet("bignas", "d8"))
     step = Step(0, 10, 0.0, 0, np.random.default_rng(0), torch.Generator(), lambda value: value, seed=7)
     first, second = recipe.losses(net, net, {"train": digits.train.batch(np.arange(4))}, step)
     assert first.requires_grad and first.item() != second.item() and 0 < recipe.lr(step) < 0.25
@@ -162,5 +178,7 @@ def test_built_in_names_find_what_keeps_the_contract() -> None:
     assert names["recipe"] == ["differentiable", "multi_arch", "sandwich", "single", "single_path"]
     for kind, each in names.items():
         assert all(CONTRACTS[kind] in {base.__name__ for base in find(kind, name).__mro__} for name in each)
-    posed = [options.model_fields["name"].annotation.__args__ for options in (ClassificationOptions, SuperResolutionOptions)]  # type: ignore[union-attr]
+    posed = [
+        options.model_fields["name"].annotation.__args__ for options in (ClassificationOptions, SuperResolutionOptions)
+    ]  # type: ignore[union-attr]
     assert tuple(POSED_BY) == posed[0] + posed[1], "a data set that no task knows, or the other way round"

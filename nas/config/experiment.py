@@ -1,5 +1,7 @@
-"""The experiment file: what a run is; presets, overrides, and what a change to a run means. Imports pydantic and PyYAML alone,
-and of plug-ins those that a file names."""
+"""The experiment file: what a run is; presets, overrides, and what a change to a run means.
+
+Imports pydantic and PyYAML alone, and the plug-ins that a file names as it is read.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ class Experiment(Section):
     name: Annotated[str, AfterValidator(safe_name), Kind.FREE] = Field(description="letters, digits, '.', '_', '-'")
     seed: Annotated[NonNegativeInt, Kind.IDENTITY] = Field(default=0, description="of every draw")
     space: Annotated[SpaceSettings, Kind.IDENTITY] = Field(description="which supernet")
-    data: Annotated[SerializeAsAny[DataOptions], OptionsOf("task", DataOptions), Kind.IDENTITY] = Field(description="which images")
+    data: Annotated[SerializeAsAny[DataOptions], OptionsOf("task", DataOptions), Kind.IDENTITY] = Field(
+        description="which images"
+    )
     recipe: Annotated[SerializeAsAny[RecipeOptions], OptionsOf("recipe", RecipeOptions), Kind.IDENTITY] = Field(
         description="how the supernet learns"
     )
@@ -170,7 +174,7 @@ def _explain(error: dict[str, Any], root: type[Section], tree: object) -> str:
 
 
 class _Place(NamedTuple):
-    """Where an error is: the dotted key, the section that it stands in, its field (None: there is none), the section that the field holds."""
+    """Where an error is: the dotted key, the section around it, its field (None: there is none), the section within."""
 
     key: str
     section: type[Section]

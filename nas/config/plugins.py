@@ -1,4 +1,4 @@
-"""Plug-ins by name, and the sections of an experiment that are theirs. Imports pydantic alone; of plug-ins those alone that are named.
+"""Plug-ins by name, and the sections of an experiment that are theirs. Imports pydantic alone, and plug-ins as they are named.
 
 A space, recipe, search algorithm, task or cost is named ``my_module:thing`` in an experiment. Those that come with raynas are found the same
 way, and have a short name besides: ``sandwich`` is ``nas.recipes.sandwich:Sandwich``.
@@ -100,7 +100,10 @@ def find(kind: str, name: str) -> Any:
     if ":" in name:
         thing = load(name)
         if not _is_a(thing, kind):
-            raise ValueError(f"given {name!r}, which is no {kind}; allowed: a class that subclasses {CONTRACTS[kind]} of {PACKAGES[kind]}")
+            contract = CONTRACTS[kind]
+            raise ValueError(
+                f"given {name!r}, which is no {kind}; allowed: a class that subclasses raynas's {contract}"
+            )
         return thing
     short = POSED_BY.get(name, "") if kind == "task" else name
     if short and short.isidentifier() and short in _modules(kind):
@@ -136,10 +139,14 @@ def load(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != module and not module.startswith(f"{error.name}."):
             raise  # the module is there, and misses another
-        raise ValueError(f"{name!r}: there is no module {module!r}; it must lie in the current directory, or be installed") from error
+        raise ValueError(
+            f"{name!r}: there is no module {module!r}; it must lie in the current directory, or be installed"
+        ) from error
     if not hasattr(found, attribute):
         there = [key for key, value in vars(found).items() if getattr(value, "__module__", None) == found.__name__]
-        raise ValueError(f"{name!r}: the module {module!r} has no {attribute!r}; it has: {', '.join(there) or 'nothing'}")
+        raise ValueError(
+            f"{name!r}: the module {module!r} has no {attribute!r}; it has: {', '.join(there) or 'nothing'}"
+        )
     return getattr(found, attribute)
 
 

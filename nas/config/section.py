@@ -1,4 +1,4 @@
-"""What every section of an experiment file is made of, those of plug-ins too. Imports pydantic alone, so that every plug-in can afford it.
+"""What every section of an experiment file is made of. Imports pydantic alone, so that every plug-in can afford it.
 
 A plug-in's options are a `Section` of its own, which stands in the plug-in's file: unknown keys are refused, and ``nas`` can explain each.
 """
@@ -62,7 +62,7 @@ class RecipeOptions(Section):
     clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm; null for no clipping")
 
     def too_few(self, examples: int) -> str:
-        """What is wrong with so few examples in one pass on one worker, beginning with the key at fault; empty where nothing is."""
+        """What is wrong with so few examples in a pass on one worker, beginning with the key at fault; empty: nothing."""
         return ""
 
 

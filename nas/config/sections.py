@@ -120,9 +120,9 @@ class FinetuneSettings(Section):
     children: NonNegativeInt = Field(default=1, description="how many children of the front nas run trains on, the best first")
     fresh: bool = Field(default=False, description="begin from fresh weights instead of the supernet's")
     teacher: str | None = Field(default=None, description="whose soft labels help: largest, or the id of an exported child; null: nobody's")
-    recipe: Annotated[SerializeAsAny[ChildOptions], OptionsOf("recipe", ChildOptions, "a recipe that trains one network")] = Field(
-        description="how it learns"
-    )
+    recipe: Annotated[
+        SerializeAsAny[ChildOptions], OptionsOf("recipe", ChildOptions, "a recipe that trains one network")
+    ] = Field(description="how it learns")
 
 
 class ExportSettings(Section):

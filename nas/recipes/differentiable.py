@@ -27,17 +27,27 @@ BETAS = (0.5, 0.999)
 class DifferentiableOptions(RecipeOptions):
     """The search of QuantNAS (arXiv:2208.14839): a mixture whose logits learn on half of the data, the weights on the other."""
 
-    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the weights' half of the training part")
+    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(
+        description="passes over the weights' half of the training part"
+    )
     batch: PositiveInt = Field(description="examples a step over all workers, of either half")
     lr: PositiveFloat = Field(default=1e-3, description="peak learning rate of the weights' Adam")
     warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up; a cosine to 0 follows")
     weight_decay: NonNegativeFloat = Field(default=3e-8, description="on weights of convolutions and linear layers")
     quant: Quant = Field(default="noise", description="in training: real quantizers, noise in their place, or off")
-    clip_norm: PositiveFloat | None = Field(default=5.0, description="largest gradient norm of the weights; null for no clipping")
-    alpha_lr: PositiveFloat = Field(default=3e-4, description="of the logits' Adam; the paper's takes 80,000 steps: fewer need more")
+    clip_norm: PositiveFloat | None = Field(
+        default=5.0, description="largest gradient norm of the weights; null for no clipping"
+    )
+    alpha_lr: PositiveFloat = Field(
+        default=3e-4, description="of the logits' Adam; the paper's takes 80,000 steps: fewer need more"
+    )
     alpha_warmup: Share = Field(default=0.45, description="share of the training before the logits learn")
-    entropy: NonNegativeFloat = Field(default=1e-3, description="weight of the logits' entropy at the end, in nats over all slots")
-    bitops: NonNegativeFloat = Field(default=0.0, description="weight of expected BitOPs, over those of the uniform mixture")
+    entropy: NonNegativeFloat = Field(
+        default=1e-3, description="weight of the logits' entropy at the end, in nats over all slots"
+    )
+    bitops: NonNegativeFloat = Field(
+        default=0.0, description="weight of expected BitOPs, over those of the uniform mixture"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> DifferentiableOptions:
@@ -75,7 +85,12 @@ class Differentiable(Recipe):
             self._begin(torch.zeros(sum(math.prod(shape) for shape in shapes(net).values())))
         assert self.alpha is not None
         if self.alpha.device != x.device:
-            self.load({name: value.to(x.device) if isinstance(value, Tensor) else value for name, value in self.state().items()})
+            self.load(
+                {
+                    name: value.to(x.device) if isinstance(value, Tensor) else value
+                    for name, value in self.state().items()
+                }
+            )
         if step.progress >= self.options.alpha_warmup:
             self._learn(net, batches["alpha"], step)
         soft = mixture(net, self.alpha.detach())
@@ -111,7 +126,10 @@ class Differentiable(Recipe):
         if self.alpha is None:
             return {}
         alpha = self.alpha.detach()
-        return {"entropy": float(entropy(net, alpha)), "expected_bitops": float(net.expected_bitops(mixture(net, alpha)))}
+        return {
+            "entropy": float(entropy(net, alpha)),
+            "expected_bitops": float(net.expected_bitops(mixture(net, alpha))),
+        }
 
     def chosen(self, net: Supernet) -> dict[str, Arch]:
         """The architecture that the search would give if it ended now."""
@@ -124,7 +142,9 @@ class Differentiable(Recipe):
             ValueError: the family has no slots.
         """
         if not net.slots:
-            raise ValueError("recipe differentiable: this family has no slots whose choices could be mixed; use another recipe")
+            raise ValueError(
+                "recipe differentiable: this family has no slots whose choices could be mixed; use another recipe"
+            )
         return torch.optim.Adam(decayed(net, self.options.weight_decay), lr=self.options.lr)
 
     def lr(self, step: Step) -> float:
@@ -147,17 +167,25 @@ class Differentiable(Recipe):
             assert isinstance(step, int)
             self._begin(kept["alpha"], kept.get("exp_avg"), kept.get("exp_avg_sq"), step)
 
-    def _begin(self, alpha: Tensor, exp_avg: Tensor | None = None, exp_avg_sq: Tensor | None = None, step: int = 0) -> None:
+    def _begin(
+        self, alpha: Tensor, exp_avg: Tensor | None = None, exp_avg_sq: Tensor | None = None, step: int = 0
+    ) -> None:
         """The logits and their Adam, from the beginning or from where they stood."""
         self.alpha = alpha.clone().requires_grad_()
         self.adam = torch.optim.Adam([self.alpha], lr=self.options.alpha_lr, betas=BETAS)
         if exp_avg is not None and exp_avg_sq is not None:
-            self.adam.state[self.alpha] = {"step": torch.tensor(float(step)), "exp_avg": exp_avg.clone(), "exp_avg_sq": exp_avg_sq.clone()}
+            self.adam.state[self.alpha] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": exp_avg.clone(),
+                "exp_avg_sq": exp_avg_sq.clone(),
+            }
 
 
 def shapes(net: Supernet) -> dict[str, tuple[int, ...]]:
     """For each slot the number of values of each of its choices."""
-    return {slot: tuple(len(net.space.choices[choice].values) for choice in choices) for slot, choices in net.slots.items()}
+    return {
+        slot: tuple(len(net.space.choices[choice].values) for choice in choices) for slot, choices in net.slots.items()
+    }
 
 
 def _split(net: Supernet, alpha: Tensor) -> dict[str, Tensor]:

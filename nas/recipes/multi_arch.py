@@ -24,7 +24,9 @@ from nas.supernet import Pass, Supernet
 class MultiArchOptions(RecipeOptions):
     """Multi-architectural sampling (ViT-ResNAS): several random children a step, each on its share of the batch, in one pass."""
 
-    archs: PositiveInt = Field(default=16, description="children a step over all workers; each has its share of the batch")
+    archs: PositiveInt = Field(
+        default=16, description="children a step over all workers; each has its share of the batch"
+    )
     lr: PositiveFloat = Field(default=1e-3, description="peak learning rate at this batch, of AdamW")
     first_lr: NonNegativeFloat = Field(default=1e-6, description="learning rate at the start of the warm-up")
     final_lr: NonNegativeFloat = Field(default=1e-5, description="learning rate at the end of the cosine")
@@ -33,9 +35,12 @@ class MultiArchOptions(RecipeOptions):
     label_smoothing: Share = Field(default=0.1, description="share of the target spread over all classes")
     dropout: Share = Field(default=0.0, description="probability before the classifier")
     drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch")
-    opening: Share = Field(default=0.25, description="share of training over which the choices open, from the largest child to all")
+    opening: Share = Field(
+        default=0.25, description="share of training over which the choices open, from the largest child to all"
+    )
     existence: Annotated[tuple[Literal[0, 1], ...], BeforeValidator(as_tuple), Field(min_length=1)] = Field(
-        default=(1, 1, 0, 0), description="whether a block exists is drawn from this list, which opens from its first entry on"
+        default=(1, 1, 0, 0),
+        description="whether a block exists is drawn from this list, which opens from its first entry on",
     )
 
     @model_validator(mode="after")
@@ -93,7 +98,9 @@ class MultiArch(Recipe):
         return floor + (o.lr - floor) * schedule("cosine", step.progress, warmup)
 
 
-def stratified_archs(space: Space, count: int, progress: float, rng: np.random.Generator, opening: float, existence: Sequence[int]) -> list[Arch]:
+def stratified_archs(
+    space: Space, count: int, progress: float, rng: np.random.Generator, opening: float, existence: Sequence[int]
+) -> list[Arch]:
     """`count` random architectures in which every open value of every choice is as frequent as any other, give or take one.
 
     Args:

@@ -29,7 +29,9 @@ class Run(Protocol):
 class Teaching(Protocol):
     """What a recipe asks of a task; `nas.tasks.task.Task` tells more of each."""
 
-    def mix(self, x: Tensor, target: Tensor, grid: int, generator: torch.Generator, /) -> tuple[Tensor, Tensor | Target]: ...
+    def mix(
+        self, x: Tensor, target: Tensor, grid: int, generator: torch.Generator, /
+    ) -> tuple[Tensor, Tensor | Target]: ...
 
     def loss(self, output: Tensor | Output, target: Tensor | Target, label_smoothing: float = 0.0, /) -> Tensor: ...
 

@@ -21,17 +21,27 @@ from nas.supernet import Pass, Supernet
 class SandwichOptions(RecipeOptions):
     """BigNAS's sandwich rule with in-place distillation (arXiv:2003.11142)."""
 
-    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="adamw suits transformers; momentum is for sgd alone")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        default="sgd", description="adamw suits transformers; momentum is for sgd alone"
+    )
     lr: PositiveFloat = Field(description="peak learning rate at this batch")
     warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up")
-    schedule: Literal["cosine", "exponential"] = Field(default="cosine", description="how the learning rate falls after the warm-up")
+    schedule: Literal["cosine", "exponential"] = Field(
+        default="cosine", description="how the learning rate falls after the warm-up"
+    )
     momentum: Share = Field(default=0.9, description="of SGD")
     nesterov: bool = Field(default=True, description="Nesterov's momentum")
     weight_decay: NonNegativeFloat = Field(description="on weights of convolutions and linear layers")
-    label_smoothing: Share = Field(default=0.1, description="share of the target spread over all classes, largest network only")
+    label_smoothing: Share = Field(
+        default=0.1, description="share of the target spread over all classes, largest network only"
+    )
     dropout: Share = Field(default=0.2, description="probability before the classifier, largest network only")
-    drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch, largest network only")
-    random_children: NonNegativeInt = Field(default=2, description="random networks a step, besides the largest and the smallest")
+    drop_path: Share = Field(
+        default=0.0, description="largest probability of dropping a residual branch, largest network only"
+    )
+    random_children: NonNegativeInt = Field(
+        default=2, description="random networks a step, besides the largest and the smallest"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> SandwichOptions:

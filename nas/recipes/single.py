@@ -26,7 +26,9 @@ class SingleOptions(ChildOptions):
     dropout: Share = Field(default=0.0, description="probability before the classifier")
     drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch")
     quant: Quant = Field(default="off", description="how families that quantize run")
-    average: Share = Field(default=0.0, description="share of training that the exported moving average of weights reaches back; 0: none")
+    average: Share = Field(
+        default=0.0, description="share of training that the exported moving average of weights reaches back; 0: none"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> SingleOptions:
@@ -95,11 +97,15 @@ class Single(Recipe):
         decay = min(1 - 1 / max(self.options.average * step.total, 1.0), step.index / (step.index + 1))
         for name, parameter in net.named_parameters():
             value = parameter.detach().float()
-            mean = self.average.get(AVERAGE + name, value).to(value.device)  # what a checkpoint gave back lies on the CPU
+            mean = self.average.get(AVERAGE + name, value).to(
+                value.device
+            )  # what a checkpoint gave back lies on the CPU
             self.average[AVERAGE + name] = torch.lerp(mean, value, 1 - decay)
 
     def state(self) -> dict[str, Kept]:
         return {name: value.cpu().contiguous() for name, value in self.average.items()}
 
     def load(self, state: Mapping[str, Kept]) -> None:
-        self.average = {name: value for name, value in state.items() if name.startswith(AVERAGE) and isinstance(value, Tensor)}
+        self.average = {
+            name: value for name, value in state.items() if name.startswith(AVERAGE) and isinstance(value, Tensor)
+        }

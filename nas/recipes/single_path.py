@@ -31,10 +31,12 @@ class SinglePathOptions(RecipeOptions):
     warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up; a cosine to 0 follows")
     weight_decay: NonNegativeFloat = Field(default=0.0, description="on weights of convolutions and linear layers")
     paths: PositiveInt = Field(
-        default=1, description="random children a step, each on the whole batch, with every value of a choice as often as any other (FairNAS, arXiv:1907.01845)"
+        default=1,
+        description="random children a step, each on the whole batch, with every value of a choice as often as any other (FairNAS, arXiv:1907.01845)",
     )
     opening_epochs: NonNegativeFloat = Field(
-        default=0.0, description="epochs in which the choices open: half of them the largest child alone, then ever more of each choice"
+        default=0.0,
+        description="epochs in which the choices open: half of them the largest child alone, then ever more of each choice",
     )
     quant: Quant = Field(default="noise", description="in training: real quantizers, noise in their place, or off")
     clip_norm: PositiveFloat | None = Field(default=1.0, description="largest gradient norm; null for no clipping")
@@ -94,5 +96,8 @@ def opening_archs(space: Space, count: int, progress: float, rng: np.random.Gene
     drawn = {name: stratified(choice.values, count, rng) for name, choice in space.choices.items()}
     free = {name: rng.random(count) < share for name in drawn}
     return [
-        space.arch({name: column[i] if free[name][i] else largest.get(name, column[i]) for name, column in drawn.items()}) for i in range(count)
+        space.arch(
+            {name: column[i] if free[name][i] else largest.get(name, column[i]) for name, column in drawn.items()}
+        )
+        for i in range(count)
     ]

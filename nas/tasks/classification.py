@@ -79,7 +79,10 @@ class Split:
     def _shifted(self, x: Tensor, draw: Callable[[str], Tensor]) -> Tensor:
         """Padded with black, cropped at a random place, mirrored."""
         pad, along = self.settings.shift, torch.arange(self.side)
-        tops, lefts = ((draw(purpose) * (size + 2 * pad - self.side + 1)).long() for purpose, size in zip(("top", "left"), x.shape[-2:], strict=True))
+        tops, lefts = (
+            (draw(purpose) * (size + 2 * pad - self.side + 1)).long()
+            for purpose, size in zip(("top", "left"), x.shape[-2:], strict=True)
+        )
         rows, columns = tops[:, None] + along, lefts[:, None] + along
         if self.settings.flip:
             columns = torch.where(draw("flip")[:, None] < 0.5, columns.flip(1), columns)
@@ -103,7 +106,12 @@ def resized_crop(x: Tensor, side: int, area: Tensor, ratio: Tensor, top: Tensor,
     places = torch.stack((rows, columns, tall, wide), 1).tolist()
     resize = v2.functional.resized_crop
     bicubic = v2.InterpolationMode.BICUBIC
-    return torch.stack([resize(image, *place, size=[side, side], interpolation=bicubic, antialias=True) for image, place in zip(x, places, strict=True)])
+    return torch.stack(
+        [
+            resize(image, *place, size=[side, side], interpolation=bicubic, antialias=True)
+            for image, place in zip(x, places, strict=True)
+        ]
+    )
 
 
 def erased(x: Tensor, seeds: np.ndarray) -> Tensor:
@@ -113,9 +121,14 @@ def erased(x: Tensor, seeds: np.ndarray) -> Tensor:
     for image, seed in zip(x, seeds, strict=True):
         rng = np.random.default_rng(seed)
         share, stretch = rng.uniform(0.02, 1 / 3), math.exp(rng.uniform(-1, 1) * math.log(1 / 0.3))
-        tall, wide = (min(size, max(1, round(length))) for size, length in zip((height, width), _sides(share * height * width, stretch), strict=True))
+        tall, wide = (
+            min(size, max(1, round(length)))
+            for size, length in zip((height, width), _sides(share * height * width, stretch), strict=True)
+        )
         top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
-        image[:, top : top + tall, left : left + wide] = torch.from_numpy(rng.integers(0, 256, (len(image), tall, wide), dtype=np.uint8))
+        image[:, top : top + tall, left : left + wide] = torch.from_numpy(
+            rng.integers(0, 256, (len(image), tall, wide), dtype=np.uint8)
+        )
     return x
 
 
@@ -130,7 +143,9 @@ def rand_augment(x: Tensor, seeds: np.ndarray) -> Tensor:
     Their magnitude is 9 of 10 of the largest, as timm's m9 and so the recipes of transformers have it; torchvision counts to 30.
     """
     policy = v2.RandAugment(magnitude=27)
-    return torch.stack([_varied(policy, image, np.random.default_rng(seed)) for image, seed in zip(x, seeds, strict=True)])
+    return torch.stack(
+        [_varied(policy, image, np.random.default_rng(seed)) for image, seed in zip(x, seeds, strict=True)]
+    )
 
 
 def _varied(policy: v2.RandAugment, image: Tensor, rng: np.random.Generator) -> Tensor:
@@ -143,7 +158,9 @@ def _varied(policy: v2.RandAugment, image: Tensor, rng: np.random.Generator) -> 
         magnitude = 0.0 if table is None else float(table[policy.magnitude])
         if signed and rng.random() < 0.5:
             magnitude = -magnitude
-        image = policy._apply_image_or_video_transform(image, name, magnitude, interpolation=policy.interpolation, fill=policy._fill)
+        image = policy._apply_image_or_video_transform(
+            image, name, magnitude, interpolation=policy.interpolation, fill=policy._fill
+        )
     return image
 
 
@@ -171,7 +188,10 @@ class Classification(Task):
     def __init__(self, options: ClassificationOptions, seed: int) -> None:
         super().__init__(options, seed)
         images = load_images(options)
-        held, every = stratified(images.train_y.numpy(), options.validation, seed, "validation"), np.arange(len(images.train_y))
+        held, every = (
+            stratified(images.train_y.numpy(), options.validation, seed, "validation"),
+            np.arange(len(images.train_y)),
+        )
         self.classes = images.classes
         self.input_shape = (images.train_x.shape[1], images.side, images.side)
         self.network = {
@@ -216,7 +236,11 @@ class Classification(Task):
         """Sums over a batch of a child's logits, which add up over batches: ``examples``, ``correct``, ``nats``."""
         with torch.no_grad(), _full_precision(output):
             nats = F.cross_entropy(output.float(), target, reduction="sum")
-            return {"examples": float(len(target)), "correct": float((output.argmax(-1) == target).sum()), "nats": float(nats)}
+            return {
+                "examples": float(len(target)),
+                "correct": float((output.argmax(-1) == target).sum()),
+                "nats": float(nats),
+            }
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
         """Percent right and mean cross-entropy in nats, of added `scores`."""

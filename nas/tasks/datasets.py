@@ -37,13 +37,23 @@ class ClassificationOptions(DataOptions):
     name: Literal["digits", "fashion-mnist", "cifar10", "folder"] = Field(description="the data set")
     path: str | None = Field(default=None, description="folder only: has train/<class> and val/<class> or test/<class>")
     size: PositiveInt | None = Field(default=None, description="folder only: side of the square images, pixels")
-    validation: PositiveInt = Field(description="examples held out of the training part for the search, of each class in proportion to its size")
+    validation: PositiveInt = Field(
+        description="examples held out of the training part for the search, of each class in proportion to its size"
+    )
     shift: NonNegativeInt = Field(default=0, description="random crop after padding each side by so many pixels")
     flip: bool = Field(default=False, description="mirror left and right with probability 1/2")
-    resized_crop: bool = Field(default=False, description="random crops of 8 to 100 % of the area, resized, instead of shift")
-    erase: Share = Field(default=0.0, description="probability that a rectangle of a training image becomes random pixels")
-    rand_augment: bool = Field(default=False, description="RandAugment (arXiv:1909.13719) on every training image; slow")
-    mix: bool = Field(default=False, description="CutMix of half of each training batch, Mixup of the other, labels mixed alike")
+    resized_crop: bool = Field(
+        default=False, description="random crops of 8 to 100 % of the area, resized, instead of shift"
+    )
+    erase: Share = Field(
+        default=0.0, description="probability that a rectangle of a training image becomes random pixels"
+    )
+    rand_augment: bool = Field(
+        default=False, description="RandAugment (arXiv:1909.13719) on every training image; slow"
+    )
+    mix: bool = Field(
+        default=False, description="CutMix of half of each training batch, Mixup of the other, labels mixed alike"
+    )
 
     @model_validator(mode="after")
     def _folder(self) -> ClassificationOptions:
@@ -113,7 +123,13 @@ def _cache() -> Path:
 def missing(what: str, looked: list[Path], layout: str, ways: list[str]) -> DataMissing:
     """The error that tells of a data set that is not there."""
     lines = [f"  {path}{'' if path.exists() else ' (no such folder)'}" for path in looked]
-    message = [f"{what} was not found. Looked in", *lines, f"for {layout}.", "To get it:", *(f"  - {way}" for way in ways)]
+    message = [
+        f"{what} was not found. Looked in",
+        *lines,
+        f"for {layout}.",
+        "To get it:",
+        *(f"  - {way}" for way in ways),
+    ]
     return DataMissing("\n".join(message))
 
 
@@ -124,7 +140,9 @@ def _by_torchvision(name: str) -> list[str]:
     ]
 
 
-def _images(train: tuple[Tensor | Files, Tensor], test: tuple[Tensor | Files, Tensor], classes: list[str], side: int) -> Images:
+def _images(
+    train: tuple[Tensor | Files, Tensor], test: tuple[Tensor | Files, Tensor], classes: list[str], side: int
+) -> Images:
     x = train[0]
     mean, std = _statistics(x[torch.arange(0, len(x), -(-len(x) // SAMPLE))] if isinstance(x, Files) else x)
     return Images(train[0], train[1].long(), test[0], test[1].long(), tuple(classes), mean, std, side)
@@ -158,7 +176,9 @@ def _fashion_mnist(settings: ClassificationOptions) -> Images:
     try:
         parts = [torchvision_datasets.FashionMNIST(str(root), train=train, download=False) for train in (True, False)]
     except (AssertionError, KeyError, RuntimeError, ValueError) as error:
-        raise ValueError(f"the files in {root / 'FashionMNIST' / 'raw'} are damaged; remove them and fetch them again") from error
+        raise ValueError(
+            f"the files in {root / 'FashionMNIST' / 'raw'} are damaged; remove them and fetch them again"
+        ) from error
     train, test = [(part.data.unsqueeze(1), part.targets) for part in parts]
     return _images(train, test, parts[0].classes, 28)
 
@@ -207,7 +227,10 @@ def _cifar10_root() -> Path:
     root = next((r for r in roots() if (r / "cifar-10-batches-py").is_dir()), None)
     if root is None:
         raise missing(
-            "CIFAR-10", roots(), "the folder cifar-10-batches-py with data_batch_1 .. 5 and test_batch", _by_torchvision("CIFAR10")
+            "CIFAR-10",
+            roots(),
+            "the folder cifar-10-batches-py with data_batch_1 .. 5 and test_batch",
+            _by_torchvision("CIFAR10"),
         )
     return root
 
@@ -220,7 +243,9 @@ def _cifar10(settings: ClassificationOptions) -> Images:
     try:
         parts = [torchvision_datasets.CIFAR10(str(root), train=train, download=False) for train in (True, False)]
     except RuntimeError as error:
-        raise ValueError(f"{root / 'cifar-10-batches-py'} is not the original CIFAR-10 (a file is missing or its md5 differs)") from error
+        raise ValueError(
+            f"{root / 'cifar-10-batches-py'} is not the original CIFAR-10 (a file is missing or its md5 differs)"
+        ) from error
     train, test = [(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets)) for p in parts]
     return _images(train, test, parts[0].classes, 32)
 
@@ -248,7 +273,10 @@ def _folder_files(train: Path, test: Path) -> tuple[list[str], tuple[list[tuple[
     if stray := sorted(set(_classes(test)) - set(classes)):
         raise ValueError(f"{test} has classes that {train} has not: {', '.join(stray[:10])}")
     labels = {name: label for label, name in enumerate(classes)}
-    parts = make_dataset(train, labels, IMG_EXTENSIONS, allow_empty=True), make_dataset(test, labels, IMG_EXTENSIONS, allow_empty=True)
+    parts = (
+        make_dataset(train, labels, IMG_EXTENSIONS, allow_empty=True),
+        make_dataset(test, labels, IMG_EXTENSIONS, allow_empty=True),
+    )
     empty = [name for name, label in labels.items() if label not in {y for _, y in parts[0]}]
     if empty or not parts[1]:
         where = f"the classes {', '.join(empty[:10])} of {train}" if empty else test

@@ -45,20 +45,33 @@ SMALLEST = 32  # sides of a test image, pixels: what metrics need when a border 
 class SuperResolutionOptions(DataOptions):
     """Which photographs, how they are divided, how pairs of low and high resolution are made of them."""
 
-    name: Literal["photos", "sr-folder"] = Field(description="photos: those that scikit-image carries; sr-folder: your own")
-    path: str | None = Field(default=None, description="sr-folder only: has the folders train and test with high-resolution images")
+    name: Literal["photos", "sr-folder"] = Field(
+        description="photos: those that scikit-image carries; sr-folder: your own"
+    )
+    path: str | None = Field(
+        default=None, description="sr-folder only: has the folders train and test with high-resolution images"
+    )
     train: str = Field(default="train", description="sr-folder only: the folder in path to train on")
     test: str = Field(default="test", description="sr-folder only: the folder in path to test on, for example Set5")
     scale: Literal[2, 3, 4] = Field(description="how many times larger the output is")
     patch: Annotated[int, Field(ge=8)] = Field(description="side of a low-resolution training crop, pixels")
-    validation: PositiveInt = Field(description="crops held out for the search, four times patch square, of images that are not trained on")
+    validation: PositiveInt = Field(
+        description="crops held out for the search, four times patch square, of images that are not trained on"
+    )
     flip: bool = Field(default=True, description="mirror left and right with probability 1/2")
     rotate: bool = Field(default=False, description="turn by 0, 90, 180 or 270 degrees")
-    border: NonNegativeInt | None = Field(default=None, description="pixels cut off before PSNR and SSIM; null: as many as the scale")
-    round_luma: bool = Field(default=False, description="PSNR and SSIM on luma rounded to whole numbers, as some papers do")
-    tile: PositiveInt | None = Field(default=None, description="larger images are run in tiles of so many low-resolution pixels; null: whole")
+    border: NonNegativeInt | None = Field(
+        default=None, description="pixels cut off before PSNR and SSIM; null: as many as the scale"
+    )
+    round_luma: bool = Field(
+        default=False, description="PSNR and SSIM on luma rounded to whole numbers, as some papers do"
+    )
+    tile: PositiveInt | None = Field(
+        default=None, description="larger images are run in tiles of so many low-resolution pixels; null: whole"
+    )
     overlap: NonNegativeInt = Field(
-        default=20, description="low-resolution pixels around a tile that its network sees too; networks of the space basic see 19 at most, of rfdn 40"
+        default=20,
+        description="low-resolution pixels around a tile that its network sees too; networks of the space basic see 19 at most, of rfdn 40",
     )
 
     @model_validator(mode="after")
@@ -66,16 +79,25 @@ class SuperResolutionOptions(DataOptions):
         if self.name == "sr-folder" and self.path is None:
             raise ValueError("name: sr-folder needs path (where the images are)")
         if self.name != "sr-folder" and (self.path, self.train, self.test) != (None, "train", "test"):
-            raise ValueError(f"path, train and test are for name: sr-folder alone; {self.name} has its own: leave them out")
+            raise ValueError(
+                f"path, train and test are for name: sr-folder alone; {self.name} has its own: leave them out"
+            )
         if (self.border or 0) > self.patch:
-            raise ValueError(f"border {self.border} leaves too little of a validation crop: at most patch, {self.patch}")
+            raise ValueError(
+                f"border {self.border} leaves too little of a validation crop: at most patch, {self.patch}"
+            )
         return self
 
     def locate(self) -> Path | None:
         if self.name == "photos":
             home = _wheel()
             if not all((home / name).is_file() for name in (*TRAIN_PHOTOS, *TEST_PHOTOS)):
-                raise missing("scikit-image's photographs", [home], "the images that its wheel carries", ["pip install --force-reinstall scikit-image"])
+                raise missing(
+                    "scikit-image's photographs",
+                    [home],
+                    "the images that its wheel carries",
+                    ["pip install --force-reinstall scikit-image"],
+                )
             return None
         assert self.path is not None  # see _places
         looked = [Path(self.path).expanduser(), *(root / self.path for root in roots())]
@@ -165,7 +187,9 @@ class Crops:
         size = self.side * scale
 
         def draw(purpose: str, wanted: bool = True) -> np.ndarray:
-            return np.zeros(len(indices)) if epoch is None or not wanted else uniform(self.seed, purpose, epoch, indices)
+            return (
+                np.zeros(len(indices)) if epoch is None or not wanted else uniform(self.seed, purpose, epoch, indices)
+            )
 
         room = bottom - top - size + 1, right - left - size + 1
         if epoch is None:
@@ -233,7 +257,9 @@ def divide(photos: list[Photo], settings: SuperResolutionOptions, seed: int) -> 
                 f"{photo.name} is {width} x {height} pixels; data.patch {settings.patch} at scale {settings.scale} needs {crop}: lower data.patch or remove it"
             )
     order = permutation(len(photos), seed, "validation")
-    order = np.array(sorted(order, key=lambda row: min(photos[row].pixels.shape[:2]) < cell), int)  # those that hold whole cells first
+    order = np.array(
+        sorted(order, key=lambda row: min(photos[row].pixels.shape[:2]) < cell), int
+    )  # those that hold whole cells first
     fit = np.empty((0, 5), np.int64)
     for held in range(min(max(2, -(-len(photos) // 10)), len(photos) - 1), len(photos)):
         found = cells(photos, np.sort(order[:held]), cell)
@@ -266,7 +292,9 @@ def load_photos(settings: SuperResolutionOptions) -> tuple[list[Photo], list[Pho
     least = max(SMALLEST, 2 * border + quality.WINDOW + settings.scale)  # what is left of it must hold a window of SSIM
     for photo in judged:
         if min(photo.pixels.shape[:2]) < least:
-            raise ValueError(f"the test image {photo.name} is smaller than {least} pixels (with data.border {border}); remove it")
+            raise ValueError(
+                f"the test image {photo.name} is smaller than {least} pixels (with data.border {border}); remove it"
+            )
     return learnt, judged
 
 
@@ -277,7 +305,9 @@ def _wheel() -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith("."))
+    files = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
+    )
     if not files:
         raise ValueError(f"no images in {folder}; files are images when they end in {' '.join(IMG_EXTENSIONS)}")
     return files

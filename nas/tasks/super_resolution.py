@@ -82,7 +82,11 @@ class SuperResolution(Task):
         """Sums over a batch, which add up over batches: ``examples``, ``psnr`` (dB), ``ssim``."""
         with torch.no_grad():
             pair = self._lumas(output, target)
-            return {"examples": float(len(target)), "psnr": float(quality.psnr(*pair).sum()), "ssim": float(quality.ssim(*pair).sum())}
+            return {
+                "examples": float(len(target)),
+                "psnr": float(quality.psnr(*pair).sum()),
+                "ssim": float(quality.ssim(*pair).sum()),
+            }
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
         """Means over images of PSNR in dB and of SSIM, of added `scores`."""
@@ -101,7 +105,9 @@ class SuperResolution(Task):
             output = self.predict(child, x)
             given = {"bicubic": enlarge(x, self.scale), "child": output}
             notes = {name: f"{self._psnr(image, truth):.2f} dB" for name, image in given.items()}
-            if (tiled := self.options.tile) and tiled < max(x.shape[-2:]) <= WHOLE * tiled:  # larger ones may not fit into memory in one piece
+            if (tiled := self.options.tile) and tiled < max(
+                x.shape[-2:]
+            ) <= WHOLE * tiled:  # larger ones may not fit into memory in one piece
                 notes["child"] += f"; in one piece {self._psnr(child(x), truth):.2f} dB"
             found.append(compare(self.titles[row], {**given, "truth": truth.expand_as(output)}, {**notes, "truth": ""}))
         return found
@@ -109,7 +115,9 @@ class SuperResolution(Task):
     def _lumas(self, output: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         border = self.scale if self.options.border is None else self.options.border
         grey = truth.shape[1] == 1
-        a, b = (quality.luma(t, border, self.options.round_luma, full=grey) for t in (output, truth.expand(-1, 3, -1, -1)))
+        a, b = (
+            quality.luma(t, border, self.options.round_luma, full=grey) for t in (output, truth.expand(-1, 3, -1, -1))
+        )
         return a, b
 
     def _psnr(self, output: Tensor, truth: Tensor) -> float:
