@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nas.build import load_supernet as load_supernet
     from nas.children.export import load_child as load_child
-    from nas.supernet import load_supernet as load_supernet
 
 __all__ = ["load_child", "load_supernet"]
 
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
     """Torch is imported when it is needed, so that ``nas --help`` is quick."""
     import importlib
 
-    homes = {"load_supernet": "nas.supernet", "load_child": "nas.children.export"}
+    homes = {"load_supernet": "nas.build", "load_child": "nas.children.export"}
     if name in homes:
         return getattr(importlib.import_module(homes[name]), name)
     raise AttributeError(f"module 'nas' has no attribute {name!r}")

@@ -1,18 +1,108 @@
-"""What a differentiable search found, as the first candidate of a search over children."""
+"""How an experiment becomes its objects: task, recipe, supernet; a command makes each once and hands it down.
+
+And what a differentiable search found, as the first candidate of a search over children.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from nas.config.experiment import load_experiment
+import torch
+
+from nas.config import plugins
+from nas.config.experiment import Experiment, load_experiment
+from nas.config.section import RecipeOptions
 from nas.recipes.differentiable import architecture
+from nas.recipes.recipe import Recipe
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.space import Arch
 from nas.supernet import Supernet
-from nas.tasks import load_task
-from nas.training.loop import build
-from nas.workers.train import finished
+from nas.tasks.task import Task
+
+
+def load_task(experiment: Experiment) -> Task:
+    """The task that the experiment's data set poses, its examples at hand.
+
+    Raises:
+        FileNotFoundError: the data set is not on this machine; the message says how to get it.
+        ValueError: it is there, but cannot be used.
+    """
+    return plugins.find("task", experiment.data.name)(experiment.data, experiment.seed)
+
+
+def load_recipe(task: Task, options: RecipeOptions) -> Recipe:
+    """The recipe that an experiment's section names."""
+    return plugins.find("recipe", options.name)(task, options)
+
+
+def make_supernet(experiment: Experiment, task: Task) -> Supernet:
+    """The experiment's network with its first weights: a function of the seed, or those of the checkpoint that a child inherits.
+
+    Raises:
+        ValueError: the space has no such child.
+        Damaged: the checkpoint that it shall inherit from is not whole.
+    """
+    space = experiment.space
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(experiment.seed)
+        net = load_supernet(space.name, space.size, **{**task.network, **space.options})
+        if space.child is None:
+            return net
+        if space.inherit:
+            net.load_state_dict(Checkpoint.open(Path(space.inherit)).child_weights())
+        return net.fix(net.space.arch(space.child), fresh=not space.inherit)
+
+
+def find_space(name: str) -> Any:
+    """The module of a built-in space (``"bignas"``), or a user's own factory (``"my_module:my_space"``).
+
+    Raises:
+        ValueError: there is no such space.
+    """
+    if ":" in name:
+        return plugins.load(name)
+    if name not in built_in_spaces():
+        known = ", ".join(built_in_spaces())
+        raise ValueError(f"no search space {name!r}; built in: {known}; or your own as my_module:my_space")
+    return importlib.import_module(f"searchspaces.{name}")
+
+
+def built_in_spaces() -> list[str]:
+    """Names of the spaces that come with raynas: the modules of the package `searchspaces` that define sizes."""
+    package = importlib.import_module("searchspaces")
+    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+    return [n for n in names if hasattr(importlib.import_module(f"searchspaces.{n}"), "SIZES")]
+
+
+def load_supernet(space: str, size: str = "", **options: Any) -> Supernet:
+    """A supernet with fresh weights, for example ``load_supernet("bignas", "attentivenas")``.
+
+    Args:
+        space: a built-in space or ``my_module:my_space``, a callable that takes the size and the options.
+        size: one of the space's sizes; a built-in space lists them in ``SIZES``.
+        options: what the family takes, such as ``classes``, ``channels``, ``mean``, ``std``.
+
+    Raises:
+        ValueError: no such space or size, or one that does not take these options.
+    """
+    found = find_space(space)
+    if not hasattr(found, "SIZES"):
+        return found(size, **options)
+    sizes: Mapping[str, Any] = found.SIZES
+    if size not in sizes:
+        raise ValueError(f"space {space!r} has no size {size!r}; it has: {', '.join(sizes)}")
+    try:
+        return found.supernet(size, **options)
+    except TypeError as error:  # an option that the family does not take, told by Python with the name of its class
+        if "unexpected keyword" not in str(error):
+            raise
+        what = str(error).rpartition("got an ")[2]
+        raise ValueError(f"space {space!r} does not go with these data or space.options: {what}") from error
 
 
 def found_by(trained: Checkpoint, net: Supernet) -> Arch:
@@ -23,7 +113,9 @@ def found_by(trained: Checkpoint, net: Supernet) -> Arch:
     """
     alpha = trained.recipe()["alpha"]
     if not alpha.any():
-        raise ValueError("training ended within recipe.alpha_warmup, before the logits learn: train on before you search")
+        raise ValueError(
+            "training ended within recipe.alpha_warmup, before the logits learn: train on before you search"
+        )
     return architecture(net, alpha)
 
 
@@ -37,6 +129,8 @@ def proposed(run: Path, net: Supernet) -> Arch:
     Raises:
         ValueError: it is no finished run of the recipe differentiable, or its architecture is not in this space.
     """
+    from nas.workers.train import finished
+
     at = RunDir(run)
     if not at.is_run():
         raise ValueError(f"search.propose_from names {run}, which is no run directory")
@@ -45,7 +139,7 @@ def proposed(run: Path, net: Supernet) -> Arch:
         raise ValueError(f"search.propose_from names {run}, whose recipe is {other.recipe.name}; only differentiable finds an architecture by itself")
     if newest is None or not finished(newest, other, newest.state.total):
         raise ValueError(f"search.propose_from names {run}, which is not trained to its end: nas train {at.experiment}")
-    its_own = build(other, load_task(other))  # what the logits stand for depends on its data too
+    its_own = make_supernet(other, load_task(other))  # what the logits stand for depends on its data too
     found = found_by(newest, its_own)
     try:
         return net.space.arch(found)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from nas.build import load_recipe, load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator
 from nas.children.export import export_child, exported, homes
 from nas.children.quantize import done_before, quantize_child
@@ -20,7 +21,6 @@ from nas.config.experiment import Experiment, parse
 from nas.config.sections import Constraints
 from nas.device import driver
 from nas.quantization.compare import Wish
-from nas.recipes import load_recipe
 from nas.results.history import History
 from nas.results.report import write_report
 from nas.results.tracking import Tracker, address, default_uri
@@ -32,9 +32,8 @@ from nas.rundir.mirror import Mirror
 from nas.search import Record
 from nas.space import Arch
 from nas.supernet import Supernet
-from nas.tasks import load_task
 from nas.tasks.task import Task
-from nas.training.loop import build, total_steps
+from nas.training.loop import total_steps
 from nas.workers.session import leaving, session
 from nas.workers.stopping import Stopper, watching
 from nas.workers.train import finished, train
@@ -116,7 +115,7 @@ class Pipeline:
         driver(experiment.train.use_gpu)
         run = RunDir(directory.absolute())
         task = load_task(experiment)
-        net = build(experiment, task)
+        net = make_supernet(experiment, task)
         if task.least_side < net.least_side:
             raise ValueError(
                 f"networks of this space need {net.least_side} pixels a side; the data have inputs of {task.least_side}: "

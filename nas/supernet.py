@@ -5,8 +5,6 @@ A network is a function of an architecture: `forward` is told the architecture a
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +60,18 @@ class Output(NamedTuple):
     Attributes:
         main: the logits, those that a child gives too.
         aux: logits of the auxiliary head, of training alone: ``(N, Supernet.aux_grid ** 2, classes)``, the cells of a grid over the image.
+    """
+
+    main: Tensor
+    aux: Tensor
+
+
+class Target(NamedTuple):
+    """What the heads of a supernet are to give where that is not the same for both; elsewhere it is a tensor.
+
+    Attributes:
+        main: labels mixed for the images, ``(N, classes)``, rows add up to 1.
+        aux: of the cells of a grid over them, row by row, ``(N, Supernet.aux_grid ** 2, classes)``.
     """
 
     main: Tensor
@@ -232,50 +242,3 @@ def inherit(net: nn.Module, supernet: nn.Module) -> None:
     for name, buffer in net.named_buffers():
         if name in shared:
             buffer.copy_(window(shared[name], buffer.shape))
-
-
-def find_space(name: str) -> Any:
-    """The module of a built-in space (``"bignas"``), or a user's own factory (``"my_module:my_space"``).
-
-    Raises:
-        ValueError: there is no such space.
-    """
-    module, _, attribute = name.partition(":")
-    if attribute:
-        return getattr(importlib.import_module(module), attribute)
-    if module not in built_in_spaces():
-        known = ", ".join(built_in_spaces())
-        raise ValueError(f"no search space {name!r}; built in: {known}; your own: my_module:my_space, importable from here")
-    return importlib.import_module(f"searchspaces.{module}")
-
-
-def built_in_spaces() -> list[str]:
-    """Names of the spaces that come with raynas: the modules of the package `searchspaces` that define sizes."""
-    package = importlib.import_module("searchspaces")
-    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
-    return [n for n in names if hasattr(importlib.import_module(f"searchspaces.{n}"), "SIZES")]
-
-
-def load_supernet(space: str, size: str = "", **options: Any) -> Supernet:
-    """A supernet with fresh weights, for example ``load_supernet("bignas", "attentivenas")``.
-
-    Args:
-        space: a built-in space or ``my_module:my_space``, a callable that takes the size and the options.
-        size: one of the space's sizes; a built-in space lists them in ``SIZES``.
-        options: what the family takes, such as ``classes``, ``channels``, ``mean``, ``std``.
-
-    Raises:
-        ValueError: no such space or size, or one that does not take these options.
-    """
-    found = find_space(space)
-    if not hasattr(found, "SIZES"):
-        return found(size, **options)
-    sizes: Mapping[str, Any] = found.SIZES
-    if size not in sizes:
-        raise ValueError(f"space {space!r} has no size {size!r}; it has: {', '.join(sizes)}")
-    try:
-        return found.supernet(size, **options)
-    except TypeError as error:  # an option that the family does not take, told by Python with the name of its class
-        if "unexpected keyword" not in str(error):
-            raise
-        raise ValueError(f"space {space!r} does not go with these data or space.options: {str(error).rpartition('got an ')[2]}") from error

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torchvision.models._utils import _make_divisible
 
 import searchspaces.bignas
+from nas.build import load_supernet
 from nas.elastic import ElasticBatchNorm2d, ElasticSqueezeExcite
 from nas.space import Arch
 from nas.static import shrink
-from nas.supernet import Pass, load_supernet
+from nas.supernet import Pass
 from searchspaces.bignas import SIZES, BigNAS, BigNASSpace, Stage, Table, drop_path, dropout, round_channels
 from tests.conformance import assert_equal, check_cost, check_extracted, check_order, ready
 

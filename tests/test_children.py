@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import nas
+from nas.build import load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator
 from nas.children.export import export_child, write_onnx
 from nas.cli.commands import app
@@ -26,8 +27,6 @@ from nas.rundir import atomic
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.search.journal import Journal, Record
-from nas.tasks import load_task
-from nas.training.loop import build
 
 PAGE = Path(__file__).parent.parent / "docs" / "children.md"
 ARGUMENTS = ["search.calibration=64", "search.calibration_batch=64"]
@@ -42,7 +41,7 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (run / "experiment.yaml").write_text(dump(experiment))
     (run / "run.json").write_text(json.dumps({"id": "the-run", "name": "bignas-digits"}))
     task = load_task(experiment)
-    net, device = build(experiment, task), torch.device("cpu")
+    net, device = make_supernet(experiment, task), torch.device("cpu")
     arch = net.space.smallest()
     about = {"space": "bignas", "size": experiment.space.size, "supernet": "5a" * 32, "data": "digits", "classes": list(task.classes)}
     evaluator = Evaluator(net, task, experiment.search, device)

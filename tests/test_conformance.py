@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from nas.supernet import Supernet, built_in_spaces, find_space, load_supernet
+from nas.build import built_in_spaces, find_space, load_supernet
+from nas.supernet import Supernet
 from tests.conformance import CHECKS, Check, ready
 
 SIZES = [(space, size) for space in built_in_spaces() for size in find_space(space).SIZES]

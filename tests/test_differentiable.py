@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import Tensor
 
-from nas.config.sections import Differentiable as Settings
-from nas.config.sections import SinglePath as SinglePathSettings
-from nas.recipes import load_recipe
+from nas.build import load_recipe, load_supernet
 from nas.recipes.differentiable import Differentiable, architecture, entropy, entropy_weight, mixture
+from nas.recipes.differentiable import DifferentiableOptions as Settings
 from nas.recipes.recipe import Step
+from nas.recipes.single_path import SinglePathOptions as SinglePathSettings
 from nas.recipes.single_path import opening_archs
 from nas.space import Choice, Space
-from nas.supernet import Pass, Supernet, load_supernet
+from nas.supernet import Pass, Supernet
 from tests.conformance import ready
 
 
@@ -42,8 +42,8 @@ def batches(seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
     return {name: (torch.rand(2, 3, 16, 16, generator=random), torch.rand(2, 3, 32, 32, generator=random)) for name in ("weights", "alpha", "train")}
 
 
-def step_of(net: Supernet, index: int = 0, total: int = 100, mean: Any = lambda value: value) -> Step:
-    return Step(index, total, index / total, 0, np.random.default_rng(index), torch.Generator().manual_seed(index), mean, net)
+def step_of(index: int = 0, total: int = 100, mean: Any = lambda value: value) -> Step:
+    return Step(index, total, index / total, 0, np.random.default_rng(index), torch.Generator().manual_seed(index), mean, 0)
 
 
 def recipe_of(**options: Any) -> Differentiable:
@@ -58,7 +58,7 @@ def run(recipe: Differentiable, net: Supernet, steps: range, total: int = 100) -
     optimizer, losses = recipe.optimizer(net), []
     for index in steps:
         optimizer.zero_grad()
-        for loss in recipe.losses(net, batches(index), step_of(net, index, total)):
+        for loss in recipe.losses(net, net, batches(index), step_of(index, total)):
             loss.backward()
             losses.append(loss.item())
         optimizer.step()
@@ -115,7 +115,7 @@ def test_the_logits_learn_from_their_half_and_the_weights_from_theirs() -> None:
     total = sum(np.prod([len(net.space.choices[c].values) for c in choices]) for choices in net.slots.values())
     alpha = torch.zeros(int(total), requires_grad=True)
     (gradient,) = torch.autograd.grad(F.l1_loss(net(feeds["alpha"][0], mixture(net, alpha)), feeds["alpha"][1]), alpha)
-    (loss,) = recipe.losses(net, feeds, step_of(net))
+    (loss,) = recipe.losses(net, net, feeds, step_of())
     assert all(p.grad is None for p in net.parameters()), "the logits' pass left a gradient on the weights"
     assert recipe.alpha is not None
     moved = gradient.abs() > 1e-6  # Adam's first step is the rate times the sign
@@ -132,8 +132,8 @@ def test_the_gradient_of_the_logits_is_the_mean_over_the_ranks() -> None:
     """What the other ranks found counts: here the opposite."""
     net = network()
     alone, turned = recipe_of(entropy=0.0), recipe_of(entropy=0.0)
-    list(alone.losses(net, batches(), step_of(net)))
-    list(turned.losses(net, batches(), step_of(net, mean=lambda value: -value)))
+    list(alone.losses(net, net, batches(), step_of()))
+    list(turned.losses(net, net, batches(), step_of(mean=lambda value: -value)))
     assert alone.alpha is not None and turned.alpha is not None
     assert alone.alpha.any() and torch.allclose(alone.alpha, -turned.alpha)
 
@@ -208,7 +208,7 @@ def test_random_paths_are_trained_under_noise(paths: int) -> None:
     """The same paths and noise for the same step, whatever the rank has drawn before; the gradient of those paths alone."""
     net, feeds = network(), batches()
     recipe = load_recipe(Enlarging(), SinglePathSettings(name="single_path", epochs=1.0, batch=2, paths=paths))
-    losses = list(recipe.losses(net, feeds, step_of(net, 3)))
+    losses = list(recipe.losses(net, net, feeds, step_of(3)))
     archs = opening_archs(net.space, paths, 0.0, np.random.default_rng(3), 0.0)
     x, target = feeds["train"]
     noise = torch.Generator().manual_seed(3)

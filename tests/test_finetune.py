@@ -15,20 +15,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import nas.training.loop
+from nas.build import load_recipe, load_supernet, load_task, make_supernet
 from nas.children.evaluate import panel
 from nas.config.experiment import Experiment, ExperimentError, difference, dump, load_experiment
 from nas.config.section import Kind
 from nas.pipeline import finetune_experiment
-from nas.recipes import AVERAGE, load_recipe
-from nas.recipes.recipe import Step
+from nas.recipes.recipe import AVERAGE, Step
 from nas.recipes.single import Single
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.search import Record
-from nas.supernet import Pass, load_supernet, main_head
-from nas.tasks import load_task
-from nas.training.loop import Loop, build
+from nas.supernet import Pass, main_head
+from nas.training.loop import Loop
 
 pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")]
 
@@ -70,7 +69,7 @@ def test_a_child_inherits_the_averaged_weights(supernet: Path) -> None:
     whole = load_supernet("vit_resnas", "d8", **task.network)
     whole.load_state_dict(judged)
     wanted = whole.fix(whole.space.arch(dict(experiment.space.child or {})))
-    found = build(experiment, task)
+    found = make_supernet(experiment, task)
     assert found.space.cardinality == 1 and set(found.state_dict()) == set(wanted.state_dict())
     assert all(torch.equal(value, wanted.state_dict()[name]) for name, value in found.state_dict().items())
 
@@ -78,12 +77,12 @@ def test_a_child_inherits_the_averaged_weights(supernet: Path) -> None:
 def test_fresh_weights_are_a_new_networks_and_depend_on_the_seed_alone() -> None:
     experiment = child_of(None)
     task = load_task(experiment)
-    one, again = build(experiment, task).state_dict(), build(experiment, task).state_dict()
-    other = build(experiment.model_copy(update={"seed": 1}), task).state_dict()
+    one, again = make_supernet(experiment, task).state_dict(), make_supernet(experiment, task).state_dict()
+    other = make_supernet(experiment.model_copy(update={"seed": 1}), task).state_dict()
     assert all(torch.equal(one[name], again[name]) for name in one)
     weights = [name for name in one if name.endswith("fc1.weight")]
     assert weights and all(not torch.equal(one[name], other[name]) for name in weights)
-    whole = build(load_experiment("vit-resnas-digits", FEW), task)
+    whole = make_supernet(load_experiment("vit-resnas-digits", FEW), task)
     windows = whole.fix(whole.space.arch(dict(experiment.space.child or {}))).state_dict()
     assert any(not torch.equal(one[name], windows[name]) for name in weights), "not the first rows of a large network's"
 
@@ -92,27 +91,27 @@ def test_a_child_that_the_space_does_not_have_is_refused() -> None:
     plain = load_experiment("vit-resnas-digits", FEW)
     space = plain.space.model_copy(update={"child": {"stage1.width": 31}})
     with pytest.raises(ValueError, match="stage1.width"):
-        build(plain.model_copy(update={"space": space}), load_task(plain))
+        make_supernet(plain.model_copy(update={"space": space}), load_task(plain))
     with pytest.raises(ExperimentError, match="inherit is for a child alone"):
         load_experiment("vit-resnas-digits", ["space.inherit=somewhere"])
 
 
-def step_of(net: Any, index: int = 0, total: int = 10) -> Step:
-    return Step(index, total, index / total, 0, np.random.default_rng(0), torch.Generator().manual_seed(0), lambda value: value, net)
+def step_of(index: int = 0, total: int = 10) -> Step:
+    return Step(index, total, index / total, 0, np.random.default_rng(0), torch.Generator().manual_seed(0), lambda value: value, 0)
 
 
 def test_a_teacher_counts_half() -> None:
     """Labels for both heads and the teacher's soft labels for the main one, half each."""
     experiment = child_of(None, "recipe.label_smoothing=0")
     task = load_task(experiment)
-    net = build(experiment, task)
+    net = make_supernet(experiment, task)
     x, y = task.train.batch(np.arange(16))
     recipe = load_recipe(task, experiment.recipe)
     assert isinstance(recipe, Single)
     output = net(x, net.space.largest(), Pass())
     cells = y[:, None].expand(-1, output.aux.shape[1])
     labels = F.cross_entropy(output.main, y) + F.cross_entropy(output.aux.flatten(0, 1), cells.flatten())
-    (loss,) = recipe.losses(net, {"train": (x, y)}, step_of(net))
+    (loss,) = recipe.losses(net, net, {"train": (x, y)}, step_of())
     torch.testing.assert_close(loss, labels)
 
     seen: list[Tensor] = []
@@ -124,7 +123,7 @@ def test_a_teacher_counts_half() -> None:
             return told
 
     recipe.teacher = Teacher()
-    (loss,) = recipe.losses(net, {"train": (x, y)}, step_of(net))
+    (loss,) = recipe.losses(net, net, {"train": (x, y)}, step_of())
     soft = -(told.softmax(1) * main_head(output).log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(loss, 0.5 * labels + 0.5 * soft)
     assert torch.equal(seen[0], x)

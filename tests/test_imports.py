@@ -34,13 +34,17 @@ DIETS = {
     "nas/quantization/integer.py": {"torch"},
     "searchspaces/*_child.py": {"torch", "nas.static", "nas.quantization.learned"},
     "nas/elastic/*.py": {"torch", "numpy", "nas.elastic"},
-    "nas/recipes/*.py": {"torch", "numpy", "nas.recipes", "nas.supernet", "nas.space", "nas.elastic", "nas.config.experiment"},
+    "nas/recipes/*.py": {"torch", "numpy", "pydantic", "nas.recipes", "nas.supernet", "nas.space", "nas.draws", "nas.config.section"},
+    "nas/tasks/*.py": {
+        *("torch", "torchvision", "numpy", "PIL", "sklearn", "pydantic"),
+        *("nas.tasks", "nas.supernet", "nas.draws", "nas.config.section"),
+    },
     "nas/supernet.py": {"torch", "nas.space"},
     "nas/device.py": {"torch"},
     "nas/rundir/atomic.py": set(),
     "nas/config/section.py": {"pydantic"},
-    "nas/config/plugins.py": set(),
-    "nas/config/sections.py": {"pydantic", "nas.config.cluster", "nas.config.section"},
+    "nas/config/plugins.py": {"pydantic", "pydantic_core", "nas.config.section"},
+    "nas/config/sections.py": {"pydantic", "nas.config.cluster", "nas.config.plugins", "nas.config.section"},
     "nas/config/experiment.py": {"pydantic", "yaml", "nas.config"},
     **{
         f"nas/search/{name}.py": {"numpy", "nas.space", "nas.search"}

@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import nas.training.loop
+from nas.build import load_recipe, load_task, make_supernet
 from nas.children.evaluate import Evaluator, panel
 from nas.config.experiment import Experiment, load_experiment
 from nas.draws import bits, permutation
 from nas.elastic import ElasticLinear
-from nas.recipes import Recipe, Step, load_recipe
+from nas.recipes.recipe import Batch, Recipe, Run, Step
 from nas.rundir.atomic import verify
 from nas.rundir.checkpoint import Checkpoint, State, directories
 from nas.rundir.directory import RunDir
@@ -29,10 +30,9 @@ from nas.rundir.fence import Fence, Fenced
 from nas.rundir.log import Log, StepLine
 from nas.space import Arch, Choice, Space
 from nas.supernet import Cost, Pass, Supernet, fp32
-from nas.tasks import load_task
 from nas.training.feeds import Feed, make_feeds
 from nas.training.guard import Diverged
-from nas.training.loop import Loop, build, read_rollbacks, total_steps
+from nas.training.loop import Loop, read_rollbacks, total_steps
 
 BATCH, AN_EPOCH = 200, 6  # 1,200 digits to train on
 EVERY = 4
@@ -145,9 +145,9 @@ class Changed(Recipe):
         self.optimizer, self.lr = inner.optimizer, inner.lr  # type: ignore[method-assign]
         self.kept: dict[str, Any] = {"count": 0, "tensor": torch.zeros(2)}
 
-    def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:
+    def losses(self, run: Run, net: Supernet, batches: Mapping[str, Batch], step: Step) -> Iterator[Tensor]:
         self.kept = {"count": self.kept["count"] + 1, "tensor": self.kept["tensor"] + step.index}
-        for name, loss in zip(self.names, self.inner.losses(net, batches, step), strict=True):
+        for name, loss in zip(self.names, self.inner.losses(run, net, batches, step), strict=True):
             yield self.change(loss, name, step)
 
     def state(self) -> dict[str, Any]:
@@ -187,6 +187,8 @@ def changed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Tensor, str,
 
 class Numbers:
     """A split whose examples are their numbers."""
+
+    at_once = None
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -283,11 +285,11 @@ def test_what_a_training_leaves(tmp_path: Path, every_step_is_told: None) -> Non
 def test_first_weights_depend_on_the_seed_alone() -> None:
     task = load_task(experiment())
     torch.manual_seed(1)
-    first, drawn = build(experiment(), task).state_dict(), torch.get_rng_state()
+    first, drawn = make_supernet(experiment(), task).state_dict(), torch.get_rng_state()
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), drawn), "torch's global generator was moved"
     torch.rand(7)
-    again, other = build(experiment(), task).state_dict(), build(experiment("seed=1"), task).state_dict()
+    again, other = make_supernet(experiment(), task).state_dict(), make_supernet(experiment("seed=1"), task).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     assert not torch.equal(first["first.weight"], other["first.weight"])
 
@@ -304,7 +306,7 @@ def test_the_panel_is_recalibrated_and_on_validation(tmp_path: Path) -> None:
     told = [line["panel"] for line in lines(tmp_path) if "panel" in line][-1]
     chosen = experiment(*settings)
     task = load_task(chosen)
-    net = build(chosen, task)
+    net = make_supernet(chosen, task)
     net.load_state_dict(load_file(last / "weights.safetensors"))
     children = panel(net.space, np.random.default_rng(bits(chosen.seed, "panel")))
     assert list(told) == list(children) == ["smallest", "random0", "random1", "random2", "random3", "largest"]
@@ -344,10 +346,10 @@ def test_micro_batches_have_the_same_architectures_and_noise_of_their_own(
     seen: dict[int, list[tuple[str, int]]] = {}
 
     class Watched(Changed):
-        def losses(self, net: Any, batches: Any, step: Step) -> Iterator[Tensor]:
-            archs = "".join(step.module.space.sample(step.rng).id for _ in range(8))
+        def losses(self, run: Any, net: Any, batches: Any, step: Step) -> Iterator[Tensor]:
+            archs = "".join(net.space.sample(step.rng).id for _ in range(8))
             seen.setdefault(step.index, []).append((archs, step.generator.initial_seed()))
-            return self.inner.losses(net, batches, step)
+            return self.inner.losses(run, net, batches, step)
 
     monkeypatch.setattr(nas.training.loop, "load_recipe", lambda task, options: Watched(load_recipe(task, options), plain))
     train(tmp_path, "recipe.epochs=0.5", "train.micro_batch=50")

@@ -18,10 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import nas
+from nas.build import load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator
 from nas.children.export import export_child, write_onnx
 from nas.children.quantize import OnnxFile, done_before, integer_layers, quantize_child
 from nas.config.experiment import load_experiment
+from nas.draws import permutation
 from nas.elastic import quantizer
 from nas.quantization.adaquant import ITERATIONS, Tuned, adaquant, best_grid, calibrate, seen, widths
 from nas.quantization.allocate import Budget, Costs, allocate, check_budget, difference, outputs, sensitivities
@@ -30,8 +32,6 @@ from nas.quantization.graph import fold, plain, total_macs
 from nas.quantization.integer import QuantConv2d, QuantLinear, fake_quantize, load_quantized, pack, top_level, unpack
 from nas.quantization.tuning import statistics, tune
 from nas.rundir import atomic
-from nas.tasks import load_task
-from nas.training.loop import build
 from tests.test_run import STRANGER
 
 CPU = torch.device("cpu")
@@ -58,13 +58,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     run = tmp_path_factory.mktemp("run")
     experiment = load_experiment("bignas-digits", ["seed=5"])
     task = load_task(experiment)
-    supernet = build(experiment, task)
+    supernet = make_supernet(experiment, task)
     arch = supernet.space.sample(np.random.default_rng(2))
     optimizer = torch.optim.SGD(supernet.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, 240)
     for step in range(240):
         epoch, at = divmod(step * 64, len(task.train) - 64)
-        x, y = task.train.batch(task.order(epoch)[at : at + 64], epoch)
+        x, y = task.train.batch(permutation(len(task.train), task.seed, "order", epoch)[at : at + 64], epoch)
         optimizer.zero_grad()
         task.loss(supernet(x, arch), y).backward()
         optimizer.step()

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.build import load_supernet
 from nas.children.evaluate import fit_steps, recalibrate
 from nas.elastic import quantizer
 from nas.quantization.learned import QuantConv2d
 from nas.space import Arch
-from nas.supernet import Pass, Soft, inherit, load_supernet
+from nas.supernet import Pass, Soft, inherit
 from searchspaces.quantnas import QuantNAS
 from searchspaces.quantnas_child import OPERATIONS, QuantNASChild, Residual, Slot
 from searchspaces.quantnas_space import NAMES

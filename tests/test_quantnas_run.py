@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from nas.build import proposed
+from nas.build import load_supernet, load_task, make_supernet, proposed
 from nas.children.evaluate import Batches, Evaluator, recalibrate
 from nas.children.export import export_child, write_onnx
 from nas.children.quantize import OnnxFile
@@ -26,9 +26,7 @@ from nas.rundir.checkpoint import Checkpoint, directories
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.rundir.log import read_training
-from nas.supernet import load_supernet
-from nas.tasks import load_task
-from nas.training.loop import Loop, build
+from nas.training.loop import Loop
 from nas.workers.trials import open_search, search_children
 
 SPACE = """
@@ -73,20 +71,20 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_
     if recipe == "single_path":
         (tmp_path / "whole" / "experiment.yaml").write_text(dump(told))
         with pytest.raises(ValueError, match="only differentiable finds"):
-            proposed(tmp_path / "whole", build(told, load_task(told)))
+            proposed(tmp_path / "whole", make_supernet(told, load_task(told)))
     if recipe == "differentiable":
         alpha = load_file(whole[-1] / "recipe.safetensors")["alpha"]
         assert alpha.any(), "the logits have not moved"
         (tmp_path / "whole" / "experiment.yaml").write_text(dump(told))
         task, other = load_task(told), experiment("single_path", "space.size=basic-c12")
-        net = build(other, task)
+        net = make_supernet(other, task)
         found = architecture(net, alpha)
         assert found != net.space.smallest()
         assert proposed(tmp_path / "whole", net) == found
         search = open_search(experiment("single_path", f"search.propose_from=[{tmp_path / 'whole'}]"), net, task)
         asked = search.ask()
         assert asked is not None and asked.arch == found and search.identity["first"] == [found.id]
-        own = open_search(told, build(told, task), task, whole[-1]).ask()
+        own = open_search(told, make_supernet(told, task), task, whole[-1]).ask()
         assert own is not None and own.arch == found, "a run's own search begins with what it found"
         tight = experiment(recipe, "search.candidates=1", f"search.constraints.max_bitops={net.cost(net.space.smallest()).bitops}")
         with pytest.raises(ValueError, match=rf"exclude what was found \({found.id}: bitops .*search\.candidates is 1"):
@@ -94,14 +92,15 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_
         with pytest.raises(ValueError, match="before the logits learn"):
             open_search(told, net, task, whole[0])
         line = read_training(RunDir(tmp_path / "whole").training_log).panels[-1]
-        figures, net = dict(line.figures()), build(told, task)
+        figures, net = dict(line.figures()), make_supernet(told, task)
         assert figures["recipe/entropy"] == pytest.approx(float(entropy(net, alpha))) and 0 < figures["recipe/entropy"] < entropy(net, 0 * alpha)
         assert net.cost(net.space.smallest()).bitops < figures["recipe/expected_bitops"] < net.cost(net.space.largest()).bitops
         net.load_state_dict(Checkpoint.open(whole[-1]).child_weights())
         judged = Evaluator(net, task, told.search, torch.device("cpu"))(found)
         assert figures["panel/chosen/psnr"] == pytest.approx(judged["psnr"], abs=1e-4), "the panel follows what would be found now"
         larger = experiment("single_path", "data.scale=4")
-        assert dict(proposed(tmp_path / "whole", build(larger, load_task(larger)))) == dict(found), "operations by name, though x4 orders them otherwise"
+        operations = dict(proposed(tmp_path / "whole", make_supernet(larger, load_task(larger))))
+        assert operations == dict(found), "operations by name, though x4 orders them otherwise"
         with pytest.raises(ValueError, match="not in this space"):
             proposed(tmp_path / "whole", net.fix(net.space.smallest()))
         assert not load_file(whole[0] / "recipe.safetensors")["alpha"].any(), "they have before the end of their warm-up"
@@ -164,7 +163,7 @@ def test_a_child_is_calibrated_judged_and_exported(one_rank: None, tmp_path: Pat
     told = experiment("single_path")
     newest = train(told, tmp_path)[-1]
     task = load_task(told)
-    net = build(told, task)
+    net = make_supernet(told, task)
     net.load_state_dict(load_file(newest / "weights.safetensors"))
     evaluator = Evaluator(net, task, told.search, torch.device("cpu"))
     arch = net.space.smallest()

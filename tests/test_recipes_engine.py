@@ -17,14 +17,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nas.config.sections import Differentiable as DifferentiableSettings
-from nas.config.sections import MultiArch as MultiArchSettings
-from nas.config.sections import SinglePath as SinglePathSettings
+from nas.build import load_supernet
 from nas.recipes.differentiable import Differentiable
+from nas.recipes.differentiable import DifferentiableOptions as DifferentiableSettings
 from nas.recipes.multi_arch import MultiArch
+from nas.recipes.multi_arch import MultiArchOptions as MultiArchSettings
 from nas.recipes.recipe import Recipe, Step
 from nas.recipes.single_path import SinglePath
-from nas.supernet import Pass, Soft, Supernet, load_supernet
+from nas.recipes.single_path import SinglePathOptions as SinglePathSettings
+from nas.supernet import Pass, Soft, Supernet
 from nas.training.engine import Engine, RanksDiffer
 from tests.conformance import ready
 from tests.test_differentiable import Enlarging
@@ -73,8 +74,8 @@ def batches(case: str, step: int, rows: slice) -> dict[str, tuple[Tensor, Tensor
     return {**images, "train": (torch.rand(8, 1, 8, 8, generator=random)[rows], torch.arange(8)[rows])}
 
 
-def step_of(net: Supernet, index: int, row: int, mean: Any) -> Step:
-    return Step(index, STEPS, index / STEPS, row, np.random.default_rng(index), torch.Generator().manual_seed(index), mean, net)
+def step_of(index: int, row: int, mean: Any) -> Step:
+    return Step(index, STEPS, index / STEPS, row, np.random.default_rng(index), torch.Generator().manual_seed(index), mean, 0)
 
 
 def state(net_state: dict[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
@@ -92,8 +93,8 @@ def work(rank: int, folder: str) -> None:
         mine = MINE[case]
         engine = Engine(net, sgd(net), stage, "fp32", None, mine, torch.device("cpu"))
         for index in range(STEPS):
-            step = step_of(engine.module, index, mine * rank, engine.mean)
-            for loss in recipe.losses(engine, batches(case, index, slice(mine * rank, mine * (rank + 1))), step):
+            step = step_of(index, mine * rank, engine.mean)
+            for loss in recipe.losses(engine, engine.module, batches(case, index, slice(mine * rank, mine * (rank + 1))), step):
                 engine.backward(loss)
             engine.step(0.1)
         save_file(state(engine.weights(), recipe), Path(folder) / f"{case}{stage}-rank{rank}.safetensors")
@@ -127,7 +128,7 @@ def reference(case: str) -> dict[str, Tensor]:
     optimizer = sgd(net)
     for index in range(STEPS):
         optimizer.zero_grad()
-        for loss in recipe.losses(net, batches(case, index, slice(None, 2 * MINE[case])), step_of(net, index, 0, lambda value: value)):
+        for loss in recipe.losses(net, net, batches(case, index, slice(None, 2 * MINE[case])), step_of(index, 0, lambda value: value)):
             loss.backward()
         optimizer.step()
     return state(net.state_dict(), recipe)

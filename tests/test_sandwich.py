@@ -12,13 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.build import load_recipe, load_supernet, load_task
 from nas.config.experiment import load_experiment
-from nas.recipes import load_recipe
 from nas.recipes.recipe import Recipe, Step, decayed, schedule
 from nas.rundir.checkpoint import State
 from nas.space import Arch
-from nas.supernet import Pass, Supernet, load_supernet
-from nas.tasks import load_task
+from nas.supernet import Pass, Supernet
 from nas.tasks.classification import Classification
 from nas.training.loop import Attempt
 from tests.conformance import ready
@@ -45,9 +44,9 @@ def network() -> Supernet:
     return ready(load_supernet("bignas", "d8"))
 
 
-def step_of(net: Supernet, seed: int = 0, index: int = 0, total: int = 100) -> Step:
+def step_of(seed: int = 0, index: int = 0, total: int = 100) -> Step:
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
-    return Step(index, total, index / total, 0, rng, generator, lambda value: value, net)
+    return Step(index, total, index / total, 0, rng, generator, lambda value: value, 0)
 
 
 def gradients(net: nn.Module) -> list[Tensor]:
@@ -79,7 +78,7 @@ def smoothed(logits: Tensor, y: Tensor, share: float) -> Tensor:
 def test_a_steps_gradient_is_the_sum_of_four(task: Classification, batch: Batch) -> None:
     """Four losses by their definitions, each differentiated alone on the same weights, summed and not averaged."""
     net, (x, y) = network(), batch
-    for loss in recipe_of(task, "dropout=0", "label_smoothing=0.1").losses(net, {"train": batch}, step_of(net, seed=1)):
+    for loss in recipe_of(task, "dropout=0", "label_smoothing=0.1").losses(net, net, {"train": batch}, step_of(seed=1)):
         loss.backward()
     found = gradients(net)
     rng = np.random.default_rng(1)
@@ -103,7 +102,7 @@ def test_the_teacher_is_not_taught(task: Classification, batch: Batch) -> None:
     """The signal carries no gradient: what only the largest child has learns nothing from the three others."""
     net = network()
     recipe = recipe_of(task, "dropout=0", "random_children=0")
-    losses = recipe.losses(net, {"train": batch}, step_of(net))
+    losses = recipe.losses(net, net, {"train": batch}, step_of())
     next(losses)
     next(losses).backward()
     smallest = {name: p.shape for name, p in net.extract(net.space.smallest()).named_parameters()}
@@ -117,7 +116,7 @@ def test_children_see_no_labels(task: Classification, batch: Batch) -> None:
     net, (x, y) = network(), batch
     told = []
     for labels in (y, (y + 3) % 10):
-        told.append([loss.item() for loss in recipe_of(task, "dropout=0").losses(net, {"train": (x, labels)}, step_of(net))])
+        told.append([loss.item() for loss in recipe_of(task, "dropout=0").losses(net, net, {"train": (x, labels)}, step_of())])
     assert told[0][0] != told[1][0]
     assert told[0][1:] == told[1][1:]
 
@@ -137,7 +136,7 @@ def test_the_soft_labels_are_those_of_the_same_forward(task: Classification, bat
         distill=lambda output, signal: note("distill", signal, output),
     )
     spy = Spy(net)
-    assert len(list(recipe_of(parrot, "dropout=0.5").losses(spy, {"train": batch}, step_of(net)))) == 4  # type: ignore[arg-type]
+    assert len(list(recipe_of(parrot, "dropout=0.5").losses(spy, net, {"train": batch}, step_of()))) == 4  # type: ignore[arg-type]
     assert len(spy.calls) == 4
     (teacher,), (seen,) = said["loss"], said["signal"]
     assert teacher is seen, "loss and signal come from one pass"
@@ -147,9 +146,9 @@ def test_the_soft_labels_are_those_of_the_same_forward(task: Classification, bat
 def test_who_is_trained_and_how(task: Classification, batch: Batch) -> None:
     """Largest, random ones, smallest, resolutions included; regularisation in the largest alone."""
     net = network()
-    spy, step = Spy(net), step_of(net)
+    spy, step = Spy(net), step_of()
     recipe = recipe_of(task, "dropout=0.2", "drop_path=0.1", "random_children=3")
-    for _ in recipe.losses(spy, {"train": batch}, step):  # type: ignore[arg-type]
+    for _ in recipe.losses(spy, net, {"train": batch}, step):  # type: ignore[arg-type]
         pass
     rng = np.random.default_rng(0)
     randoms = [net.space.sample(rng) for _ in range(3)]
@@ -162,7 +161,8 @@ def test_who_is_trained_and_how(task: Classification, batch: Batch) -> None:
 def test_label_smoothing_is_for_the_largest_alone(task: Classification, batch: Batch) -> None:
     net = network()
     hard, soft = (
-        [loss.item() for loss in recipe_of(task, "dropout=0", f"label_smoothing={share}").losses(net, {"train": batch}, step_of(net))] for share in (0.0, 0.3)
+        [loss.item() for loss in recipe_of(task, "dropout=0", f"label_smoothing={share}").losses(net, net, {"train": batch}, step_of())]
+        for share in (0.0, 0.3)
     )
     assert hard[0] != soft[0]
     assert hard[1:] == soft[1:]
@@ -173,14 +173,14 @@ def test_dropout_draws_from_the_steps_generator(task: Classification, batch: Bat
     net, told = network(), list[list[float]]()
     for seed in (1, 1, 2):
         torch.rand(len(told) + 1)
-        told.append([loss.item() for loss in recipe_of(task, "dropout=0.5").losses(net, {"train": batch}, step_of(net, seed))])
+        told.append([loss.item() for loss in recipe_of(task, "dropout=0.5").losses(net, net, {"train": batch}, step_of(seed))])
     assert told[0] == told[1] != told[2]
 
 
 def test_losses_leave_no_context_behind(task: Classification, batch: Batch) -> None:
     """Nothing is yielded inside a `with`: gradients and autocast are as before between two losses."""
     net = network()
-    for _ in recipe_of(task).losses(net, {"train": batch}, step_of(net)):
+    for _ in recipe_of(task).losses(net, net, {"train": batch}, step_of()):
         assert torch.is_grad_enabled()
         assert not torch.is_autocast_enabled("cpu")
 
@@ -257,8 +257,8 @@ def test_cosine_falls_to_zero() -> None:
 
 def test_the_rate_of_a_step(task: Classification) -> None:
     """Warm-up in epochs of all epochs, the base rate times the share."""
-    net, recipe = network(), recipe_of(task, "lr=0.2", "epochs=10", "warmup_epochs=1", "schedule=exponential")
-    rates = [recipe.lr(step_of(net, index=index, total=1000)) for index in (0, 50, 100, 100 + round(0.65 * 900), 1000)]
+    recipe = recipe_of(task, "lr=0.2", "epochs=10", "warmup_epochs=1", "schedule=exponential")
+    rates = [recipe.lr(step_of(index=index, total=1000)) for index in (0, 50, 100, 100 + round(0.65 * 900), 1000)]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.01, 0.01])
 
 

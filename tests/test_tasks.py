@@ -18,14 +18,13 @@ from torchvision.transforms import v2
 
 import nas.tasks.datasets as datasets
 import nas.tasks.files as files
+from nas.build import load_task
 from nas.config.experiment import load_experiment
-from nas.config.sections import DataSettings
 from nas.draws import _mix, bits, permutation, stratified, uniform
-from nas.tasks import load_task
 from nas.tasks.classification import Classification, Split, erased, resized_crop
-from nas.tasks.datasets import DataMissing, load_images
+from nas.tasks.datasets import ClassificationOptions, DataMissing, load_images
 
-DIGITS = DataSettings(name="digits", validation=300, shift=1)
+DIGITS = ClassificationOptions(name="digits", validation=300, shift=1)
 
 
 @pytest.fixture(scope="module")
@@ -129,15 +128,9 @@ def test_the_network_is_told_the_data(digits: Classification) -> None:
     assert all(type(v) is float for v in digits.network["mean"] + digits.network["std"])
 
 
-def test_orders_are_permutations(digits: Classification) -> None:
-    assert sorted(digits.order(0)) == list(range(1200))
-    assert not np.array_equal(digits.order(0), digits.order(1))
-    assert np.array_equal(digits.order(1), Classification(DIGITS, seed=0).order(1))
-
-
 def split(images: int = 40, height: int = 8, width: int = 8, side: int = 8, channels: int = 3, **settings: object) -> Split:
     x = torch.randint(1, 256, (images, channels, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    every = DataSettings.model_validate({"name": "digits", "validation": 1} | settings)
+    every = ClassificationOptions.model_validate({"name": "digits", "validation": 1} | settings)
     return Split(x, torch.arange(images), np.arange(images), side, every, seed=5)
 
 
@@ -262,7 +255,7 @@ def test_a_missing_data_set_is_told_with_the_ways_to_get_it(nowhere: Path) -> No
         "cifar10": ("cifar-10-batches-py", "torchvision.datasets.CIFAR10"),
     }.items():
         with pytest.raises(FileNotFoundError) as error:
-            load_images(DataSettings(name=name, validation=10))  # type: ignore[arg-type]
+            load_images(ClassificationOptions(name=name, validation=10))  # type: ignore[arg-type]
         for part in (*parts, "RAYNAS_DATA", str(nowhere), str(Path("data").absolute()), ".cache/raynas"):
             assert part in str(error.value)
 
@@ -285,7 +278,7 @@ def test_fashion_mnist_is_unpacked_once_into_the_cache(nowhere: Path, place: str
     if folder == nowhere:
         nowhere.rmdir()
     idx(folder, {"train": 60, "t10k": 20})
-    task = Classification(DataSettings(name="fashion-mnist", validation=20), 0)
+    task = Classification(ClassificationOptions(name="fashion-mnist", validation=20), 0)
     assert task.train.x.shape == (60, 1, 28, 28) and len(task.train) == 40 and len(task.test) == 20 and task.classes[9] == "Ankle boot"
     raw = nowhere.parent / "home/.cache/raynas/FashionMNIST/raw"
     assert sorted(p.name for p in raw.iterdir()) == sorted(datasets.FASHION_FILES)
@@ -299,7 +292,7 @@ def test_a_damaged_fashion_mnist_is_told_and_leaves_nothing(nowhere: Path) -> No
     file = nowhere / "fashion-mnist" / "train-labels-idx1-ubyte.gz"
     file.write_bytes(file.read_bytes()[:-12])
     with pytest.raises(ValueError, match="train-labels-idx1-ubyte.gz is damaged"):
-        load_images(DataSettings(name="fashion-mnist", validation=10))
+        load_images(ClassificationOptions(name="fashion-mnist", validation=10))
     assert not list((nowhere.parent / "home").rglob("*train-labels*"))
 
 
@@ -309,18 +302,18 @@ def test_cifar10_that_is_not_the_original_is_never_unpickled(nowhere: Path) -> N
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"):
         (folder / name).write_bytes(b"cposix\nsystem\n(S'touch " + str(nowhere / "owned").encode() + b"'\ntR.")
     with pytest.raises(ValueError, match="not the original CIFAR-10"):
-        load_images(DataSettings(name="cifar10", validation=10))
+        load_images(ClassificationOptions(name="cifar10", validation=10))
     assert not (nowhere / "owned").exists()
 
 
 def test_cifar10() -> None:
     given("cifar-10-batches-py")
-    task = Classification(DataSettings(name="cifar10", validation=5000, shift=4, flip=True), 0)
+    task = Classification(ClassificationOptions(name="cifar10", validation=5000, shift=4, flip=True), 0)
     assert (len(task.train), len(task.validation), len(task.test)) == (45000, 5000, 10000)
     assert np.bincount(task.validation.batch(np.arange(5000))[1]).tolist() == [500] * 10
     assert task.network["mean"] == pytest.approx([0.49140, 0.48216, 0.44653], abs=1e-5)
     assert task.network["std"] == pytest.approx([0.24703, 0.24349, 0.26159], abs=1e-5)
-    assert task.classes[0] == "airplane" and task.train.batch(task.order(0)[:256], 0)[0].shape == (256, 3, 32, 32)
+    assert task.classes[0] == "airplane" and task.train.batch(permutation(len(task.train), 0, "order")[:256], 0)[0].shape == (256, 3, 32, 32)
 
 
 # --- folders
@@ -335,8 +328,8 @@ def pictures(folder: Path, classes: dict[str, int], kind: str = "jpg") -> None:
             Image.new("L", (20 + 3 * i, 31 - i), 40 * (label + 1)).convert(mode).save(folder / name / f"{i}.{kind}")
 
 
-def folder_settings(path: object, **changes: object) -> DataSettings:
-    return DataSettings.model_validate({"name": "folder", "path": str(path), "size": 14, "validation": 4} | changes)
+def folder_settings(path: object, **changes: object) -> ClassificationOptions:
+    return ClassificationOptions.model_validate({"name": "folder", "path": str(path), "size": 14, "validation": 4} | changes)
 
 
 @pytest.mark.parametrize(("kind", "test"), [("jpg", "val"), ("png", "test")])
@@ -404,14 +397,14 @@ def test_a_rectangle_is_erased() -> None:
 
 
 def test_erasing_and_cropping_go_by_the_settings() -> None:
-    settings = DataSettings(name="digits", validation=300, resized_crop=True, erase=0.5, flip=True)
+    settings = ClassificationOptions(name="digits", validation=300, resized_crop=True, erase=0.5, flip=True)
     task = Classification(settings, 0)
     rows = np.arange(64)
     once, again, later = (task.train.batch(rows, epoch)[0] for epoch in (0, 0, 1))
     assert torch.equal(once, again) and not torch.equal(once, later)
     assert torch.equal(once[5:9], task.train.batch(rows[5:9], 0)[0]), "whatever the batch"
     with pytest.raises(ValueError, match="two ways to crop"):
-        DataSettings(name="digits", validation=300, resized_crop=True, shift=1)
+        ClassificationOptions(name="digits", validation=300, resized_crop=True, shift=1)
 
 
 def test_an_image_is_resized_by_its_short_side_and_cut_at_the_centre(tmp_path: Path) -> None:
@@ -452,7 +445,7 @@ def test_caltech() -> None:
     task = Classification(folder_settings(given("caltech101_16"), size=32, validation=160, flip=True), 0)
     assert (len(task.train), len(task.validation), len(task.test)) == (640, 160, 320) and len(task.classes) == 16
     assert np.bincount(task.validation.batch(np.arange(160))[1]).tolist() == [10] * 16
-    assert task.train.batch(task.order(0)[:8], 0)[0].shape == (8, 3, 32, 32)
+    assert task.train.batch(permutation(len(task.train), 0, "order")[:8], 0)[0].shape == (8, 3, 32, 32)
 
 
 def test_a_task_is_found_by_the_experiment() -> None:

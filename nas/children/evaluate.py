@@ -14,6 +14,7 @@ from nas.draws import permutation
 from nas.quantization.learned import fit
 from nas.space import Arch, Space
 from nas.supernet import Supernet, inherit
+from nas.tasks.task import Examples
 
 CACHE_BYTES = 1 << 30
 
@@ -28,8 +29,8 @@ class Batches:
         whole: drop the last batch where it is smaller than the others, so that every batch weighs the same.
     """
 
-    def __init__(self, split: Any, count: int, size: int, device: torch.device, epoch: int | None = None, whole: bool = False) -> None:
-        count, size = min(count, len(split)), min(size, getattr(split, "at_once", size))
+    def __init__(self, split: Examples, count: int, size: int, device: torch.device, epoch: int | None = None, whole: bool = False) -> None:
+        count, size = min(count, len(split)), min(size, split.at_once or size)
         self.split, self.device, self.epoch = split, device, epoch
         drawn = permutation(len(split), 0, "batches")[:count]
         starts = range(0, count - size + 1 if whole and count >= size else count, size)

@@ -238,8 +238,8 @@ def spaces(
 
     Example: nas spaces bignas attentivenas
     """
+    from nas.build import built_in_spaces, find_space, load_supernet
     from nas.results.plots import human
-    from nas.supernet import built_in_spaces, find_space, load_supernet
 
     names, rest = ((Column(head, no_wrap=True) for head in heads) for heads in (("space", "size", "networks"), ("params", "input")))
     table = Table(*names, "smallest MACs", "params", "largest MACs", *rest, box=None, pad_edge=False, padding=(0, 1, 0, 0))

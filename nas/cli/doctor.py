@@ -112,12 +112,9 @@ def _mlflow() -> Finding:
 
 
 def _data_of(experiment: Experiment) -> Finding:
-    from nas.tasks import locate
-    from nas.tasks.datasets import DataMissing
-
     try:
-        return Finding("data", True, str(locate(experiment.data) or "built in"), "")
-    except DataMissing as missing:
+        return Finding("data", True, str(experiment.data.locate() or "built in"), "")
+    except FileNotFoundError as missing:
         return Finding("data", False, experiment.data.name, str(missing))
 
 

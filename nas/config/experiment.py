@@ -1,4 +1,7 @@
-"""The experiment file: what a run is; presets, overrides, and what a change to a run means. Imports pydantic and PyYAML alone."""
+"""The experiment file: what a run is; presets, overrides, and what a change to a run means.
+
+Imports pydantic and PyYAML alone, and the plug-ins that a file names as it is read.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,15 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
 
 import yaml
-from pydantic import AfterValidator, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, SerializeAsAny, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
-from nas.config.section import Kind, Section
+from nas.config.plugins import OptionsOf
+from nas.config.section import DataOptions, Kind, RecipeOptions, Section
 from nas.config.sections import (
     ClusterSettings,
-    Data,
     ExportSettings,
     FinetuneSettings,
-    Recipe,
     SearchSettings,
     SpaceSettings,
     TrackingSettings,
@@ -40,8 +43,12 @@ class Experiment(Section):
     name: Annotated[str, AfterValidator(safe_name), Kind.FREE] = Field(description="letters, digits, '.', '_', '-'")
     seed: Annotated[NonNegativeInt, Kind.IDENTITY] = Field(default=0, description="of every draw")
     space: Annotated[SpaceSettings, Kind.IDENTITY] = Field(description="which supernet")
-    data: Annotated[Data, Kind.IDENTITY] = Field(description="which images")
-    recipe: Annotated[Recipe, Kind.IDENTITY] = Field(description="how the supernet learns")
+    data: Annotated[SerializeAsAny[DataOptions], OptionsOf("task", DataOptions), Kind.IDENTITY] = Field(
+        description="which images"
+    )
+    recipe: Annotated[SerializeAsAny[RecipeOptions], OptionsOf("recipe", RecipeOptions), Kind.IDENTITY] = Field(
+        description="how the supernet learns"
+    )
     train: Annotated[TrainSettings, Kind.FREE] = Field(default=TrainSettings(), description="where training runs")
     search: SearchSettings = Field(description="how children are found")
     export: Annotated[ExportSettings, Kind.FREE] = Field(default=ExportSettings(), description="what is handed over")
@@ -61,7 +68,7 @@ class Experiment(Section):
         return self
 
 
-def _shares(recipe: Recipe, train: TrainSettings, key: str) -> list[str]:
+def _shares(recipe: RecipeOptions, train: TrainSettings, key: str) -> list[str]:
     """What is wrong with how a recipe's batch is shared among the workers and their passes; `key` is where the recipe stands."""
     batch, workers, micro = recipe.batch, train.workers, train.micro_batch
     share, wrong = batch // workers, []
@@ -73,8 +80,8 @@ def _shares(recipe: Recipe, train: TrainSettings, key: str) -> list[str]:
     elif micro and share % micro:
         near = _near(micro, [n for n in range(1, share + 1) if share % n == 0])
         wrong.append(f"train.micro_batch {micro} does not divide the {batch} / {workers} = {share} examples of a worker: try {near}")
-    elif (micro or share) < (archs := getattr(recipe, "archs", 1)):
-        wrong.append(f"{key}.archs {archs} is more than the {micro or share} examples of one pass on one worker: lower it, or raise {key}.batch")
+    elif told := recipe.too_few(micro or share):
+        wrong.append(f"{key}.{told}")
     return wrong
 
 
@@ -92,11 +99,6 @@ class Difference(NamedTuple):
     old: Any
     new: Any
     kind: Kind
-
-
-def identity(experiment: Experiment) -> dict[str, Any]:
-    """What makes the run this run: the identity fields as plain values by dotted key, for example ``{"recipe.lr": 0.05, ...}``."""
-    return {key: value for key, value, kind in _leaves(experiment) if kind is Kind.IDENTITY}
 
 
 def difference(old: Experiment, new: Experiment) -> list[Difference]:
@@ -141,19 +143,19 @@ def parse(tree: object, source: str = "the experiment") -> Experiment:
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(dict(e), Experiment) for e in error.errors(include_url=False)]
+        lines = [_explain(dict(e), Experiment, tree) for e in error.errors(include_url=False)]
     more = [f"... and {len(lines) - 10} more"] if len(lines) > 10 else []
     raise ExperimentError(f"{source}: {len(lines)} mistake{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines[:10] + more))
 
 
-def _explain(error: dict[str, Any], root: type[Section]) -> str:
-    """One line for one of pydantic's errors."""
-    key, section, field = _locate(error["loc"], root)
+def _explain(error: dict[str, Any], root: type[Section], tree: object) -> str:
+    """One line for one of pydantic's errors; `tree` is what was read."""
+    key, section, field, inner = _locate(error["loc"], root, tree)
     about = f" ({field.description})" if field is not None else ""
     if error["type"] == "extra_forbidden":
         place, _, last = key.rpartition(".")
         near = [f"{place}.{k}".lstrip(".") for k in difflib.get_close_matches(last, section.model_fields)]
-        near += [k for k in dict.fromkeys(_keys(root)) if k.rpartition(".")[2] == last and k not in (key, *near)]
+        near += [k for k in dict.fromkeys(_keys(root, tree)) if k.rpartition(".")[2] == last and k not in (key, *near)]
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         return f"{key}: unknown key; {hint}keys {'of ' + place if place else 'at the top'}: {', '.join(section.model_fields)}"
     if error["type"] == "missing":
@@ -162,48 +164,57 @@ def _explain(error: dict[str, Any], root: type[Section]) -> str:
         return f"{key}: {error['ctx']['error']}".removeprefix(": ")
     given = json.dumps(error["input"], default=str)
     given = given if len(given) <= 60 else given[:57] + "..."
-    inner = _sections(field.annotation) if field is not None else [root]
-    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):  # no section has this name
-        names = ", ".join(repr(name) for s in inner for name in get_args(s.model_fields["name"].annotation))
-        given = json.dumps(error["input"].get("name"))
-        return f"{key}.name: given {given}; allowed: {names}{about}" if "name" in error["input"] else f"{key}.name: missing; allowed: {names}{about}"
     if error["type"] in ("model_type", "dict_type", "model_attributes_type"):
-        allowed = "a mapping" + (f" with the keys {', '.join(dict.fromkeys(k for s in inner for k in s.model_fields))}" if inner else "")
+        more = ", and others by its name" if field is not None and _plug_in(field) else ""
+        allowed = "a mapping" + (f" with the keys {', '.join(inner.model_fields)}{more}" if inner else "")
     else:
         allowed = _ALLOWED.get(error["type"], error["msg"].removeprefix("Input should be "))
     nothing = ", or null" if field is not None and type(None) in get_args(field.annotation) else ""
     return f"{key}: given {given}; allowed: {allowed}{nothing}{about}".removeprefix(": ")
 
 
-def _locate(loc: Sequence[int | str], root: type[Section]) -> tuple[str, type[Section], Any]:
-    """The dotted key of pydantic's location, the section that the key stands in, and its field (None: there is none)."""
-    parts, keys, section, field = list(loc), [], root, None
-    inner: list[type[Section]] = [root]
-    while parts:
-        if inner:
-            section = inner[0] if len(inner) == 1 else next(s for s in inner if parts[0] in get_args(s.model_fields["name"].annotation))
-            if len(inner) > 1 and len(parts) > 1:  # pydantic puts the tag of a union before the key
-                parts.pop(0)
-        part = parts.pop(0)
+class _Place(NamedTuple):
+    """Where an error is: the dotted key, the section around it, its field (None: there is none), the section within."""
+
+    key: str
+    section: type[Section]
+    field: FieldInfo | None
+    inner: type[Section] | None
+
+
+def _locate(loc: Sequence[int | str], root: type[Section], tree: object) -> _Place:
+    """What pydantic's location means in what was read."""
+    keys: list[str] = []
+    section, field = root, None
+    inner: type[Section] | None = root
+    for part in loc:
         keys.append(str(part))
-        field = section.model_fields.get(str(part)) if inner else None
-        inner = _sections(field.annotation) if field is not None else []
-    return ".".join(keys), section, field
+        section = inner or section
+        field = inner.model_fields.get(str(part)) if inner else None
+        tree = tree.get(part) if isinstance(tree, dict) else None
+        inner = _section(field, tree) if field else None
+    return _Place(".".join(keys), section, field, inner)
 
 
-def _sections(annotation: Any) -> list[type[Section]]:
-    """The sections that a field may hold."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [s for inner in get_args(annotation) for s in _sections(inner)]
+def _plug_in(field: FieldInfo) -> OptionsOf | None:
+    return next((mark for mark in field.metadata if isinstance(mark, OptionsOf)), None)
 
 
-def _keys(section: type[Section], place: str = "") -> Iterator[str]:
-    """Every dotted key of a section."""
+def _section(field: FieldInfo, value: object) -> type[Section] | None:
+    """The section that a field holds, that of the plug-in which `value` names where it is one's."""
+    if plug_in := _plug_in(field):
+        return plug_in.of(value)
+    types = (field.annotation, *get_args(field.annotation))
+    return next((each for each in types if isinstance(each, type) and issubclass(each, Section)), None)
+
+
+def _keys(section: type[Section], tree: object, place: str = "") -> Iterator[str]:
+    """Every dotted key of a section, with those of the plug-ins that `tree` names."""
     for name, field in section.model_fields.items():
         yield place + name
-        for inner in _sections(field.annotation):
-            yield from _keys(inner, f"{place}{name}.")
+        value = tree.get(name) if isinstance(tree, dict) else None
+        if inner := _section(field, value):
+            yield from _keys(inner, value, f"{place}{name}.")
 
 
 # --- files

@@ -1,4 +1,4 @@
-"""Plug-ins by name. Standard library alone.
+"""Plug-ins by name, and the sections of an experiment that are theirs. Imports pydantic alone, and plug-ins as they are named.
 
 A space, recipe, search algorithm, task or cost is named ``my_module:thing`` in an experiment. Those that come with raynas are found the same
 way, and have a short name besides: ``sandwich`` is ``nas.recipes.sandwich:Sandwich``.
@@ -8,8 +8,16 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import pkgutil
+import sys
+from dataclasses import dataclass
 from typing import Any
+
+from pydantic import GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, InitErrorDetails, core_schema
+
+from nas.config.section import Section
 
 PACKAGES = {"recipe": "nas.recipes", "search": "nas.search", "task": "nas.tasks"}
 CONTRACTS = {"recipe": "Recipe", "search": "Search", "task": "Task"}  # what a plug-in of the kind subclasses
@@ -21,6 +29,62 @@ POSED_BY = {  # the data sets that come with raynas, and the task that each pose
     "photos": "super_resolution",
     "sr-folder": "super_resolution",
 }
+OWN = "or your own as my_module:MyClass"
+
+
+@dataclass(frozen=True)
+class OptionsOf:
+    """Marks a field whose section is ``Options`` of the plug-in that the section's key ``name`` names.
+
+    As in ``Annotated[SerializeAsAny[RecipeOptions], OptionsOf("recipe", RecipeOptions)]``.
+
+    Attributes:
+        kind: ``"recipe"``, ``"search"`` or ``"task"``.
+        base: what the section must be.
+        what: which plug-ins that are, for people; empty where all of the kind are.
+    """
+
+    kind: str
+    base: type[Section]
+    what: str = ""
+
+    def section(self, name: object) -> type[Section]:
+        """The section of the plug-in of that name.
+
+        Raises:
+            ValueError: there is no such plug-in, or it is another one than is asked for; says what there is.
+        """
+        if not isinstance(name, str):
+            raise ValueError(f"{'missing' if name is None else f'given {name!r}'}; allowed: {self._allowed()}")
+        options: type[Section] = find(self.kind, name).Options
+        if not issubclass(options, self.base):
+            raise ValueError(f"given {name!r}; allowed: {self._allowed()}, whose Options are {self.base.__name__}")
+        return options
+
+    def of(self, value: object) -> type[Section]:
+        """The section that plain values stand for, or what any is where they name none."""
+        try:
+            return self.section(value.get("name") if isinstance(value, dict) else None)
+        except ValueError:
+            return self.base
+
+    def _allowed(self) -> str:
+        names = [name for name in built_in(self.kind) if issubclass(find(self.kind, name).Options, self.base)]
+        return f"{self.what and self.what + ': '}{', '.join(names)}; {OWN}"
+
+    def _read(self, value: object) -> object:
+        """Plain values as the plug-in's section; whatever else as it is."""
+        if not isinstance(value, dict):
+            return value
+        try:
+            section = self.section(value.get("name"))
+        except ValueError as error:
+            told = InitErrorDetails(type="value_error", loc=("name",), input=value.get("name"), ctx={"error": error})
+            raise ValidationError.from_exception_data(self.kind, [told]) from error
+        return section.model_validate(value)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self._read, handler(source))
 
 
 def find(kind: str, name: str) -> Any:
@@ -34,7 +98,13 @@ def find(kind: str, name: str) -> Any:
         ValueError: there is no such plug-in; says what there is.
     """
     if ":" in name:
-        return load(name)
+        thing = load(name)
+        if not _is_a(thing, kind):
+            contract = CONTRACTS[kind]
+            raise ValueError(
+                f"given {name!r}, which is no {kind}; allowed: a class that subclasses raynas's {contract}"
+            )
+        return thing
     short = POSED_BY.get(name, "") if kind == "task" else name
     if short and short.isidentifier() and short in _modules(kind):
         module = importlib.import_module(f"{PACKAGES[kind]}.{short}")
@@ -43,7 +113,7 @@ def find(kind: str, name: str) -> Any:
     known = built_in(kind)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise ValueError(f"given {name!r}; {hint}allowed: {', '.join(known)}; or your own as my_module:MyClass")
+    raise ValueError(f"given {name!r}; {hint}allowed: {', '.join(known)}; {OWN}")
 
 
 def built_in(kind: str) -> list[str]:
@@ -55,21 +125,28 @@ def built_in(kind: str) -> list[str]:
 
 
 def load(name: str) -> Any:
-    """What ``my_module:thing`` names.
+    """What ``my_module:thing`` names; modules of the current directory are found after all others.
 
     Raises:
         ValueError: there is no such module or nothing of that name in it; an error within the module is raised as it is.
     """
     module, _, attribute = name.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:  # the script ``nas`` has its own folder there instead
+        sys.path.append(here)
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name != module and not module.startswith(f"{error.name}."):
             raise  # the module is there, and misses another
-        raise ValueError(f"{name!r}: there is no module {module!r}; it must lie in the current directory, or be installed") from error
+        raise ValueError(
+            f"{name!r}: there is no module {module!r}; it must lie in the current directory, or be installed"
+        ) from error
     if not hasattr(found, attribute):
         there = [key for key, value in vars(found).items() if getattr(value, "__module__", None) == found.__name__]
-        raise ValueError(f"{name!r}: the module {module!r} has no {attribute!r}; it has: {', '.join(there) or 'nothing'}")
+        raise ValueError(
+            f"{name!r}: the module {module!r} has no {attribute!r}; it has: {', '.join(there) or 'nothing'}"
+        )
     return getattr(found, attribute)
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
 
 
 class Kind(StrEnum):
@@ -50,3 +51,39 @@ Quant = Annotated[
     Literal["off", "noise", "real"], BeforeValidator(lambda value: "off" if value is False else value)
 ]  # YAML reads off as false
 Count = Annotated[int, BeforeValidator(count), Field(gt=0)]
+
+
+class RecipeOptions(Section):
+    """What the platform reads of any recipe; each recipe adds its own keys, in its own file."""
+
+    name: str = Field(description="the recipe")
+    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the training part")
+    batch: PositiveInt = Field(description="examples a step over all workers")
+    clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm; null for no clipping")
+
+    def too_few(self, examples: int) -> str:
+        """What is wrong with so few examples in a pass on one worker, beginning with the key at fault; empty: nothing."""
+        return ""
+
+
+class ChildOptions(RecipeOptions):
+    """What the platform reads of a recipe that trains one network, such as a child in finetune."""
+
+    teacher: Annotated[str | None, Kind.FREE] = Field(
+        default=None, description="directory of an exported child whose soft labels count half; null: labels alone"
+    )
+
+
+class DataOptions(Section):
+    """What the platform reads of any data set; each task adds its own keys, in its own file."""
+
+    name: str = Field(description="the data set")
+    validation: PositiveInt = Field(description="examples held out of the training part for the search")
+
+    def locate(self) -> Path | None:
+        """Where the data set lies, without reading it; None for one that is built in.
+
+        Raises:
+            FileNotFoundError: it is not there; the message says how to get it.
+        """
+        return None

@@ -1,8 +1,7 @@
 """The sections of an experiment file, as frozen typed values. Imports pydantic alone.
 
 Every field is marked with its `Kind`, on the field or on the section that holds it: whether a run may continue under
-another value. To add a recipe, write another `Section` with its own ``name: Literal[...]`` and add it to ``Recipe``, or a task's data to ``Data``;
-nothing else changes.
+another value. What belongs to a plug-in, such as a recipe or a task, stands in the plug-in's file.
 """
 
 from __future__ import annotations
@@ -15,15 +14,16 @@ from pydantic import (
     BeforeValidator,
     Field,
     JsonValue,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    SerializeAsAny,
     model_validator,
 )
 
 from nas.config.cluster import absolute, no_secret, object_store
-from nas.config.section import Count, Kind, Quant, Section, Share, as_tuple
+from nas.config.plugins import OptionsOf
+from nas.config.section import ChildOptions, Count, Kind, Section, as_tuple
 
 
 def safe_name(name: str) -> str:
@@ -48,202 +48,6 @@ class SpaceSettings(Section):
         if self.inherit and self.child is None:
             raise ValueError("inherit is for a child alone: give its choices as child, or leave inherit out")
         return self
-
-
-class DataSettings(Section):
-    """Which images, how they are divided, how they are varied in training."""
-
-    name: Literal["digits", "fashion-mnist", "cifar10", "folder"] = Field(description="the data set")
-    path: str | None = Field(default=None, description="folder only: has train/<class> and val/<class> or test/<class>")
-    size: PositiveInt | None = Field(default=None, description="folder only: side of the square images, pixels")
-    validation: PositiveInt = Field(description="examples held out of the training part for the search, of each class in proportion to its size")
-    shift: NonNegativeInt = Field(default=0, description="random crop after padding each side by so many pixels")
-    flip: bool = Field(default=False, description="mirror left and right with probability 1/2")
-    resized_crop: bool = Field(default=False, description="random crops of 8 to 100 % of the area, resized, instead of shift")
-    erase: Share = Field(default=0.0, description="probability that a rectangle of a training image becomes random pixels")
-    rand_augment: bool = Field(default=False, description="RandAugment (arXiv:1909.13719) on every training image; slow")
-    mix: bool = Field(default=False, description="CutMix of half of each training batch, Mixup of the other, labels mixed alike")
-
-    @model_validator(mode="after")
-    def _folder(self) -> DataSettings:
-        given = {key: getattr(self, key) is not None for key in ("path", "size")}
-        if self.name == "folder" and not all(given.values()):
-            raise ValueError("name: folder needs path (where the images are) and size (pixels)")
-        if self.resized_crop and self.shift:
-            raise ValueError("resized_crop and shift are two ways to crop: set one of them")
-        if self.name != "folder" and any(given.values()):
-            raise ValueError(f"path and size are for name: folder alone; {self.name} has its own: leave them out")
-        return self
-
-
-class SuperResolutionSettings(Section):
-    """Which photographs, how they are divided, how pairs of low and high resolution are made of them."""
-
-    name: Literal["photos", "sr-folder"] = Field(description="photos: those that scikit-image carries; sr-folder: your own")
-    path: str | None = Field(default=None, description="sr-folder only: has the folders train and test with high-resolution images")
-    train: str = Field(default="train", description="sr-folder only: the folder in path to train on")
-    test: str = Field(default="test", description="sr-folder only: the folder in path to test on, for example Set5")
-    scale: Literal[2, 3, 4] = Field(description="how many times larger the output is")
-    patch: Annotated[int, Field(ge=8)] = Field(description="side of a low-resolution training crop, pixels")
-    validation: PositiveInt = Field(description="crops held out for the search, four times patch square, of images that are not trained on")
-    flip: bool = Field(default=True, description="mirror left and right with probability 1/2")
-    rotate: bool = Field(default=False, description="turn by 0, 90, 180 or 270 degrees")
-    border: NonNegativeInt | None = Field(default=None, description="pixels cut off before PSNR and SSIM; null: as many as the scale")
-    round_luma: bool = Field(default=False, description="PSNR and SSIM on luma rounded to whole numbers, as some papers do")
-    tile: PositiveInt | None = Field(default=None, description="larger images are run in tiles of so many low-resolution pixels; null: whole")
-    overlap: NonNegativeInt = Field(
-        default=20, description="low-resolution pixels around a tile that its network sees too; networks of the space basic see 19 at most, of rfdn 40"
-    )
-
-    @model_validator(mode="after")
-    def _places(self) -> SuperResolutionSettings:
-        if self.name == "sr-folder" and self.path is None:
-            raise ValueError("name: sr-folder needs path (where the images are)")
-        if self.name != "sr-folder" and (self.path, self.train, self.test) != (None, "train", "test"):
-            raise ValueError(f"path, train and test are for name: sr-folder alone; {self.name} has its own: leave them out")
-        if (self.border or 0) > self.patch:
-            raise ValueError(f"border {self.border} leaves too little of a validation crop: at most patch, {self.patch}")
-        return self
-
-
-Data = Annotated[DataSettings | SuperResolutionSettings, Field(discriminator="name")]
-
-
-class Sandwich(Section):
-    """BigNAS's sandwich rule with in-place distillation (arXiv:2003.11142)."""
-
-    name: Literal["sandwich"] = Field(description="the recipe")
-    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the training part")
-    batch: PositiveInt = Field(description="examples a step over all workers")
-    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="adamw suits transformers; momentum is for sgd alone")
-    lr: PositiveFloat = Field(description="peak learning rate at this batch")
-    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up")
-    schedule: Literal["cosine", "exponential"] = Field(default="cosine", description="how the learning rate falls after the warm-up")
-    momentum: Share = Field(default=0.9, description="of SGD")
-    nesterov: bool = Field(default=True, description="Nesterov's momentum")
-    weight_decay: NonNegativeFloat = Field(description="on weights of convolutions and linear layers")
-    label_smoothing: Share = Field(default=0.1, description="share of the target spread over all classes, largest network only")
-    dropout: Share = Field(default=0.2, description="probability before the classifier, largest network only")
-    drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch, largest network only")
-    random_children: NonNegativeInt = Field(default=2, description="random networks a step, besides the largest and the smallest")
-    clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm; null for no clipping")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Sandwich:
-        _shorter(self.warmup_epochs, self.epochs)
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov: true needs a momentum above 0")
-        return self
-
-
-class MultiArch(Section):
-    """Multi-architectural sampling (ViT-ResNAS): several random children a step, each on its share of the batch, in one pass."""
-
-    name: Literal["multi_arch"] = Field(description="the recipe")
-    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the training part")
-    batch: PositiveInt = Field(description="examples a step over all workers")
-    archs: PositiveInt = Field(default=16, description="children a step over all workers; each has its share of the batch")
-    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate at this batch, of AdamW")
-    first_lr: NonNegativeFloat = Field(default=1e-6, description="learning rate at the start of the warm-up")
-    final_lr: NonNegativeFloat = Field(default=1e-5, description="learning rate at the end of the cosine")
-    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up")
-    weight_decay: NonNegativeFloat = Field(default=0.05, description="on matrices, kernels and position embeddings")
-    label_smoothing: Share = Field(default=0.1, description="share of the target spread over all classes")
-    dropout: Share = Field(default=0.0, description="probability before the classifier")
-    drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch")
-    opening: Share = Field(default=0.25, description="share of training over which the choices open, from the largest child to all")
-    existence: Annotated[tuple[Literal[0, 1], ...], BeforeValidator(as_tuple), Field(min_length=1)] = Field(
-        default=(1, 1, 0, 0), description="whether a block exists is drawn from this list, which opens from its first entry on"
-    )
-    clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm; null for no clipping")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> MultiArch:
-        _shorter(self.warmup_epochs, self.epochs)
-        return self
-
-
-class Single(Section):
-    """One network, on labels: the space's only one, or its largest. What finetune does to a child."""
-
-    name: Literal["single"] = Field(description="the recipe")
-    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the training part")
-    batch: PositiveInt = Field(description="examples a step over all workers")
-    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="sgd has Nesterov's momentum of 0.9")
-    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate at this batch; it falls along a cosine")
-    final_lr: NonNegativeFloat = Field(default=1e-5, description="learning rate at the end")
-    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up")
-    weight_decay: NonNegativeFloat = Field(default=0.05, description="on whatever has more than one axis")
-    label_smoothing: Share = Field(default=0.1, description="share of the target spread over all classes")
-    dropout: Share = Field(default=0.0, description="probability before the classifier")
-    drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch")
-    quant: Quant = Field(default="off", description="how families that quantize run")
-    average: Share = Field(default=0.0, description="share of training that the exported moving average of weights reaches back; 0: none")
-    teacher: Annotated[str | None, Kind.FREE] = Field(
-        default=None, description="directory of an exported child whose soft labels count half; null: labels alone"
-    )
-    clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm; null for no clipping")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Single:
-        _shorter(self.warmup_epochs, self.epochs)
-        return self
-
-
-class SinglePath(Section):
-    """Random children, one or more a step (arXiv:1904.00420), under quantization noise where the family quantizes (arXiv:2208.14839)."""
-
-    name: Literal["single_path"] = Field(description="the recipe")
-    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the training part")
-    batch: PositiveInt = Field(description="examples a step over all workers")
-    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate of Adam")
-    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up; a cosine to 0 follows")
-    weight_decay: NonNegativeFloat = Field(default=0.0, description="on weights of convolutions and linear layers")
-    paths: PositiveInt = Field(
-        default=1, description="random children a step, each on the whole batch, with every value of a choice as often as any other (FairNAS, arXiv:1907.01845)"
-    )
-    opening_epochs: NonNegativeFloat = Field(
-        default=0.0, description="epochs in which the choices open: half of them the largest child alone, then ever more of each choice"
-    )
-    quant: Quant = Field(default="noise", description="in training: real quantizers, noise in their place, or off")
-    clip_norm: PositiveFloat | None = Field(default=1.0, description="largest gradient norm; null for no clipping")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> SinglePath:
-        _shorter(self.warmup_epochs, self.epochs)
-        if self.opening_epochs > self.epochs:
-            raise ValueError(f"opening_epochs ({self.opening_epochs:g}) must be at most epochs ({self.epochs:g})")
-        return self
-
-
-class Differentiable(Section):
-    """The search of QuantNAS (arXiv:2208.14839): a mixture whose logits learn on half of the data, the weights on the other."""
-
-    name: Literal["differentiable"] = Field(description="the recipe")
-    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the weights' half of the training part")
-    batch: PositiveInt = Field(description="examples a step over all workers, of either half")
-    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate of the weights' Adam")
-    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up; a cosine to 0 follows")
-    weight_decay: NonNegativeFloat = Field(default=3e-8, description="on weights of convolutions and linear layers")
-    quant: Quant = Field(default="noise", description="in training: real quantizers, noise in their place, or off")
-    clip_norm: PositiveFloat | None = Field(default=5.0, description="largest gradient norm of the weights; null for no clipping")
-    alpha_lr: PositiveFloat = Field(default=3e-4, description="of the logits' Adam; the paper's takes 80,000 steps: fewer need more")
-    alpha_warmup: Share = Field(default=0.45, description="share of the training before the logits learn")
-    entropy: NonNegativeFloat = Field(default=1e-3, description="weight of the logits' entropy at the end, in nats over all slots")
-    bitops: NonNegativeFloat = Field(default=0.0, description="weight of expected BitOPs, over those of the uniform mixture")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Differentiable:
-        _shorter(self.warmup_epochs, self.epochs)
-        return self
-
-
-def _shorter(warmup_epochs: float, epochs: float) -> None:
-    if warmup_epochs >= epochs:
-        raise ValueError(f"warmup_epochs {warmup_epochs:g} must be below epochs {epochs:g}")
-
-
-Recipe = Annotated[Sandwich | MultiArch | SinglePath | Differentiable | Single, Field(discriminator="name")]
 
 
 class TrainSettings(Section):
@@ -316,7 +120,9 @@ class FinetuneSettings(Section):
     children: NonNegativeInt = Field(default=1, description="how many children of the front nas run trains on, the best first")
     fresh: bool = Field(default=False, description="begin from fresh weights instead of the supernet's")
     teacher: str | None = Field(default=None, description="whose soft labels help: largest, or the id of an exported child; null: nobody's")
-    recipe: Single = Field(description="how it learns")
+    recipe: Annotated[
+        SerializeAsAny[ChildOptions], OptionsOf("recipe", ChildOptions, "a recipe that trains one network")
+    ] = Field(description="how it learns")
 
 
 class ExportSettings(Section):

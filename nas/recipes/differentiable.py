@@ -9,17 +9,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
 
-from nas.recipes.recipe import Recipe, Step, decayed, schedule
+from nas.config.section import Kind, Quant, Share
+from nas.recipes.recipe import Batch, Kept, Recipe, RecipeOptions, Run, Step, Teaching, check_warmup, decayed, schedule
 from nas.space import Arch
 from nas.supernet import Pass, Soft, Supernet
 
 EPOCHS = 20  # of the paper's search: its schedules are laid over a training of any length in so many stairs
 BETAS = (0.5, 0.999)
+
+
+class DifferentiableOptions(RecipeOptions):
+    """The search of QuantNAS (arXiv:2208.14839): a mixture whose logits learn on half of the data, the weights on the other."""
+
+    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(
+        description="passes over the weights' half of the training part"
+    )
+    batch: PositiveInt = Field(description="examples a step over all workers, of either half")
+    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate of the weights' Adam")
+    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up; a cosine to 0 follows")
+    weight_decay: NonNegativeFloat = Field(default=3e-8, description="on weights of convolutions and linear layers")
+    quant: Quant = Field(default="noise", description="in training: real quantizers, noise in their place, or off")
+    clip_norm: PositiveFloat | None = Field(
+        default=5.0, description="largest gradient norm of the weights; null for no clipping"
+    )
+    alpha_lr: PositiveFloat = Field(
+        default=3e-4, description="of the logits' Adam; the paper's takes 80,000 steps: fewer need more"
+    )
+    alpha_warmup: Share = Field(default=0.45, description="share of the training before the logits learn")
+    entropy: NonNegativeFloat = Field(
+        default=1e-3, description="weight of the logits' entropy at the end, in nats over all slots"
+    )
+    bitops: NonNegativeFloat = Field(
+        default=0.0, description="weight of expected BitOPs, over those of the uniform mixture"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DifferentiableOptions:
+        check_warmup(self.warmup_epochs, self.epochs)
+        return self
 
 
 class Differentiable(Recipe):
@@ -32,35 +65,46 @@ class Differentiable(Recipe):
         options: the recipe section of an experiment.
     """
 
+    Options = DifferentiableOptions
+    options: DifferentiableOptions
     feeds = {"weights": 0.5, "alpha": 0.5}
     names = ("loss",)
 
-    def __init__(self, task: Any, options: Any) -> None:
+    def __init__(self, task: Teaching, options: DifferentiableOptions) -> None:
         super().__init__(task, options)
         self.alpha: Tensor | None = None
         self.adam: torch.optim.Adam | None = None
 
-    def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:
-        x, target = self.task.mix(*batches["weights"], step.module.aux_grid, step.generator)
+    @property
+    def quant(self) -> str:
+        return self.options.quant
+
+    def losses(self, run: Run, net: Supernet, batches: Mapping[str, Batch], step: Step) -> Iterator[Tensor]:
+        x, target = self.task.mix(*batches["weights"], net.aux_grid, step.generator)
         if self.alpha is None:
-            self._begin(torch.zeros(sum(math.prod(shape) for shape in shapes(step.module).values())))
+            self._begin(torch.zeros(sum(math.prod(shape) for shape in shapes(net).values())))
         assert self.alpha is not None
         if self.alpha.device != x.device:
-            self.load({name: value.to(x.device) if isinstance(value, Tensor) else value for name, value in self.state().items()})
+            self.load(
+                {
+                    name: value.to(x.device) if isinstance(value, Tensor) else value
+                    for name, value in self.state().items()
+                }
+            )
         if step.progress >= self.options.alpha_warmup:
-            self._learn(batches["alpha"], step)
-        soft = mixture(step.module, self.alpha.detach())
-        yield self.task.loss(net(x, soft, self._how(step)), target)
+            self._learn(net, batches["alpha"], step)
+        soft = mixture(net, self.alpha.detach())
+        yield self.task.loss(run(x, soft, self._how(step)), target)
 
     def _how(self, step: Step) -> Pass:
         return Pass(quant=self.options.quant, generator=step.generator)
 
-    def _learn(self, batch: tuple[Tensor, Tensor], step: Step) -> None:
+    def _learn(self, net: Supernet, batch: Batch, step: Step) -> None:
         """A step of the logits, through the bare network, so that the engine sees nothing of it."""
         assert self.alpha is not None and self.adam is not None
-        x, target = self.task.mix(*batch, step.module.aux_grid, step.generator)
-        loss = self.task.loss(step.module(x, mixture(step.module, self.alpha), self._how(step)), target)
-        (gradient,) = torch.autograd.grad(loss + self.penalty(step.module, step.progress), self.alpha)
+        x, target = self.task.mix(*batch, net.aux_grid, step.generator)
+        loss = self.task.loss(net(x, mixture(net, self.alpha), self._how(step)), target)
+        (gradient,) = torch.autograd.grad(loss + self.penalty(net, step.progress), self.alpha)
         self.alpha.grad = step.mean(gradient)
         self.adam.step()
         self.alpha.grad = None
@@ -82,20 +126,25 @@ class Differentiable(Recipe):
         if self.alpha is None:
             return {}
         alpha = self.alpha.detach()
-        return {"entropy": float(entropy(net, alpha)), "expected_bitops": float(net.expected_bitops(mixture(net, alpha)))}
+        return {
+            "entropy": float(entropy(net, alpha)),
+            "expected_bitops": float(net.expected_bitops(mixture(net, alpha))),
+        }
 
     def chosen(self, net: Supernet) -> dict[str, Arch]:
         """The architecture that the search would give if it ended now."""
         return {} if self.alpha is None else {"chosen": architecture(net, self.alpha)}
 
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+    def optimizer(self, net: Supernet) -> torch.optim.Optimizer:
         """Adam over the weights; the logits are not among them.
 
         Raises:
             ValueError: the family has no slots.
         """
-        if not getattr(net, "slots", None):
-            raise ValueError("recipe differentiable: this family has no slots whose choices could be mixed; use another recipe")
+        if not net.slots:
+            raise ValueError(
+                "recipe differentiable: this family has no slots whose choices could be mixed; use another recipe"
+            )
         return torch.optim.Adam(decayed(net, self.options.weight_decay), lr=self.options.lr)
 
     def lr(self, step: Step) -> float:
@@ -103,30 +152,40 @@ class Differentiable(Recipe):
         o = self.options
         return o.lr * schedule("cosine", step.progress, o.warmup_epochs / o.epochs)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Kept]:
         """The logits and their Adam."""
         if self.alpha is None or self.adam is None:
             return {}
-        kept: dict[str, Any] = {"alpha": self.alpha.detach().clone()}
+        kept: dict[str, Kept] = {"alpha": self.alpha.detach().clone()}
         for name, value in self.adam.state[self.alpha].items():
             kept[name] = value.clone() if value.ndim else int(value)
         return kept
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        if "alpha" in state:
-            self._begin(**{name: state[name] for name in ("alpha", "exp_avg", "exp_avg_sq", "step") if name in state})
+    def load(self, state: Mapping[str, Kept]) -> None:
+        kept, step = {name: value for name, value in state.items() if isinstance(value, Tensor)}, state.get("step", 0)
+        if "alpha" in kept:
+            assert isinstance(step, int)
+            self._begin(kept["alpha"], kept.get("exp_avg"), kept.get("exp_avg_sq"), step)
 
-    def _begin(self, alpha: Tensor, exp_avg: Tensor | None = None, exp_avg_sq: Tensor | None = None, step: int = 0) -> None:
+    def _begin(
+        self, alpha: Tensor, exp_avg: Tensor | None = None, exp_avg_sq: Tensor | None = None, step: int = 0
+    ) -> None:
         """The logits and their Adam, from the beginning or from where they stood."""
         self.alpha = alpha.clone().requires_grad_()
         self.adam = torch.optim.Adam([self.alpha], lr=self.options.alpha_lr, betas=BETAS)
         if exp_avg is not None and exp_avg_sq is not None:
-            self.adam.state[self.alpha] = {"step": torch.tensor(float(step)), "exp_avg": exp_avg.clone(), "exp_avg_sq": exp_avg_sq.clone()}
+            self.adam.state[self.alpha] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": exp_avg.clone(),
+                "exp_avg_sq": exp_avg_sq.clone(),
+            }
 
 
 def shapes(net: Supernet) -> dict[str, tuple[int, ...]]:
     """For each slot the number of values of each of its choices."""
-    return {slot: tuple(len(net.space.choices[choice].values) for choice in choices) for slot, choices in net.slots.items()}
+    return {
+        slot: tuple(len(net.space.choices[choice].values) for choice in choices) for slot, choices in net.slots.items()
+    }
 
 
 def _split(net: Supernet, alpha: Tensor) -> dict[str, Tensor]:

@@ -8,14 +8,50 @@ which neither the paper nor a figure of theirs speaks of: left out.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
 
-from nas.recipes.recipe import Recipe, Step, decayed, schedule
+from nas.config.section import Share, as_tuple
+from nas.recipes.recipe import Batch, Recipe, RecipeOptions, Run, Step, check_warmup, decayed, schedule
 from nas.space import Arch, Choice, Number, Space
 from nas.supernet import Pass, Supernet
+
+
+class MultiArchOptions(RecipeOptions):
+    """Multi-architectural sampling (ViT-ResNAS): several random children a step, each on its share of the batch, in one pass."""
+
+    archs: PositiveInt = Field(
+        default=16, description="children a step over all workers; each has its share of the batch"
+    )
+    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate at this batch, of AdamW")
+    first_lr: NonNegativeFloat = Field(default=1e-6, description="learning rate at the start of the warm-up")
+    final_lr: NonNegativeFloat = Field(default=1e-5, description="learning rate at the end of the cosine")
+    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up")
+    weight_decay: NonNegativeFloat = Field(default=0.05, description="on matrices, kernels and position embeddings")
+    label_smoothing: Share = Field(default=0.1, description="share of the target spread over all classes")
+    dropout: Share = Field(default=0.0, description="probability before the classifier")
+    drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch")
+    opening: Share = Field(
+        default=0.25, description="share of training over which the choices open, from the largest child to all"
+    )
+    existence: Annotated[tuple[Literal[0, 1], ...], BeforeValidator(as_tuple), Field(min_length=1)] = Field(
+        default=(1, 1, 0, 0),
+        description="whether a block exists is drawn from this list, which opens from its first entry on",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MultiArchOptions:
+        check_warmup(self.warmup_epochs, self.epochs)
+        return self
+
+    def too_few(self, examples: int) -> str:
+        if examples >= self.archs:
+            return ""
+        return f"archs {self.archs} is more than the {examples} examples of one pass on one worker: lower it, or raise batch"
 
 
 class MultiArch(Recipe):
@@ -28,24 +64,26 @@ class MultiArch(Recipe):
         options: the recipe section of an experiment.
     """
 
+    Options = MultiArchOptions
+    options: MultiArchOptions
     names = ("loss",)
 
-    def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:
+    def losses(self, run: Run, net: Supernet, batches: Mapping[str, Batch], step: Step) -> Iterator[Tensor]:
         o = self.options
-        archs = stratified_archs(step.module.space, o.archs, step.progress, step.rng, o.opening, o.existence)
+        archs = stratified_archs(net.space, o.archs, step.progress, step.rng, o.opening, o.existence)
         first = step.row % len(archs)
         archs = archs[first:] + archs[:first]
-        x, target = self.task.mix(*batches["train"], step.module.aux_grid, step.generator)
-        output = net(x, archs, Pass(dropout=o.dropout, drop_path=o.drop_path, generator=step.generator))
+        x, target = self.task.mix(*batches["train"], net.aux_grid, step.generator)
+        output = run(x, archs, Pass(dropout=o.dropout, drop_path=o.drop_path, generator=step.generator))
         yield self.task.loss(output, target, o.label_smoothing)
 
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+    def optimizer(self, net: Supernet) -> torch.optim.Optimizer:
         """AdamW; norms, biases and whatever else has one axis are not decayed, position embeddings are (section 4).
 
         Raises:
             ValueError: the family's examples of one sub-network influence each other.
         """
-        if self.options.archs > 1 and getattr(net, "mixes_examples", True):
+        if self.options.archs > 1 and net.mixes_examples:
             raise ValueError(
                 f"recipe multi_arch with archs {self.options.archs}: this family has batch norm in its searched parts, whose statistics "
                 "would be taken over the few examples of each sub-network; use the recipe sandwich, or archs: 1"
@@ -60,7 +98,9 @@ class MultiArch(Recipe):
         return floor + (o.lr - floor) * schedule("cosine", step.progress, warmup)
 
 
-def stratified_archs(space: Space, count: int, progress: float, rng: np.random.Generator, opening: float, existence: Sequence[int]) -> list[Arch]:
+def stratified_archs(
+    space: Space, count: int, progress: float, rng: np.random.Generator, opening: float, existence: Sequence[int]
+) -> list[Arch]:
     """`count` random architectures in which every open value of every choice is as frequent as any other, give or take one.
 
     Args:

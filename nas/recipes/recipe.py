@@ -1,18 +1,43 @@
-"""What every recipe is: how a supernet learns in one step. The loop does the rest. Imports torch alone."""
+"""What every recipe is: how a supernet learns in one step. The loop does the rest."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nas.config.section import RecipeOptions as RecipeOptions
 from nas.space import Arch
-from nas.supernet import Supernet
+from nas.supernet import Output, Pass, Soft, Supernet, Target
+
+AVERAGE = "average/"  # names of kept tensors that begin so are the weights that children are cut from
+Batch = tuple[Tensor, Tensor]  # inputs ``(n, C, H, W)`` and targets
+Kept = Tensor | bool | int | float | str  # what a checkpoint can hold of a recipe
+
+
+class Run(Protocol):
+    """A pass through the engine, which all ranks make together; a bare `Supernet` is one as well."""
+
+    def __call__(self, x: Tensor, archs: Arch | list[Arch] | Soft, how: Pass = Pass(), /) -> Tensor | Output: ...
+
+
+class Teaching(Protocol):
+    """What a recipe asks of a task; `nas.tasks.task.Task` tells more of each."""
+
+    def mix(
+        self, x: Tensor, target: Tensor, grid: int, generator: torch.Generator, /
+    ) -> tuple[Tensor, Tensor | Target]: ...
+
+    def loss(self, output: Tensor | Output, target: Tensor | Target, label_smoothing: float = 0.0, /) -> Tensor: ...
+
+    def signal(self, output: Tensor | Output, /) -> Tensor | Output: ...
+
+    def distill(self, output: Tensor | Output, signal: Tensor | Output, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -26,7 +51,7 @@ class Step:
         rng: for drawing architectures; the same on all ranks, from (seed, step).
         generator: for dropout and the like; this rank's own, from (seed, step, micro-step, rank).
         mean: averages a tensor over the ranks.
-        module: the bare network, for what must not go through the engine.
+        seed: of the experiment, for draws of a recipe's own (see `nas.draws`).
     """
 
     index: int
@@ -36,39 +61,57 @@ class Step:
     rng: np.random.Generator
     generator: torch.Generator
     mean: Callable[[Tensor], Tensor]
-    module: Supernet
+    seed: int
 
 
 class Recipe:
-    """The contract.
+    """How a supernet learns in one step. A recipe subclasses it once and gives what raises `NotImplementedError` here.
 
     Args:
         task: gives the losses and the teacher's signal.
         options: the recipe section of an experiment.
 
     Attributes:
-        teacher: a network in evaluation mode that takes the same images; the loop sets it where ``options.teacher`` names one.
+        Options: the class of that section.
+        teacher: a network in evaluation mode that takes the same images; the loop sets it where `taught_by` names one.
         feeds: the shares of the training data that it wants, by name.
         names: what each loss of a step is called, in the order they are yielded.
         follows: whether `stepped` wants to see the weights after each step.
     """
 
+    Options: ClassVar[type[RecipeOptions]] = RecipeOptions
+    options: RecipeOptions
     feeds: Mapping[str, float] = {"train": 1.0}
     names: tuple[str, ...]
     follows: bool = False
     teacher: nn.Module | None = None
 
-    def __init__(self, task: Any, options: Any) -> None:
+    def __init__(self, task: Teaching, options: RecipeOptions) -> None:
         self.task, self.options = task, options
 
-    def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:
+    @property
+    def taught_by(self) -> str | None:
+        """Directory of an exported child that is the teacher; None: there is none."""
+        return None
+
+    @property
+    def quant(self) -> str:
+        """How its passes run a family that quantizes: ``"off"``, ``"noise"`` or ``"real"``."""
+        return "off"
+
+    def losses(self, run: Run, net: Supernet, batches: Mapping[str, Batch], step: Step) -> Iterator[Tensor]:
         """The losses of one step. The loop calls backward after each, so gradients are *summed*, and steps once at the end.
 
         Never yield inside a ``with``: the context would leak into the loop.
+
+        Args:
+            run: the pass through the engine, whose losses are yielded.
+            net: the bare network, for its attributes and for what must not go through the engine.
+            batches: this rank's examples, by the names of `feeds`.
         """
         raise NotImplementedError
 
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+    def optimizer(self, net: Supernet) -> torch.optim.Optimizer:
         """A torch optimizer over the network's parameters."""
         raise NotImplementedError
 
@@ -87,11 +130,11 @@ class Recipe:
         """Children that the training itself prefers at this moment, by name, the same on all ranks; the panel judges them too."""
         return {}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Kept]:
         """What must be kept besides the weights and the optimizer: tensors and plain values."""
         return {}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: Mapping[str, Kept]) -> None:
         """Take back what `state` gave."""
 
 
@@ -102,6 +145,12 @@ def decayed(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def check_warmup(warmup_epochs: float, epochs: float) -> None:
+    """Refuse a warm-up that is not shorter than the training; for validators of options."""
+    if warmup_epochs >= epochs:
+        raise ValueError(f"warmup_epochs {warmup_epochs:g} must be below epochs {epochs:g}")
 
 
 def schedule(kind: str, progress: float, warmup: float) -> float:

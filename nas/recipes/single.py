@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
+from torch import Tensor
 
-from nas.recipes.recipe import Recipe, Step, decayed, schedule
+from nas.config.section import ChildOptions, Quant, Share
+from nas.recipes.recipe import AVERAGE, Batch, Kept, Recipe, Run, Step, Teaching, check_warmup, decayed, schedule
 from nas.supernet import Pass, Supernet, main_head
 
-AVERAGE = "average/"  # names of kept tensors that begin so are the weights that children are cut from
+
+class SingleOptions(ChildOptions):
+    """One network, on labels: the space's only one, or its largest. What finetune does to a child."""
+
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="sgd has Nesterov's momentum of 0.9")
+    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate at this batch; it falls along a cosine")
+    final_lr: NonNegativeFloat = Field(default=1e-5, description="learning rate at the end")
+    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up")
+    weight_decay: NonNegativeFloat = Field(default=0.05, description="on whatever has more than one axis")
+    label_smoothing: Share = Field(default=0.1, description="share of the target spread over all classes")
+    dropout: Share = Field(default=0.0, description="probability before the classifier")
+    drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch")
+    quant: Quant = Field(default="off", description="how families that quantize run")
+    average: Share = Field(
+        default=0.0, description="share of training that the exported moving average of weights reaches back; 0: none"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SingleOptions:
+        check_warmup(self.warmup_epochs, self.epochs)
+        return self
 
 
 class Single(Recipe):
@@ -24,18 +46,28 @@ class Single(Recipe):
         options: the recipe section of an experiment.
     """
 
+    Options = SingleOptions
+    options: SingleOptions
     names = ("loss",)
 
-    def __init__(self, task: Any, options: Any) -> None:
+    def __init__(self, task: Teaching, options: SingleOptions) -> None:
         super().__init__(task, options)
         self.average: dict[str, Tensor] = {}
         self.follows = options.average > 0
 
-    def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:
+    @property
+    def taught_by(self) -> str | None:
+        return self.options.teacher
+
+    @property
+    def quant(self) -> str:
+        return self.options.quant
+
+    def losses(self, run: Run, net: Supernet, batches: Mapping[str, Batch], step: Step) -> Iterator[Tensor]:
         o = self.options
-        x, target = self.task.mix(*batches["train"], step.module.aux_grid, step.generator)
+        x, target = self.task.mix(*batches["train"], net.aux_grid, step.generator)
         how = Pass(dropout=o.dropout, drop_path=o.drop_path, quant=o.quant, generator=step.generator)
-        output = net(x, step.module.space.largest(), how)
+        output = run(x, net.space.largest(), how)
         loss = self.task.loss(output, target, o.label_smoothing)
         if self.teacher is not None:
             with torch.no_grad():
@@ -43,7 +75,7 @@ class Single(Recipe):
             loss = 0.5 * loss + 0.5 * self.task.distill(main_head(output), self.task.signal(taught))
         yield loss
 
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+    def optimizer(self, net: Supernet) -> torch.optim.Optimizer:
         o = self.options
         if o.optimizer == "sgd":
             return torch.optim.SGD(decayed(net, o.weight_decay), lr=o.lr, momentum=0.9, nesterov=True)
@@ -65,11 +97,15 @@ class Single(Recipe):
         decay = min(1 - 1 / max(self.options.average * step.total, 1.0), step.index / (step.index + 1))
         for name, parameter in net.named_parameters():
             value = parameter.detach().float()
-            mean = self.average.get(AVERAGE + name, value).to(value.device)  # what a checkpoint gave back lies on the CPU
+            mean = self.average.get(AVERAGE + name, value).to(
+                value.device
+            )  # what a checkpoint gave back lies on the CPU
             self.average[AVERAGE + name] = torch.lerp(mean, value, 1 - decay)
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Kept]:
         return {name: value.cpu().contiguous() for name, value in self.average.items()}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        self.average = {name: value for name, value in state.items() if name.startswith(AVERAGE)}
+    def load(self, state: Mapping[str, Kept]) -> None:
+        self.average = {
+            name: value for name, value in state.items() if name.startswith(AVERAGE) and isinstance(value, Tensor)
+        }

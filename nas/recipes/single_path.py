@@ -11,16 +11,42 @@ For a family that quantizes it runs under quantization noise by default, so that
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor
 
+from nas.config.section import Quant
 from nas.recipes.multi_arch import stratified
-from nas.recipes.recipe import Recipe, Step, decayed, schedule
+from nas.recipes.recipe import Batch, Recipe, RecipeOptions, Run, Step, Teaching, check_warmup, decayed, schedule
 from nas.space import Arch, Space
 from nas.supernet import Pass, Supernet
+
+
+class SinglePathOptions(RecipeOptions):
+    """Random children, one or more a step (arXiv:1904.00420), under quantization noise where the family quantizes (arXiv:2208.14839)."""
+
+    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate of Adam")
+    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up; a cosine to 0 follows")
+    weight_decay: NonNegativeFloat = Field(default=0.0, description="on weights of convolutions and linear layers")
+    paths: PositiveInt = Field(
+        default=1,
+        description="random children a step, each on the whole batch, with every value of a choice as often as any other (FairNAS, arXiv:1907.01845)",
+    )
+    opening_epochs: NonNegativeFloat = Field(
+        default=0.0,
+        description="epochs in which the choices open: half of them the largest child alone, then ever more of each choice",
+    )
+    quant: Quant = Field(default="noise", description="in training: real quantizers, noise in their place, or off")
+    clip_norm: PositiveFloat | None = Field(default=1.0, description="largest gradient norm; null for no clipping")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SinglePathOptions:
+        check_warmup(self.warmup_epochs, self.epochs)
+        if self.opening_epochs > self.epochs:
+            raise ValueError(f"opening_epochs ({self.opening_epochs:g}) must be at most epochs ({self.epochs:g})")
+        return self
 
 
 class SinglePath(Recipe):
@@ -31,17 +57,24 @@ class SinglePath(Recipe):
         options: the recipe section of an experiment.
     """
 
-    def __init__(self, task: Any, options: Any) -> None:
+    Options = SinglePathOptions
+    options: SinglePathOptions
+
+    def __init__(self, task: Teaching, options: SinglePathOptions) -> None:
         super().__init__(task, options)
         self.names = ("loss",) * options.paths
 
-    def losses(self, net: Supernet, batches: Mapping[str, tuple[Tensor, Tensor]], step: Step) -> Iterator[Tensor]:
-        o = self.options
-        x, target = self.task.mix(*batches["train"], step.module.aux_grid, step.generator)
-        for arch in opening_archs(step.module.space, o.paths, step.progress, step.rng, o.opening_epochs / o.epochs):
-            yield self.task.loss(net(x, arch, Pass(quant=o.quant, generator=step.generator)), target) / o.paths
+    @property
+    def quant(self) -> str:
+        return self.options.quant
 
-    def optimizer(self, net: nn.Module) -> torch.optim.Optimizer:
+    def losses(self, run: Run, net: Supernet, batches: Mapping[str, Batch], step: Step) -> Iterator[Tensor]:
+        o = self.options
+        x, target = self.task.mix(*batches["train"], net.aux_grid, step.generator)
+        for arch in opening_archs(net.space, o.paths, step.progress, step.rng, o.opening_epochs / o.epochs):
+            yield self.task.loss(run(x, arch, Pass(quant=o.quant, generator=step.generator)), target) / o.paths
+
+    def optimizer(self, net: Supernet) -> torch.optim.Optimizer:
         return torch.optim.Adam(decayed(net, self.options.weight_decay), lr=self.options.lr)
 
     def lr(self, step: Step) -> float:
@@ -63,5 +96,8 @@ def opening_archs(space: Space, count: int, progress: float, rng: np.random.Gene
     drawn = {name: stratified(choice.values, count, rng) for name, choice in space.choices.items()}
     free = {name: rng.random(count) < share for name in drawn}
     return [
-        space.arch({name: column[i] if free[name][i] else largest.get(name, column[i]) for name, column in drawn.items()}) for i in range(count)
+        space.arch(
+            {name: column[i] if free[name][i] else largest.get(name, column[i]) for name, column in drawn.items()}
+        )
+        for i in range(count)
     ]

@@ -129,7 +129,7 @@ class Checkpoint:
 
     def child_weights(self) -> dict[str, Tensor]:
         """Those that children are cut from: a recipe's moving average where it keeps one, else those that are trained."""
-        from nas.recipes.single import AVERAGE
+        from nas.recipes.recipe import AVERAGE
 
         kept = self._tensors(RECIPE).items()
         return self.weights() | {name.removeprefix(AVERAGE): value for name, value in kept if name.startswith(AVERAGE)}

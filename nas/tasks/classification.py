@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms import v2
 
-from nas.config.sections import DataSettings
-from nas.draws import bits, permutation, stratified, uniform
-from nas.supernet import Output, main_head
+from nas.draws import bits, stratified, uniform
+from nas.supernet import Output, Target, main_head
 from nas.tasks import mixing
-from nas.tasks.datasets import load_images
+from nas.tasks.datasets import ClassificationOptions, load_images
 from nas.tasks.files import Files
 from nas.tasks.task import Task
 
@@ -39,8 +37,9 @@ class Split:
     y: Tensor
     rows: np.ndarray
     side: int
-    settings: DataSettings
+    settings: ClassificationOptions
     seed: int
+    at_once: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -80,7 +79,10 @@ class Split:
     def _shifted(self, x: Tensor, draw: Callable[[str], Tensor]) -> Tensor:
         """Padded with black, cropped at a random place, mirrored."""
         pad, along = self.settings.shift, torch.arange(self.side)
-        tops, lefts = ((draw(purpose) * (size + 2 * pad - self.side + 1)).long() for purpose, size in zip(("top", "left"), x.shape[-2:], strict=True))
+        tops, lefts = (
+            (draw(purpose) * (size + 2 * pad - self.side + 1)).long()
+            for purpose, size in zip(("top", "left"), x.shape[-2:], strict=True)
+        )
         rows, columns = tops[:, None] + along, lefts[:, None] + along
         if self.settings.flip:
             columns = torch.where(draw("flip")[:, None] < 0.5, columns.flip(1), columns)
@@ -104,7 +106,12 @@ def resized_crop(x: Tensor, side: int, area: Tensor, ratio: Tensor, top: Tensor,
     places = torch.stack((rows, columns, tall, wide), 1).tolist()
     resize = v2.functional.resized_crop
     bicubic = v2.InterpolationMode.BICUBIC
-    return torch.stack([resize(image, *place, size=[side, side], interpolation=bicubic, antialias=True) for image, place in zip(x, places, strict=True)])
+    return torch.stack(
+        [
+            resize(image, *place, size=[side, side], interpolation=bicubic, antialias=True)
+            for image, place in zip(x, places, strict=True)
+        ]
+    )
 
 
 def erased(x: Tensor, seeds: np.ndarray) -> Tensor:
@@ -114,9 +121,14 @@ def erased(x: Tensor, seeds: np.ndarray) -> Tensor:
     for image, seed in zip(x, seeds, strict=True):
         rng = np.random.default_rng(seed)
         share, stretch = rng.uniform(0.02, 1 / 3), math.exp(rng.uniform(-1, 1) * math.log(1 / 0.3))
-        tall, wide = (min(size, max(1, round(length))) for size, length in zip((height, width), _sides(share * height * width, stretch), strict=True))
+        tall, wide = (
+            min(size, max(1, round(length)))
+            for size, length in zip((height, width), _sides(share * height * width, stretch), strict=True)
+        )
         top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
-        image[:, top : top + tall, left : left + wide] = torch.from_numpy(rng.integers(0, 256, (len(image), tall, wide), dtype=np.uint8))
+        image[:, top : top + tall, left : left + wide] = torch.from_numpy(
+            rng.integers(0, 256, (len(image), tall, wide), dtype=np.uint8)
+        )
     return x
 
 
@@ -131,7 +143,9 @@ def rand_augment(x: Tensor, seeds: np.ndarray) -> Tensor:
     Their magnitude is 9 of 10 of the largest, as timm's m9 and so the recipes of transformers have it; torchvision counts to 30.
     """
     policy = v2.RandAugment(magnitude=27)
-    return torch.stack([_varied(policy, image, np.random.default_rng(seed)) for image, seed in zip(x, seeds, strict=True)])
+    return torch.stack(
+        [_varied(policy, image, np.random.default_rng(seed)) for image, seed in zip(x, seeds, strict=True)]
+    )
 
 
 def _varied(policy: v2.RandAugment, image: Tensor, rng: np.random.Generator) -> Tensor:
@@ -144,7 +158,9 @@ def _varied(policy: v2.RandAugment, image: Tensor, rng: np.random.Generator) -> 
         magnitude = 0.0 if table is None else float(table[policy.magnitude])
         if signed and rng.random() < 0.5:
             magnitude = -magnitude
-        image = policy._apply_image_or_video_transform(image, name, magnitude, interpolation=policy.interpolation, fill=policy._fill)
+        image = policy._apply_image_or_video_transform(
+            image, name, magnitude, interpolation=policy.interpolation, fill=policy._fill
+        )
     return image
 
 
@@ -164,43 +180,44 @@ class Classification(Task):
         FileNotFoundError, ValueError: as `load_images`; or `data.validation` leaves nothing to train on.
     """
 
+    Options = ClassificationOptions
+    options: ClassificationOptions
     metric = "accuracy"
     metrics = {"accuracy": "higher", "cross_entropy": "lower"}
 
-    def __init__(self, settings: DataSettings, seed: int) -> None:
-        images = load_images(settings)
-        held, every = stratified(images.train_y.numpy(), settings.validation, seed, "validation"), np.arange(len(images.train_y))
+    def __init__(self, options: ClassificationOptions, seed: int) -> None:
+        super().__init__(options, seed)
+        images = load_images(options)
+        held, every = (
+            stratified(images.train_y.numpy(), options.validation, seed, "validation"),
+            np.arange(len(images.train_y)),
+        )
         self.classes = images.classes
         self.input_shape = (images.train_x.shape[1], images.side, images.side)
-        self.network: dict[str, Any] = {
+        self.network = {
             "classes": len(images.classes),
             "channels": self.input_shape[0],
             "mean": images.mean,
             "std": images.std,
             "image": images.side,
         }
-        self.train = Split(images.train_x, images.train_y, np.setdiff1d(every, held), images.side, settings, seed)
-        self.validation = Split(images.train_x, images.train_y, held, images.side, settings, seed)
-        self.test = Split(images.test_x, images.test_y, np.arange(len(images.test_y)), images.side, settings, seed)
+        self.train = Split(images.train_x, images.train_y, np.setdiff1d(every, held), images.side, options, seed)
+        self.validation = Split(images.train_x, images.train_y, held, images.side, options, seed)
+        self.test = Split(images.test_x, images.test_y, np.arange(len(images.test_y)), images.side, options, seed)
         self.least_side = images.side
         self.chance = 100 / len(images.classes)
-        self.settings, self.seed = settings, seed
         self.learnt = 1.5 * self.chance
         self.about = {"classes": list(images.classes)}
 
-    def order(self, epoch: int) -> np.ndarray:
-        """The order in which an epoch goes through `train`: a permutation, int64."""
-        return permutation(len(self.train), self.seed, "order", epoch)
-
-    def mix(self, x: Tensor, y: Tensor, grid: int, generator: torch.Generator) -> tuple[Tensor, Tensor | mixing.Target]:
+    def mix(self, x: Tensor, y: Tensor, grid: int, generator: torch.Generator) -> tuple[Tensor, Tensor | Target]:
         """A training batch as a recipe takes it: mixed (see `nas.tasks.mixing`) where the experiment says so, else as it is.
 
         Args:
             grid: side of the grid that the network's auxiliary head predicts for; 0 where it has none.
         """
-        return mixing.mix(x, y, len(self.classes), grid, generator) if self.settings.mix else (x, y)
+        return mixing.mix(x, y, len(self.classes), grid, generator) if self.options.mix else (x, y)
 
-    def loss(self, output: Tensor | Output, target: Tensor | mixing.Target, label_smoothing: float = 0.0) -> Tensor:
+    def loss(self, output: Tensor | Output, target: Tensor | Target, label_smoothing: float = 0.0) -> Tensor:
         """Cross-entropy in nats, mean over the batch, plus that of an auxiliary head. output: logits ``(n, classes)``; target: as `mix` gives it."""
         with _full_precision(output):
             return mixing.loss(output, target, label_smoothing)
@@ -219,7 +236,11 @@ class Classification(Task):
         """Sums over a batch of a child's logits, which add up over batches: ``examples``, ``correct``, ``nats``."""
         with torch.no_grad(), _full_precision(output):
             nats = F.cross_entropy(output.float(), target, reduction="sum")
-            return {"examples": float(len(target)), "correct": float((output.argmax(-1) == target).sum()), "nats": float(nats)}
+            return {
+                "examples": float(len(target)),
+                "correct": float((output.argmax(-1) == target).sum()),
+                "nats": float(nats),
+            }
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
         """Percent right and mean cross-entropy in nats, of added `scores`."""

@@ -9,15 +9,16 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 from torchvision import datasets as torchvision_datasets
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
-from nas.config.sections import DataSettings
+from nas.config.section import DataOptions, Share
 from nas.draws import stratified
 from nas.tasks.files import Files, read_files
 
@@ -28,6 +29,47 @@ SAMPLE = 5000  # images on disk that statistics are taken of
 
 class DataMissing(FileNotFoundError):
     """A data set is not on this machine: where it was looked for, what is expected there, how to get it."""
+
+
+class ClassificationOptions(DataOptions):
+    """Which images, how they are divided, how they are varied in training."""
+
+    name: Literal["digits", "fashion-mnist", "cifar10", "folder"] = Field(description="the data set")
+    path: str | None = Field(default=None, description="folder only: has train/<class> and val/<class> or test/<class>")
+    size: PositiveInt | None = Field(default=None, description="folder only: side of the square images, pixels")
+    validation: PositiveInt = Field(
+        description="examples held out of the training part for the search, of each class in proportion to its size"
+    )
+    shift: NonNegativeInt = Field(default=0, description="random crop after padding each side by so many pixels")
+    flip: bool = Field(default=False, description="mirror left and right with probability 1/2")
+    resized_crop: bool = Field(
+        default=False, description="random crops of 8 to 100 % of the area, resized, instead of shift"
+    )
+    erase: Share = Field(
+        default=0.0, description="probability that a rectangle of a training image becomes random pixels"
+    )
+    rand_augment: bool = Field(
+        default=False, description="RandAugment (arXiv:1909.13719) on every training image; slow"
+    )
+    mix: bool = Field(
+        default=False, description="CutMix of half of each training batch, Mixup of the other, labels mixed alike"
+    )
+
+    @model_validator(mode="after")
+    def _folder(self) -> ClassificationOptions:
+        given = {key: getattr(self, key) is not None for key in ("path", "size")}
+        if self.name == "folder" and not all(given.values()):
+            raise ValueError("name: folder needs path (where the images are) and size (pixels)")
+        if self.resized_crop and self.shift:
+            raise ValueError("resized_crop and shift are two ways to crop: set one of them")
+        if self.name != "folder" and any(given.values()):
+            raise ValueError(f"path and size are for name: folder alone; {self.name} has its own: leave them out")
+        return self
+
+    def locate(self) -> Path | None:
+        if self.name == "folder":
+            return _folder_base(str(self.path))[0]
+        return {"digits": lambda: None, "fashion-mnist": _fashion_root, "cifar10": _cifar10_root}[self.name]()
 
 
 @dataclass(frozen=True)
@@ -52,31 +94,20 @@ class Images:
     side: int
 
 
-def load_images(settings: DataSettings) -> Images:
+def load_images(settings: ClassificationOptions) -> Images:
     """The data set that the settings name.
 
     Raises:
         DataMissing: it is not there (a `FileNotFoundError`).
         ValueError: it is there, but damaged, unreadable or too large for memory.
     """
-    load: dict[str, Callable[[DataSettings], Images]] = {
+    load: dict[str, Callable[[ClassificationOptions], Images]] = {
         "digits": _digits,
         "fashion-mnist": _fashion_mnist,
         "cifar10": _cifar10,
         "folder": _folder,
     }
     return load[settings.name](settings)
-
-
-def locate(settings: DataSettings) -> Path | None:
-    """Where the data set lies, without reading it; None for one that is built in.
-
-    Raises:
-        DataMissing: it is not there.
-    """
-    if settings.name == "folder":
-        return _folder_base(str(settings.path))[0]
-    return {"digits": lambda: None, "fashion-mnist": _fashion_root, "cifar10": _cifar10_root}[settings.name]()
 
 
 def roots() -> list[Path]:
@@ -92,7 +123,13 @@ def _cache() -> Path:
 def missing(what: str, looked: list[Path], layout: str, ways: list[str]) -> DataMissing:
     """The error that tells of a data set that is not there."""
     lines = [f"  {path}{'' if path.exists() else ' (no such folder)'}" for path in looked]
-    message = [f"{what} was not found. Looked in", *lines, f"for {layout}.", "To get it:", *(f"  - {way}" for way in ways)]
+    message = [
+        f"{what} was not found. Looked in",
+        *lines,
+        f"for {layout}.",
+        "To get it:",
+        *(f"  - {way}" for way in ways),
+    ]
     return DataMissing("\n".join(message))
 
 
@@ -103,7 +140,9 @@ def _by_torchvision(name: str) -> list[str]:
     ]
 
 
-def _images(train: tuple[Tensor | Files, Tensor], test: tuple[Tensor | Files, Tensor], classes: list[str], side: int) -> Images:
+def _images(
+    train: tuple[Tensor | Files, Tensor], test: tuple[Tensor | Files, Tensor], classes: list[str], side: int
+) -> Images:
     x = train[0]
     mean, std = _statistics(x[torch.arange(0, len(x), -(-len(x) // SAMPLE))] if isinstance(x, Files) else x)
     return Images(train[0], train[1].long(), test[0], test[1].long(), tuple(classes), mean, std, side)
@@ -120,8 +159,10 @@ def _statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _digits(settings: DataSettings) -> Images:
+def _digits(settings: ClassificationOptions) -> Images:
     """scikit-learn's 1,797 digits (UCI, 8 x 8, values 0..16); 297 are the test part, whatever the experiment's seed."""
+    from sklearn.datasets import load_digits  # a second of importing, which whoever reads an experiment would wait for
+
     found = load_digits()
     x = torch.from_numpy(np.round(found.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     y = torch.from_numpy(found.target)
@@ -129,13 +170,15 @@ def _digits(settings: DataSettings) -> Images:
     return _images((x[~test], y[~test]), (x[test], y[test]), [str(n) for n in found.target_names], 8)
 
 
-def _fashion_mnist(settings: DataSettings) -> Images:
+def _fashion_mnist(settings: ClassificationOptions) -> Images:
     """Fashion-MNIST (arXiv:1708.07747): 60,000 + 10,000 of 28 x 28 in grey, read by torchvision."""
     root = _fashion_root()
     try:
         parts = [torchvision_datasets.FashionMNIST(str(root), train=train, download=False) for train in (True, False)]
     except (AssertionError, KeyError, RuntimeError, ValueError) as error:
-        raise ValueError(f"the files in {root / 'FashionMNIST' / 'raw'} are damaged; remove them and fetch them again") from error
+        raise ValueError(
+            f"the files in {root / 'FashionMNIST' / 'raw'} are damaged; remove them and fetch them again"
+        ) from error
     train, test = [(part.data.unsqueeze(1), part.targets) for part in parts]
     return _images(train, test, parts[0].classes, 28)
 
@@ -184,12 +227,15 @@ def _cifar10_root() -> Path:
     root = next((r for r in roots() if (r / "cifar-10-batches-py").is_dir()), None)
     if root is None:
         raise missing(
-            "CIFAR-10", roots(), "the folder cifar-10-batches-py with data_batch_1 .. 5 and test_batch", _by_torchvision("CIFAR10")
+            "CIFAR-10",
+            roots(),
+            "the folder cifar-10-batches-py with data_batch_1 .. 5 and test_batch",
+            _by_torchvision("CIFAR10"),
         )
     return root
 
 
-def _cifar10(settings: DataSettings) -> Images:
+def _cifar10(settings: ClassificationOptions) -> Images:
     """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 of 32 x 32 in colour, read by torchvision."""
     root = _cifar10_root()
     # The batch files are pickles. torchvision compares the md5 of each with the published one before it opens any, and raises
@@ -197,12 +243,14 @@ def _cifar10(settings: DataSettings) -> Images:
     try:
         parts = [torchvision_datasets.CIFAR10(str(root), train=train, download=False) for train in (True, False)]
     except RuntimeError as error:
-        raise ValueError(f"{root / 'cifar-10-batches-py'} is not the original CIFAR-10 (a file is missing or its md5 differs)") from error
+        raise ValueError(
+            f"{root / 'cifar-10-batches-py'} is not the original CIFAR-10 (a file is missing or its md5 differs)"
+        ) from error
     train, test = [(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets)) for p in parts]
     return _images(train, test, parts[0].classes, 32)
 
 
-def _folder(settings: DataSettings) -> Images:
+def _folder(settings: ClassificationOptions) -> Images:
     """A user's own images: ``train/<class>/`` and ``test/<class>/`` (or ``val/``, where there is no ``test/``).
 
     Each is resized to a short side of 8/7 of the wanted size and cut square at the centre: the usual 256 for 224.
@@ -225,7 +273,10 @@ def _folder_files(train: Path, test: Path) -> tuple[list[str], tuple[list[tuple[
     if stray := sorted(set(_classes(test)) - set(classes)):
         raise ValueError(f"{test} has classes that {train} has not: {', '.join(stray[:10])}")
     labels = {name: label for label, name in enumerate(classes)}
-    parts = make_dataset(train, labels, IMG_EXTENSIONS, allow_empty=True), make_dataset(test, labels, IMG_EXTENSIONS, allow_empty=True)
+    parts = (
+        make_dataset(train, labels, IMG_EXTENSIONS, allow_empty=True),
+        make_dataset(test, labels, IMG_EXTENSIONS, allow_empty=True),
+    )
     empty = [name for name, label in labels.items() if label not in {y for _, y in parts[0]}]
     if empty or not parts[1]:
         where = f"the classes {', '.join(empty[:10])} of {train}" if empty else test

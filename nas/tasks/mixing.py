@@ -6,28 +6,14 @@ batch, Mixup (arXiv:1710.09412) on the other.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nas.supernet import Output
+from nas.supernet import Output, Target
 
 MIXUP_BETA = 0.8  # both parameters of the Beta distribution that Mixup's share comes from
-
-
-class Target(NamedTuple):
-    """Mixed labels.
-
-    Attributes:
-        main: of the images, ``(n, classes)``, rows add up to 1.
-        aux: of the cells of a grid over them, row by row, ``(n, grid * grid, classes)``.
-    """
-
-    main: Tensor
-    aux: Tensor
 
 
 def mix(x: Tensor, y: Tensor, classes: int, grid: int, generator: torch.Generator) -> tuple[Tensor, Target]:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from nas.config.sections import SuperResolutionSettings
+from nas.config.section import DataOptions
 from nas.draws import permutation, uniform
 from nas.tasks import quality
 from nas.tasks.datasets import missing, roots
@@ -38,6 +40,81 @@ TRAIN_PHOTOS = (
 )
 TEST_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
 SMALLEST = 32  # sides of a test image, pixels: what metrics need when a border is cut off
+
+
+class SuperResolutionOptions(DataOptions):
+    """Which photographs, how they are divided, how pairs of low and high resolution are made of them."""
+
+    name: Literal["photos", "sr-folder"] = Field(
+        description="photos: those that scikit-image carries; sr-folder: your own"
+    )
+    path: str | None = Field(
+        default=None, description="sr-folder only: has the folders train and test with high-resolution images"
+    )
+    train: str = Field(default="train", description="sr-folder only: the folder in path to train on")
+    test: str = Field(default="test", description="sr-folder only: the folder in path to test on, for example Set5")
+    scale: Literal[2, 3, 4] = Field(description="how many times larger the output is")
+    patch: Annotated[int, Field(ge=8)] = Field(description="side of a low-resolution training crop, pixels")
+    validation: PositiveInt = Field(
+        description="crops held out for the search, four times patch square, of images that are not trained on"
+    )
+    flip: bool = Field(default=True, description="mirror left and right with probability 1/2")
+    rotate: bool = Field(default=False, description="turn by 0, 90, 180 or 270 degrees")
+    border: NonNegativeInt | None = Field(
+        default=None, description="pixels cut off before PSNR and SSIM; null: as many as the scale"
+    )
+    round_luma: bool = Field(
+        default=False, description="PSNR and SSIM on luma rounded to whole numbers, as some papers do"
+    )
+    tile: PositiveInt | None = Field(
+        default=None, description="larger images are run in tiles of so many low-resolution pixels; null: whole"
+    )
+    overlap: NonNegativeInt = Field(
+        default=20,
+        description="low-resolution pixels around a tile that its network sees too; networks of the space basic see 19 at most, of rfdn 40",
+    )
+
+    @model_validator(mode="after")
+    def _places(self) -> SuperResolutionOptions:
+        if self.name == "sr-folder" and self.path is None:
+            raise ValueError("name: sr-folder needs path (where the images are)")
+        if self.name != "sr-folder" and (self.path, self.train, self.test) != (None, "train", "test"):
+            raise ValueError(
+                f"path, train and test are for name: sr-folder alone; {self.name} has its own: leave them out"
+            )
+        if (self.border or 0) > self.patch:
+            raise ValueError(
+                f"border {self.border} leaves too little of a validation crop: at most patch, {self.patch}"
+            )
+        return self
+
+    def locate(self) -> Path | None:
+        if self.name == "photos":
+            home = _wheel()
+            if not all((home / name).is_file() for name in (*TRAIN_PHOTOS, *TEST_PHOTOS)):
+                raise missing(
+                    "scikit-image's photographs",
+                    [home],
+                    "the images that its wheel carries",
+                    ["pip install --force-reinstall scikit-image"],
+                )
+            return None
+        assert self.path is not None  # see _places
+        looked = [Path(self.path).expanduser(), *(root / self.path for root in roots())]
+        looked = list(dict.fromkeys(path.absolute() for path in looked))
+        for base in looked:
+            if (base / self.train).is_dir() and (base / self.test).is_dir():
+                return base
+        raise missing(
+            f"The image folder {self.path!r} (data.path)",
+            looked,
+            f"the folders {self.train} (data.train) and {self.test} (data.test), with high-resolution images in them",
+            [
+                "give data.path in full, or set RAYNAS_DATA to the folder that holds it, on every machine of the cluster",
+                "BSDS500 and DIV2K are usual to train on; Set5, Set14 and BSD100 to test on; low-resolution images are made from them",
+                "where there is nothing: data.name=photos needs no files",
+            ],
+        )
 
 
 @dataclass(frozen=True)
@@ -92,8 +169,9 @@ class Crops:
     photos: list[Photo]
     cells: np.ndarray
     side: int
-    settings: SuperResolutionSettings
+    settings: SuperResolutionOptions
     seed: int
+    at_once: int | None = None
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -109,7 +187,9 @@ class Crops:
         size = self.side * scale
 
         def draw(purpose: str, wanted: bool = True) -> np.ndarray:
-            return np.zeros(len(indices)) if epoch is None or not wanted else uniform(self.seed, purpose, epoch, indices)
+            return (
+                np.zeros(len(indices)) if epoch is None or not wanted else uniform(self.seed, purpose, epoch, indices)
+            )
 
         room = bottom - top - size + 1, right - left - size + 1
         if epoch is None:
@@ -134,7 +214,7 @@ class Wholes:
 
     photos: list[Photo]
     scale: int
-    at_once: int = 1
+    at_once: int | None = 1
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -159,7 +239,7 @@ def cells(photos: list[Photo], rows: np.ndarray, side: int) -> np.ndarray:
     return np.concatenate(found)
 
 
-def divide(photos: list[Photo], settings: SuperResolutionSettings, seed: int) -> tuple[Crops, Crops]:
+def divide(photos: list[Photo], settings: SuperResolutionOptions, seed: int) -> tuple[Crops, Crops]:
     """Training and validation crops, of different images: a tenth of them, two at least, is held out, or more where they hold too few crops.
 
     A training crop comes from a cell twice as long. A validation crop is four times as long, so that a mean of PSNR over crops orders
@@ -177,7 +257,9 @@ def divide(photos: list[Photo], settings: SuperResolutionSettings, seed: int) ->
                 f"{photo.name} is {width} x {height} pixels; data.patch {settings.patch} at scale {settings.scale} needs {crop}: lower data.patch or remove it"
             )
     order = permutation(len(photos), seed, "validation")
-    order = np.array(sorted(order, key=lambda row: min(photos[row].pixels.shape[:2]) < cell), int)  # those that hold whole cells first
+    order = np.array(
+        sorted(order, key=lambda row: min(photos[row].pixels.shape[:2]) < cell), int
+    )  # those that hold whole cells first
     fit = np.empty((0, 5), np.int64)
     for held in range(min(max(2, -(-len(photos) // 10)), len(photos) - 1), len(photos)):
         found = cells(photos, np.sort(order[:held]), cell)
@@ -192,14 +274,14 @@ def divide(photos: list[Photo], settings: SuperResolutionSettings, seed: int) ->
     )
 
 
-def load_photos(settings: SuperResolutionSettings) -> tuple[list[Photo], list[Photo]]:
+def load_photos(settings: SuperResolutionOptions) -> tuple[list[Photo], list[Photo]]:
     """The images to train on and those to be tested on.
 
     Raises:
         DataMissing: they are not there (a `FileNotFoundError`).
         ValueError: a file is not a readable image, a test image is too small, there are none, or more than memory may take.
     """
-    base = locate(settings)
+    base = settings.locate()
     if base is None:
         parts = [[_wheel() / name for name in names] for names in (TRAIN_PHOTOS, TEST_PHOTOS)]
     else:
@@ -210,37 +292,10 @@ def load_photos(settings: SuperResolutionSettings) -> tuple[list[Photo], list[Ph
     least = max(SMALLEST, 2 * border + quality.WINDOW + settings.scale)  # what is left of it must hold a window of SSIM
     for photo in judged:
         if min(photo.pixels.shape[:2]) < least:
-            raise ValueError(f"the test image {photo.name} is smaller than {least} pixels (with data.border {border}); remove it")
+            raise ValueError(
+                f"the test image {photo.name} is smaller than {least} pixels (with data.border {border}); remove it"
+            )
     return learnt, judged
-
-
-def locate(settings: SuperResolutionSettings) -> Path | None:
-    """The folder that the folders of images lie in; None for those that are built in. No image is read.
-
-    Raises:
-        DataMissing: it is not there.
-    """
-    if settings.name == "photos":
-        home = _wheel()
-        if not all((home / name).is_file() for name in (*TRAIN_PHOTOS, *TEST_PHOTOS)):
-            raise missing("scikit-image's photographs", [home], "the images that its wheel carries", ["pip install --force-reinstall scikit-image"])
-        return None
-    assert settings.path is not None  # the experiment file sees to it
-    looked = [Path(settings.path).expanduser(), *(root / settings.path for root in roots())]
-    looked = list(dict.fromkeys(path.absolute() for path in looked))
-    for base in looked:
-        if (base / settings.train).is_dir() and (base / settings.test).is_dir():
-            return base
-    raise missing(
-        f"The image folder {settings.path!r} (data.path)",
-        looked,
-        f"the folders {settings.train} (data.train) and {settings.test} (data.test), with high-resolution images in them",
-        [
-            "give data.path in full, or set RAYNAS_DATA to the folder that holds it, on every machine of the cluster",
-            "BSDS500 and DIV2K are usual to train on; Set5, Set14 and BSD100 to test on; low-resolution images are made from them",
-            "where there is nothing: data.name=photos needs no files",
-        ],
-    )
 
 
 def _wheel() -> Path:
@@ -250,7 +305,9 @@ def _wheel() -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith("."))
+    files = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
+    )
     if not files:
         raise ValueError(f"no images in {folder}; files are images when they end in {' '.join(IMG_EXTENSIONS)}")
     return files

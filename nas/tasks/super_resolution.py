@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.config.sections import SuperResolutionSettings
-from nas.draws import permutation
+from nas.supernet import Output, Target, main_head
 from nas.tasks import quality
-from nas.tasks.pairs import Crops, Wholes, divide, enlarge, load_photos
+from nas.tasks.pairs import Crops, SuperResolutionOptions, Wholes, divide, enlarge, load_photos
 from nas.tasks.pictures import Picture, compare
 from nas.tasks.task import Task
 from nas.tasks.tiles import in_tiles
@@ -40,51 +38,55 @@ class SuperResolution(Task):
         FileNotFoundError, ValueError: as `load_photos` and `divide`.
     """
 
+    Options = SuperResolutionOptions
+    options: SuperResolutionOptions
     metric = "psnr"
     metrics = {"psnr": "higher", "ssim": "higher"}
     any_size = True
 
-    def __init__(self, settings: SuperResolutionSettings, seed: int) -> None:
-        learnt, judged = load_photos(settings)
-        self.settings, self.seed, self.scale = settings, seed, settings.scale
-        self.train, self.validation = divide(learnt, settings, seed)
-        self.test, self.titles = Wholes(judged, settings.scale), [photo.name for photo in judged]
+    def __init__(self, options: SuperResolutionOptions, seed: int) -> None:
+        super().__init__(options, seed)
+        learnt, judged = load_photos(options)
+        self.scale = options.scale
+        self.train, self.validation = divide(learnt, options, seed)
+        self.test, self.titles = Wholes(judged, options.scale), [photo.name for photo in judged]
         self.input_shape = (3, COST_SIDE, COST_SIDE)
-        self.network: dict[str, Any] = {"scale": settings.scale, "channels": 3, "image": COST_SIDE, "mean": _mean(self.train)}
-        self.about = {"scale": settings.scale}
-        sides = [settings.patch, *(min(photo.pixels.shape[:2]) // settings.scale for photo in judged)]
-        self.least_side = min(sides if settings.tile is None else [*sides, settings.tile // 2 + settings.overlap])
+        self.network = {"scale": options.scale, "channels": 3, "image": COST_SIDE, "mean": _mean(self.train)}
+        self.about = {"scale": options.scale}
+        sides = [options.patch, *(min(photo.pixels.shape[:2]) // options.scale for photo in judged)]
+        self.least_side = min(sides if options.tile is None else [*sides, options.tile // 2 + options.overlap])
         self.chance = self._bicubic(self.validation)
         self.learnt = self.chance + CLEARLY
 
-    def order(self, epoch: int) -> np.ndarray:
-        """The order in which an epoch goes through `train`: a permutation, int64."""
-        return permutation(len(self.train), self.seed, "order", epoch)
-
-    def loss(self, output: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    def loss(self, output: Tensor | Output, target: Tensor | Target, label_smoothing: float = 0.0) -> Tensor:
         """Mean absolute difference of ``(n, 3, H, W)`` in [0, 1]. There are no labels, so there is nothing to smooth."""
+        assert isinstance(output, Tensor) and isinstance(target, Tensor)  # there is no auxiliary head
         with torch.autocast(output.device.type, enabled=False):
             return F.l1_loss(output.float(), target)
 
-    def signal(self, output: Tensor) -> Tensor:
+    def signal(self, output: Tensor | Output) -> Tensor:
         """What a teacher tells: its image, float32, without gradient."""
-        return output.detach().float()
+        return main_head(output).detach().float()
 
-    def distill(self, output: Tensor, signal: Tensor) -> Tensor:
+    def distill(self, output: Tensor | Output, signal: Tensor | Output) -> Tensor:
         """Mean absolute difference to the teacher's image."""
-        return self.loss(output, signal)
+        return self.loss(output, main_head(signal))
 
     def predict(self, child: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """The child's output for low-resolution images; in tiles where they are larger than ``data.tile``."""
-        if self.settings.tile is None:
+        if self.options.tile is None:
             return child(x)
-        return in_tiles(child, x, self.scale, self.settings.tile, self.settings.overlap)
+        return in_tiles(child, x, self.scale, self.options.tile, self.options.overlap)
 
     def scores(self, output: Tensor, target: Tensor) -> dict[str, float]:
         """Sums over a batch, which add up over batches: ``examples``, ``psnr`` (dB), ``ssim``."""
         with torch.no_grad():
             pair = self._lumas(output, target)
-            return {"examples": float(len(target)), "psnr": float(quality.psnr(*pair).sum()), "ssim": float(quality.ssim(*pair).sum())}
+            return {
+                "examples": float(len(target)),
+                "psnr": float(quality.psnr(*pair).sum()),
+                "ssim": float(quality.ssim(*pair).sum()),
+            }
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
         """Means over images of PSNR in dB and of SSIM, of added `scores`."""
@@ -103,20 +105,19 @@ class SuperResolution(Task):
             output = self.predict(child, x)
             given = {"bicubic": enlarge(x, self.scale), "child": output}
             notes = {name: f"{self._psnr(image, truth):.2f} dB" for name, image in given.items()}
-            if (tiled := self.settings.tile) and tiled < max(x.shape[-2:]) <= WHOLE * tiled:  # larger ones may not fit into memory in one piece
+            if (tiled := self.options.tile) and tiled < max(
+                x.shape[-2:]
+            ) <= WHOLE * tiled:  # larger ones may not fit into memory in one piece
                 notes["child"] += f"; in one piece {self._psnr(child(x), truth):.2f} dB"
             found.append(compare(self.titles[row], {**given, "truth": truth.expand_as(output)}, {**notes, "truth": ""}))
         return found
 
-    @torch.inference_mode()
-    def tile_loss(self, child: Callable[[Tensor], Tensor], x: Tensor, truth: Tensor) -> float:
-        """How much PSNR tiles cost on ``(n, 3, h, w)``, dB; 0 where the child sees no further than ``data.overlap``, or nothing is tiled."""
-        return self._psnr(child(x), truth) - self._psnr(self.predict(child, x), truth)
-
     def _lumas(self, output: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        border = self.scale if self.settings.border is None else self.settings.border
+        border = self.scale if self.options.border is None else self.options.border
         grey = truth.shape[1] == 1
-        a, b = (quality.luma(t, border, self.settings.round_luma, full=grey) for t in (output, truth.expand(-1, 3, -1, -1)))
+        a, b = (
+            quality.luma(t, border, self.options.round_luma, full=grey) for t in (output, truth.expand(-1, 3, -1, -1))
+        )
         return a, b
 
     def _psnr(self, output: Tensor, truth: Tensor) -> float:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nas.config.section import DataOptions as DataOptions
+from nas.supernet import Output, Target
 from nas.tasks.pictures import Picture
 
 
 class Examples(Protocol):
-    """One of the three parts of the data. One whose examples cannot all be stacked has ``at_once``, the most in a batch."""
+    """One of the three parts of the data."""
+
+    @property
+    def at_once(self) -> int | None:
+        """The most examples in a batch, where they cannot all be stacked."""
 
     def __len__(self) -> int: ...
 
@@ -24,7 +30,12 @@ class Examples(Protocol):
 class Task:
     """What "good" means. A task subclasses it once and gives what raises `NotImplementedError` here.
 
+    Args:
+        options: the data section of an experiment.
+        seed: of the experiment.
+
     Attributes:
+        Options: the class of that section.
         metrics: what `summarise` gives, and whether higher or lower is better.
         metric: the one of them that counts where the experiment names none.
         input_shape: ``(C, H, W)`` that costs are stated for.
@@ -37,29 +48,25 @@ class Task:
         learnt: the metric from which a network has clearly learnt something; one that was there and is back at chance has collapsed.
     """
 
+    Options: ClassVar[type[DataOptions]] = DataOptions
+    options: DataOptions
     metrics: Mapping[str, Literal["higher", "lower"]]
     metric: str
     input_shape: tuple[int, int, int]
     any_size: bool = False
     least_side: int
-    network: dict[str, Any]
-    about: dict[str, Any]
+    network: Mapping[str, object]
+    about: Mapping[str, object]
     train: Examples
     validation: Examples
     test: Examples
     chance: float
     learnt: float
 
-    @property
-    def better(self) -> Literal["higher", "lower"]:
-        """Which way `metric` goes."""
-        return self.metrics[self.metric]
+    def __init__(self, options: DataOptions, seed: int) -> None:
+        self.options, self.seed = options, seed
 
-    def order(self, epoch: int) -> np.ndarray:
-        """The order in which an epoch goes through `train`: a permutation, int64."""
-        raise NotImplementedError
-
-    def mix(self, x: Tensor, target: Any, grid: int, generator: torch.Generator) -> tuple[Tensor, Any]:
+    def mix(self, x: Tensor, target: Tensor, grid: int, generator: torch.Generator) -> tuple[Tensor, Tensor | Target]:
         """A training batch as a recipe takes it: as it is, or examples mixed with one another.
 
         Args:
@@ -67,15 +74,15 @@ class Task:
         """
         return x, target
 
-    def loss(self, output: Any, target: Any, label_smoothing: float = 0.0) -> Tensor:
+    def loss(self, output: Tensor | Output, target: Tensor | Target, label_smoothing: float = 0.0) -> Tensor:
         """The loss on targets, mean over the batch; fp32 whatever the precision."""
         raise NotImplementedError
 
-    def signal(self, output: Any) -> Any:
+    def signal(self, output: Tensor | Output) -> Tensor | Output:
         """What a teacher tells, without gradient."""
         raise NotImplementedError
 
-    def distill(self, output: Any, signal: Any) -> Tensor:
+    def distill(self, output: Tensor | Output, signal: Tensor | Output) -> Tensor:
         """The loss against a teacher's signal, mean over the batch."""
         raise NotImplementedError
 

@@ -8,49 +8,30 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nas.build import load_recipe, load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator, fit_steps, panel
 from nas.children.export import homes, load_child
 from nas.config.experiment import Experiment
 from nas.draws import bits
-from nas.recipes import AVERAGE, Recipe, Step, load_recipe
+from nas.recipes.recipe import AVERAGE, Recipe, Step
 from nas.rundir.atomic import write_atomic
 from nas.rundir.checkpoint import Checkpoint, State, retain
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.rundir.log import EventLine, Line, Log, PanelLine, StepLine
-from nas.supernet import Supernet, load_supernet
-from nas.tasks import load_task
+from nas.supernet import Supernet
 from nas.training.engine import Engine
 from nas.training.feeds import make_feeds, prefetched
 from nas.training.guard import Diverged, check_loss, check_panel, worst_of
 
 PANEL_EXAMPLES = 1000
 LEAVING_S = 2.0  # between two questions whether a machine will be taken away
-
-
-def build(experiment: Experiment, task: Any) -> Supernet:
-    """The experiment's network with its first weights, which depend on the seed alone, or on the checkpoint that a child inherits.
-
-    Raises:
-        ValueError: the space has no such child.
-        Damaged: the checkpoint that it shall inherit from is not whole.
-    """
-    space = experiment.space
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(experiment.seed)
-        net = load_supernet(space.name, space.size, **{**task.network, **space.options})
-        if space.child is None:
-            return net
-        if space.inherit:
-            net.load_state_dict(Checkpoint.open(Path(space.inherit)).child_weights())
-        return net.fix(net.space.arch(space.child), fresh=not space.inherit)
 
 
 def total_steps(experiment: Experiment, train_examples: int, recipe: Recipe) -> int:
@@ -127,16 +108,16 @@ class Attempt:
         self.loop, self.experiment, self.task, self.rate = loop, loop.experiment, loop.task, rate
         settings, recipe_settings = self.experiment.train, self.experiment.recipe
         self.recipe = load_recipe(self.task, recipe_settings)
-        if directory := getattr(recipe_settings, "teacher", None):
-            self.recipe.teacher = load_child(directory, homes(self.experiment.space.name)).to(loop.device)
+        if self.recipe.taught_by:
+            self.recipe.teacher = load_child(self.recipe.taught_by, homes(self.experiment.space.name)).to(loop.device)
         self.total = total_steps(self.experiment, len(self.task.train), self.recipe)
         self.feeds = make_feeds(self.recipe, self.task.train, recipe_settings.batch, loop.rank, loop.world, self.experiment.seed)
         mine = recipe_settings.batch // loop.world
         self.micro = settings.micro_batch or mine
-        net, found = build(self.experiment, self.task), self._newest()
+        net, found = make_supernet(self.experiment, self.task), self._newest()
         if found:
             net.load_state_dict(found.weights())
-        elif net.quantizes and net.space.cardinality == 1 and getattr(recipe_settings, "quant", "off") == "real":
+        elif net.quantizes and net.space.cardinality == 1 and self.recipe.quant == "real":
             size = self.experiment.search.calibration_batch
             fit_steps(net, Batches(self.task.train, size, size, torch.device("cpu"), epoch=0))
         optimizer = self.recipe.optimizer(net)
@@ -189,7 +170,7 @@ class Attempt:
             step = self._facts(part)
             rows = slice(part * self.micro, (part + 1) * self.micro)
             here = {name: (x[rows].to(self.loop.device), y[rows].to(self.loop.device)) for name, (x, y) in batches.items()}
-            losses = self.recipe.losses(self.engine, here, step)  # type: ignore[arg-type]
+            losses = self.recipe.losses(self.engine, self.engine.module, here, step)
             for name in self.recipe.names:
                 with self.engine.autocast():
                     loss = next(losses)
@@ -214,7 +195,7 @@ class Attempt:
         archs = np.random.default_rng(bits(seed, "architectures", index))
         progress = self.state.share_done(self.experiment.train.max_minutes)
         row = rank * self.experiment.recipe.batch // self.loop.world + micro_step * self.micro
-        return Step(index, self.state.total, progress, row, archs, noise, self.engine.mean, self.engine.module)
+        return Step(index, self.state.total, progress, row, archs, noise, self.engine.mean, seed)
 
     def _guard(self, losses: Mapping[str, float]) -> None:
         """Agree with the other ranks on time, on the worst loss before a bad gradient is applied, and on whether to end here.

@@ -19,7 +19,7 @@ import torch
 from ray import tune
 from ray.tune.search import Searcher
 
-from nas.build import found_by, proposed
+from nas.build import found_by, load_task, make_supernet, proposed
 from nas.children.evaluate import Evaluator
 from nas.config.experiment import Experiment, parse
 from nas.rundir.checkpoint import Checkpoint
@@ -28,8 +28,6 @@ from nas.rundir.fence import Fence
 from nas.search import Budget, Candidate, Exhausted, Journal, Objective, Record, Search, check_budget, resume, searcher
 from nas.space import Arch
 from nas.supernet import Supernet
-from nas.tasks import load_task
-from nas.training.loop import build
 from nas.workers.session import check_room, gpus, has_gpus, session
 from nas.workers.stopping import aside
 
@@ -50,7 +48,7 @@ class Scored(tune.Trainable):
         device = settle(gpu, 1)
         settings = parse(experiment)
         task = load_task(settings)
-        net = build(settings, task)
+        net = make_supernet(settings, task)
         net.load_state_dict({name: shared(array) for name, array in weights.items()}, assign=True)
         self.evaluator = Evaluator(net.to(device), task, settings.search, device)
         self.candidates = config["candidates"]
@@ -266,7 +264,7 @@ def search_children(
         SearchFailed: no worker could judge anything.
     """
     task, settings = load_task(experiment), experiment.search
-    search = open_search(experiment, build(experiment, task), task, trained)
+    search = open_search(experiment, make_supernet(experiment, task), task, trained)
     journal, missing = open_journal(experiment, run, trained.sha, search)
     with journal:
         if len(journal.records) >= settings.candidates:

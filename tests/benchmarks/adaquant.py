@@ -50,16 +50,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nas.build import load_task, make_supernet
 from nas.children.evaluate import Batches, recalibrate, score
 from nas.children.quantize import BATCH, CALIBRATION
 from nas.config.experiment import load_experiment
+from nas.draws import permutation
 from nas.quantization.adaquant import calibrate
 from nas.quantization.allocate import Budget, Costs, allocated, difference, outputs
 from nas.quantization.compare import HELD, SENSITIVITY_BATCHES
 from nas.quantization.graph import fold, total_macs
 from nas.quantization.tuning import tune
-from nas.tasks import load_task
-from nas.training.loop import build
 
 CPU, STEPS, SIZE, SHARE = torch.device("cpu"), 900, 128, 0.4
 
@@ -68,7 +68,7 @@ def trained(preset: str, seed: int) -> tuple[nn.Module, Any]:
     """A child trained alone, its batch statistics calibrated; and the task."""
     experiment = load_experiment(preset, [f"seed={seed}"])
     task = load_task(experiment)
-    net = build(experiment, task)
+    net = make_supernet(experiment, task)
     rng = np.random.default_rng(seed)
     drawn = (net.space.sample(rng) for _ in range(10_000))
     arch = next((arch for arch in drawn if 1.5e6 < net.cost(arch).macs < 2.5e6), None)
@@ -82,7 +82,7 @@ def trained(preset: str, seed: int) -> tuple[nn.Module, Any]:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, STEPS)
     for step in range(STEPS):
         epoch, at = divmod(step * SIZE, len(task.train) - SIZE)
-        x, y = task.train.batch(task.order(epoch)[at : at + SIZE], epoch)
+        x, y = task.train.batch(permutation(len(task.train), task.seed, "order", epoch)[at : at + SIZE], epoch)
         optimizer.zero_grad()
         task.loss(child(x), y).backward()
         optimizer.step()

@@ -65,9 +65,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nas.build import load_supernet
 from nas.recipes.multi_arch import stratified_archs
 from nas.space import Arch
-from nas.supernet import Supernet, load_supernet
+from nas.supernet import Supernet
 from nas.tasks import mixing
 
 

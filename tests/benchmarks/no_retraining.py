@@ -42,15 +42,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from nas.build import load_recipe, load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator, recalibrate, score
 from nas.config.experiment import Experiment, load_experiment
-from nas.recipes import load_recipe
 from nas.recipes.recipe import decayed, schedule
 from nas.search import Record, front
 from nas.space import Arch
 from nas.supernet import Pass
-from nas.tasks import load_task
-from nas.training.loop import build, make_feeds, total_steps
+from nas.training.loop import make_feeds, total_steps
 from searchspaces.bignas import BigNAS
 from tests.benchmarks.trainings import CPU, Trainer, searched
 
@@ -71,7 +70,7 @@ def alone(experiment: Experiment, evaluator: Evaluator, arch: Arch, lr: float) -
     o, task = experiment.recipe, evaluator.task
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(experiment.seed)
-        net = BigNAS(build(experiment, task).fix(arch).table, **task.network)
+        net = BigNAS(make_supernet(experiment, task).fix(arch).table, **task.network)
     recipe = load_recipe(task, o)
     total, feed = total_steps(experiment, len(task.train), recipe), make_feeds(recipe, task.train, o.batch, 0, 1, experiment.seed)["train"]
     optimizer = torch.optim.SGD(decayed(net, o.weight_decay), lr=lr, momentum=o.momentum, nesterov=o.nesterov)
@@ -115,9 +114,9 @@ def compare(options: argparse.Namespace, train: Trainer) -> None:
 
     tuning = load_experiment(options.preset, [*overrides, f"seed={TUNING_SEED}"])
     task = load_task(tuning)
-    space = build(tuning, task).space
+    space = make_supernet(tuning, task).space
     rng = np.random.default_rng(0)
-    rate = best_rate(tuning, Evaluator(build(tuning, task), task, tuning.search, CPU), [space.smallest(), space.sample(rng), space.largest()])
+    rate = best_rate(tuning, Evaluator(make_supernet(tuning, task), task, tuning.search, CPU), [space.smallest(), space.sample(rng), space.largest()])
     print(f"alone: learning rate {rate:g}")
     gains, accuracies = [], []
     print("| seed | child | MACs | cut: test accuracy | cross-entropy | alone: test accuracy | cross-entropy |\n|" + " --- |" * 7)

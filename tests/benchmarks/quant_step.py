@@ -24,8 +24,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from nas.build import load_supernet
 from nas.space import Arch
-from nas.supernet import Pass, Soft, Supernet, load_supernet
+from nas.supernet import Pass, Soft, Supernet
 
 # size, options, rows, low-resolution side
 SETTINGS = (("basic-c18", {}, 8, 24), ("basic", {}, 2, 45), ("rfdn", {}, 2, 24))

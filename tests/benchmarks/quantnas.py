@@ -86,6 +86,7 @@ from typing import Any
 
 import numpy as np
 
+from nas.build import load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator, score
 from nas.config.experiment import Experiment, load_experiment
 from nas.recipes.differentiable import architecture, entropy
@@ -93,8 +94,6 @@ from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.space import Arch
 from nas.supernet import Supernet
-from nas.tasks import load_task
-from nas.training.loop import build
 from tests.benchmarks.trainings import CPU, Figures, Trainer, report, searched
 
 BATCH, CANDIDATES, SIZE = 8, 150, "basic-c18"
@@ -222,7 +221,7 @@ class Bench:
 
     def long(self, seed: int) -> Iterator[tuple[str, Figures]]:
         told = self.experiment(ALONE, 1, seed, "basic-c12", quant="off", options={"bits": [32]})
-        net = build(told, load_task(told))
+        net = make_supernet(told, load_task(told))
         rng = np.random.default_rng(0)
         arch = min((net.space.sample(rng) for _ in range(500)), key=lambda arch: abs(net.cost(arch).macs - FSRCNN))
         print(f"{net.cost(arch).macs / 32**2:.0f} MACs a low-resolution pixel, {net.cost(arch).params:,} parameters", flush=True)

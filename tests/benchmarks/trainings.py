@@ -14,6 +14,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
+from nas.build import load_task, make_supernet
 from nas.children.evaluate import Evaluator
 from nas.config.experiment import Experiment
 from nas.rundir import atomic
@@ -22,8 +23,7 @@ from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.search import Record
 from nas.space import Arch
-from nas.tasks import load_task
-from nas.training.loop import Loop, build
+from nas.training.loop import Loop
 from nas.workers.trials import open_search
 
 CPU = torch.device("cpu")
@@ -63,7 +63,7 @@ class Trainer:
         if found is None or found.state.step < found.state.total:
             raise Late
         task = load_task(told)
-        net = build(told, task)
+        net = make_supernet(told, task)
         net.load_state_dict(found.child_weights())
         return Evaluator(net, task, told.search, CPU)
 

@@ -45,11 +45,10 @@ from unittest import mock
 import numpy as np
 from torch import Tensor
 
+from nas.build import load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator, score
 from nas.config.experiment import Experiment, load_experiment
 from nas.space import Arch
-from nas.tasks import load_task
-from nas.training.loop import build
 from tests.benchmarks.trainings import CPU, Figures, Trainer, report, searched
 
 TRAINING = 55_000  # examples of an epoch
@@ -88,7 +87,7 @@ def some(evaluator: Evaluator) -> list[Arch]:
 def hand_made() -> Arch:
     """Every block, the middle width, heads and hidden width of every stage."""
     told = experiment(SINGLE, 0, 128)
-    space = build(told, load_task(told)).space
+    space = make_supernet(told, load_task(told)).space
     return space.arch({name: 1 if set(c.values) == {0, 1} else c.values[(len(c.values) - 1) // 2] for name, c in space.choices.items()})
 
 

@@ -1,0 +1,184 @@
+"""Recipes and tasks of one's own, by import string: their options are sections like any other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nas.build import find_space, load_recipe, load_supernet, load_task
+from nas.config.experiment import Experiment, ExperimentError, difference, dump, load_experiment, parse
+from nas.config.plugins import CONTRACTS, POSED_BY, built_in, find
+from nas.config.section import Kind
+from nas.recipes.recipe import Step
+from nas.tasks.datasets import ClassificationOptions
+from nas.tasks.pairs import SuperResolutionOptions
+from tests.conformance import ready
+
+OWN = '''
+from typing import Annotated
+
+import torch
+from pydantic import Field
+
+from nas.config.section import Kind, Share
+from nas.draws import uniform
+from nas.recipes.recipe import Recipe, RecipeOptions
+from nas.tasks.task import DataOptions, Task
+
+
+class HalvesOptions(RecipeOptions):
+    """Two children a step."""
+
+    rate: float = Field(description="learning rate")
+    share: Share = Field(default=0.5, description="of the loss that is the first one's")
+    looks: Annotated[int, Kind.FREE] = Field(default=1, description="how often it looks")
+
+    def too_few(self, examples):
+        return "share needs 4 examples" if examples < 4 else ""
+
+
+class Halves(Recipe):
+    Options = HalvesOptions
+    names = ("first", "second")
+
+    def losses(self, run, net, batches, step):
+        x, y = batches["train"]
+        for _ in self.names:
+            yield self.options.share * self.task.loss(run(x, net.space.sample(step.rng)), y)
+
+    def optimizer(self, net):
+        return torch.optim.SGD(net.parameters(), lr=self.options.rate)
+
+    def lr(self, step):
+        return self.options.rate * float(uniform(step.seed, "rate", step.index)[0])
+
+
+class StripesOptions(DataOptions):
+    """Stripes, made up."""
+
+    width: int = Field(description="of a stripe, pixels")
+
+
+class Stripes(Task):
+    Options = StripesOptions
+    metric, metrics, input_shape, least_side = "error", {"error": "lower"}, (1, 8, 8), 8
+
+
+class Neither:
+    Options = HalvesOptions
+'''
+
+RECIPE = "recipe={name: 'own_plugins:Halves', epochs: 2, batch: 8, rate: 0.25}"
+DATA = "data={name: 'own_plugins:Stripes', validation: 300, width: 2}"
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The module `own_plugins` in the current directory, which is not on the path, as when ``nas`` is called."""
+    (tmp_path / "own_plugins.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    yield
+    sys.modules.pop("own_plugins", None)
+
+
+def told(*overrides: str) -> str:
+    with pytest.raises(ExperimentError) as error:
+        load_experiment("bignas-digits", overrides)
+    return str(error.value)
+
+
+@pytest.fixture
+def mine() -> Experiment:
+    return load_experiment("bignas-digits", [RECIPE, DATA])
+
+
+def test_own_sections_survive_a_round_trip(mine: Experiment, tmp_path: Path) -> None:
+    (tmp_path / "again.yaml").write_text(dump(mine))
+    assert load_experiment("again.yaml") == mine == parse(mine.model_dump(mode="json"))
+    assert type(mine.recipe).__name__ == "HalvesOptions" and type(mine.data).__name__ == "StripesOptions"
+    assert mine.model_dump()["data"] == {"name": "own_plugins:Stripes", "validation": 300, "width": 2}
+    assert sys.path[-1] == str(tmp_path), "the current directory comes after all others"
+
+
+def test_mistakes_in_own_sections_are_told_as_in_any() -> None:
+    text = told(RECIPE, DATA, "recipe.sare=0.1", "data.width=wide", "recipe.share=2.0")
+    assert "3 mistakes" in text
+    assert (
+        "recipe.sare: unknown key; did you mean recipe.share? keys of recipe: name, epochs, batch, clip_norm, rate, share, looks"
+        in text
+    )
+    assert 'data.width: given "wide"; allowed: a whole number (of a stripe, pixels)' in text
+    assert "recipe.share: given 2.0; allowed: less than 1" in text
+    assert "recipe.rate: missing (learning rate)" in told(RECIPE.replace(", rate: 0.25", ""))
+    assert "did you mean recipe.looks?" in told(RECIPE, "looks=3")
+    assert "recipe.share needs 4 examples" in told(RECIPE, "train.micro_batch=1")
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("recipe.name='own_plugins:Halve'", "the module 'own_plugins' has no 'Halve'; it has: "),
+        (
+            "recipe.name='not_there:Halves'",
+            "recipe.name: 'not_there:Halves': there is no module 'not_there'; it must lie in the current",
+        ),
+        ("recipe.name='own_plugins:Neither'", "which is no recipe; allowed: a class that subclasses raynas's Recipe"),
+        ("data.name='own_plugins:Halves'", "which is no task; allowed: a class that subclasses raynas's Task"),
+        ("finetune.recipe.name='own_plugins:Halves'", "whose Options are ChildOptions"),
+        ("data.name=own_plugins", "or your own as my_module:MyClass"),
+    ],
+)
+def test_what_is_no_plug_in_is_refused(override: str, part: str) -> None:
+    assert part in told(override)
+
+
+def test_a_change_of_own_options_means_another_run_unless_they_say_otherwise(mine: Experiment) -> None:
+    changes = ["recipe.share=0.25", "recipe.looks=3", "recipe.epochs=3", "data.width=3"]
+    other = load_experiment("bignas-digits", [RECIPE, DATA, *changes])
+    kinds = {found.key: found.kind for found in difference(mine, other)}
+    assert kinds == {
+        "data.width": Kind.IDENTITY,
+        "recipe.epochs": Kind.EXTEND,
+        "recipe.share": Kind.IDENTITY,
+        "recipe.looks": Kind.FREE,
+    }
+    built_ins = difference(load_experiment("bignas-digits"), mine)
+    assert ("recipe.rate", None, 0.25, Kind.IDENTITY) in built_ins and (
+        "recipe.lr",
+        0.2,
+        None,
+        Kind.IDENTITY,
+    ) in built_ins
+
+
+def test_own_classes_are_what_is_made(mine: Experiment) -> None:
+    task, digits = load_task(mine), load_task(load_experiment("bignas-digits"))
+    assert type(task).__name__ == "Stripes" and task.options is mine.data and task.seed == mine.seed
+    recipe, net = load_recipe(digits, mine.recipe), ready(load_supernet("bignas", "d8"))
+    step = Step(0, 10, 0.0, 0, np.random.default_rng(0), torch.Generator(), lambda value: value, seed=7)
+    first, second = recipe.losses(net, net, {"train": digits.train.batch(np.arange(4))}, step)
+    assert first.requires_grad and first.item() != second.item() and 0 < recipe.lr(step) < 0.25
+    assert recipe.taught_by is None and recipe.quant == "off" and isinstance(recipe.optimizer(net), torch.optim.SGD)
+
+
+def test_an_own_space_is_found_in_the_current_directory() -> None:
+    assert find_space("own_plugins:Neither").__name__ == "Neither"
+    with pytest.raises(ValueError, match="no module 'nowhere'"):
+        find_space("nowhere:space")
+
+
+def test_built_in_names_find_what_keeps_the_contract() -> None:
+    names = {kind: built_in(kind) for kind in CONTRACTS}
+    assert names["recipe"] == ["differentiable", "multi_arch", "sandwich", "single", "single_path"]
+    for kind, each in names.items():
+        assert all(CONTRACTS[kind] in {base.__name__ for base in find(kind, name).__mro__} for name in each)
+    posed = [
+        options.model_fields["name"].annotation.__args__ for options in (ClassificationOptions, SuperResolutionOptions)
+    ]  # type: ignore[union-attr]
+    assert tuple(POSED_BY) == posed[0] + posed[1], "a data set that no task knows, or the other way round"
