@@ -22,7 +22,7 @@ from nas.children.evaluate import Batches, Evaluator
 from nas.children.export import export_child, write_onnx
 from nas.children.quantize import OnnxFile, done_before, integer_layers, quantize_child
 from nas.config.experiment import load_experiment
-from nas.elastic import quantizer
+from nas.quantization import learned
 from nas.quantization.adaquant import ITERATIONS, Tuned, adaquant, best_grid, calibrate, seen, widths
 from nas.quantization.allocate import Budget, Costs, allocate, check_budget, difference, outputs, sensitivities
 from nas.quantization.compare import read_wish
@@ -501,9 +501,9 @@ def test_a_child_with_quantizers_of_its_own(size: str) -> None:
     net = nas.load_supernet("quantnas", size)
     arch = net.space.sample(np.random.default_rng(4))
     child, x = net.extract(arch).eval(), torch.randint(256, (8, 3, 16, 16)) / 255
-    quantizer.fit(child, [(x, None)])
+    learned.fit(child, [(x, None)])
     bare, names = plain(child)
-    assert len(names) == sum(isinstance(module, quantizer.QuantConv2d) for module in child.modules()) > 5
+    assert len(names) == sum(isinstance(module, learned.QuantConv2d) for module in child.modules()) > 5
     real = child(x)
     child.quantize(False)
     torch.testing.assert_close(bare(x), child(x), atol=1e-6, rtol=1e-5)
