@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from nas.children.evaluate import Batches, Evaluator
-from nas.children.export import export_child, exported, homes
-from nas.children.quantize import done_before, quantize_child
+from nas.children.export import child_packages, export_child, exported
+from nas.children.quantize import QuantizedFigures, done_before, quantize_child
 from nas.config.experiment import Experiment, parse
 from nas.config.sections import Constraints
 from nas.device import driver
-from nas.quantization.compare import Wish
+from nas.quantization.compare import QuantizationTarget
 from nas.recipes import load_recipe
 from nas.results.history import History
 from nas.results.report import write_report
@@ -263,7 +263,7 @@ class Pipeline:
         self._load()
         self._export([self.net.space.largest()], target, about)
 
-    def quantize(self, name: str, wish: Wish) -> dict[str, Any]:
+    def quantize(self, name: str, target: QuantizationTarget) -> QuantizedFigures:
         """One exported child, by the name of its directory, with weights and activations of few bits. Returns its figures.
 
         Raises:
@@ -275,7 +275,7 @@ class Pipeline:
             known = sorted(path.parent.name for path in folder.glob("[!.]*/arch.json"))
             there = f"there are {', '.join(known)}" if known else f"export some first: nas export {self.run}"
             raise ValueError(f"no exported child {name!r} in {folder}; {there}")
-        if figures := done_before(source, wish):
+        if figures := done_before(source, target):
             self.watch.say(f"quantize: done before ({figures['id']})")
             return figures
         self._begin("quantize", "reading the child and the calibration images")
@@ -284,9 +284,9 @@ class Pipeline:
             self.watch.advance(done, total, note, "layers", None)
             self.stopper.check()
 
-        settings, modules = self.experiment, homes(self.experiment.space.name)
+        settings, modules = self.experiment, child_packages(self.experiment.space.name)
         device, size = driver(settings.train.use_gpu), settings.search.score_batch
-        figures = quantize_child(source, wish, self.task, device, self.fence, modules, size, settings.export.onnx, tell)
+        figures = quantize_child(source, target, self.task, device, self.fence, modules, size, settings.export.onnx, tell)
         self.watch.end(str(folder / figures["id"]))
         return figures
 

@@ -23,12 +23,13 @@ from nas.children.export import export_child, write_onnx
 from nas.children.quantize import OnnxFile, done_before, integer_layers, quantize_child
 from nas.config.experiment import load_experiment
 from nas.quantization import learned
-from nas.quantization.adaquant import ITERATIONS, Tuned, adaquant, best_grid, calibrate, seen, widths
-from nas.quantization.allocate import Budget, Costs, allocate, check_budget, difference, outputs, sensitivities
-from nas.quantization.compare import read_wish
-from nas.quantization.graph import fold, plain, total_macs
-from nas.quantization.integer import QuantConv2d, QuantLinear, fake_quantize, load_quantized, pack, top_level, unpack
-from nas.quantization.tuning import statistics, tune
+from nas.quantization.adaquant import ITERATIONS, AdaQuantLayer, adaquant, best_grid, calibrate, seen, widths
+from nas.quantization.allocate import BitBudget, Costs, allocate, check_budget, difference, outputs, sensitivities
+from nas.quantization.compare import read_target
+from nas.quantization.correction import correct, statistics
+from nas.quantization.graph import float_layer, fold, plain, total_macs
+from nas.quantization.integer import IntegerConv2d, IntegerLinear, fake_quantize_affine, load_quantized, pack, unpack
+from nas.quantization.levels import top_level
 from nas.rundir import atomic
 from nas.tasks import load_task
 from nas.training.loop import build
@@ -112,8 +113,8 @@ def test_grid_agrees_with_torch() -> None:
     for top in (3, 15, 255):
         scale, zero = torch.rand(6) / top * 6 + 0.01, torch.randint(0, top + 1, (6,))
         theirs = torch.fake_quantize_per_channel_affine(x, scale, zero.int(), 0, 0, top)
-        assert torch.equal(fake_quantize(x, scale[:, None], zero[:, None].float(), top), theirs)
-    assert fake_quantize(torch.zeros(3), torch.tensor(0.3), torch.tensor(7.0), 15).tolist() == [0, 0, 0]
+        assert torch.equal(fake_quantize_affine(x, scale[:, None], zero[:, None].float(), top), theirs)
+    assert fake_quantize_affine(torch.zeros(3), torch.tensor(0.3), torch.tensor(7.0), 15).tolist() == [0, 0, 0]
 
 
 def test_gradients_by_finite_differences() -> None:
@@ -126,22 +127,24 @@ def test_gradients_by_finite_differences() -> None:
     def clipped(scale: Tensor, zero: Tensor) -> Tensor:
         return (torch.where(x > 0, 15 - zero, -zero) * scale * weights).sum()
 
-    out = (fake_quantize(x, scale, zero, 15) * weights).sum()
+    out = (fake_quantize_affine(x, scale, zero, 15) * weights).sum()
     assert out.item() == pytest.approx(clipped(scale, zero).item(), abs=1e-12)
     d_scale, d_zero = torch.autograd.grad(out, (scale, zero))
     e = 1e-4
     assert float(d_scale) == pytest.approx((clipped(scale + e, zero) - clipped(scale - e, zero)).item() / (2 * e), rel=1e-6)
     assert float(d_zero) == pytest.approx((clipped(scale, zero + e) - clipped(scale, zero - e)).item() / (2 * e), rel=1e-6)
     inside = (torch.rand(2000, generator=gen, dtype=torch.double) - 0.3).requires_grad_()
-    d_x, d_scale = torch.autograd.grad(fake_quantize(inside, scale, zero, 15).sum(), (inside, scale))
+    d_x, d_scale = torch.autograd.grad(fake_quantize_affine(inside, scale, zero, 15).sum(), (inside, scale))
     assert torch.equal(d_x, torch.ones_like(d_x))
     steps = torch.linspace(-0.4 * 0.13, 0.4 * 0.13, 2001, dtype=torch.double)
-    slope = sum(float(fake_quantize(inside.detach() + s, scale.detach(), zero.detach(), 15).sum()) * float(s) for s in steps) / float(steps.square().sum())
+    with torch.no_grad():
+        sums = [float(fake_quantize_affine(inside + s, scale, zero, 15).sum()) for s in steps]
+    slope = sum(found * float(s) for found, s in zip(sums, steps, strict=True)) / float(steps.square().sum())
     assert slope / 2000 == pytest.approx(1.0, abs=0.05)
     x, s = torch.tensor(0.45, dtype=torch.double), torch.tensor(0.2, dtype=torch.double, requires_grad=True)
-    (estimate,) = torch.autograd.grad(fake_quantize(x, s, zero, 15), s)
+    (estimate,) = torch.autograd.grad(fake_quantize_affine(x, s, zero, 15), s)
     with torch.no_grad():  # within one cell the true derivative to scale is q - zero; LSQ takes off x / scale, the part that x follows
-        true = float(fake_quantize(x, s + e, zero, 15) - fake_quantize(x, s - e, zero, 15)) / (2 * e)
+        true = float(fake_quantize_affine(x, s + e, zero, 15) - fake_quantize_affine(x, s - e, zero, 15)) / (2 * e)
     assert true == pytest.approx(2.0) and float(estimate) == pytest.approx(true - 0.45 / 0.2)
 
 
@@ -152,10 +155,10 @@ def test_the_best_grid_is_best() -> None:
     for top in (7, 15, 255):
         scale, zero = best_grid(x, top)
         assert torch.equal(zero, zero.round()) and zero.min() >= 0 and zero.max() <= top
-        error = (fake_quantize(x, scale[:, None], zero[:, None], top) - x).square().mean(1)
+        error = (fake_quantize_affine(x, scale[:, None], zero[:, None], top) - x).square().mean(1)
         low, high = x.amin(1).clamp(max=0), x.amax(1).clamp(min=0)
         step = (high - low) / top
-        full = (fake_quantize(x, step[:, None], (-low / step).round()[:, None], top) - x).square().mean(1)
+        full = (fake_quantize_affine(x, step[:, None], (-low / step).round()[:, None], top) - x).square().mean(1)
         assert (error <= full + 1e-9).all()
         if top == 15:
             assert error[1] < 0.5 * full[1], "an outlier does not spoil the grid"
@@ -169,7 +172,7 @@ def test_the_best_grid_is_best() -> None:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_packed_weights_come_back(bits: int) -> None:
     gen = torch.Generator().manual_seed(3)
-    conv, linear = QuantConv2d(nn.Conv2d(3, 5, 3), bits, 8), QuantLinear(nn.Linear(7, 3), bits, bits)
+    conv, linear = IntegerConv2d(nn.Conv2d(3, 5, 3), bits, 8), IntegerLinear(nn.Linear(7, 3), bits, bits)
     for layer in (conv, linear):
         top = top_level(bits)
         layer.zero.copy_(torch.randint(0, top + 1, layer.zero.shape, generator=gen) if bits < 8 else torch.full_like(layer.zero, 128))
@@ -184,7 +187,7 @@ def test_packed_weights_come_back(bits: int) -> None:
 
 
 def test_two_weights_a_byte_the_first_one_low() -> None:
-    layer = QuantLinear(nn.Linear(3, 1), 4, 4)
+    layer = IntegerLinear(nn.Linear(3, 1), 4, 4)
     layer.zero.fill_(2)
     layer.weight.copy_(torch.tensor([[-2, 13, 1]]))
     assert pack(nn.Sequential(layer))["0.weight"].tolist() == [0xF0, 0x03]
@@ -250,9 +253,9 @@ def test_an_impossible_budget_says_how_much_is_missing(trained: Trained) -> None
     costs = Costs.of(child, layers, total_macs(child, (1, 8, 8)))
     least = {kind: costs.total({layer.name: 4 for layer in layers}, kind) for kind in ("bitops", "bytes")}
     for kind in ("bitops", "bytes"):
-        check_budget(costs, (4, 8), Budget(kind, least[kind]))  # type: ignore[arg-type]
+        check_budget(costs, (4, 8), BitBudget(kind, least[kind]))  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=rf"take {least[kind]:,}.*: 7 are missing"):
-            check_budget(costs, (4, 8), Budget(kind, least[kind] - 7))  # type: ignore[arg-type]
+            check_budget(costs, (4, 8), BitBudget(kind, least[kind] - 7))  # type: ignore[arg-type]
     by_hand = sum(layer.macs * 4 * (8 if layer.name == "stem.conv" else 4) for layer in layers)
     assert least["bitops"] == by_hand and costs.rest("bitops") == 0
 
@@ -267,9 +270,9 @@ def test_an_impossible_budget_says_how_much_is_missing(trained: Trained) -> None
         ((None, "1.5X", None), "1.5M"),
     ],
 )
-def test_wishes_that_cannot_be(words: tuple[str | None, ...], said: str) -> None:
+def test_targets_that_cannot_be(words: tuple[str | None, ...], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        read_wish(*words)
+        read_target(*words)
 
 
 # AdaQuant --------------------------------------------------------------------------------------------------------------
@@ -280,9 +283,9 @@ def test_adaquant_lowers_the_error_of_every_layer(trained: Trained) -> None:
     ratios = []
     for layer in layers:
         xs, ys = seen(child, layer.name, trained.batches), seen(child, layer.name, trained.batches, output=True)
-        tuned = Tuned(child.get_submodule(layer.name), *widths(layer, 3), xs)
+        tuned = AdaQuantLayer(float_layer(child, layer.name), **widths(layer, 3), xs=xs)
 
-        def error(tuned: Tuned = tuned, xs: list[Tensor] = xs, ys: list[Tensor] = ys) -> float:
+        def error(tuned: AdaQuantLayer = tuned, xs: list[Tensor] = xs, ys: list[Tensor] = ys) -> float:
             with torch.no_grad():
                 return sum(float((tuned(x) - y).square().mean()) for x, y in zip(xs[-2:], ys[-2:], strict=True))
 
@@ -291,19 +294,19 @@ def test_adaquant_lowers_the_error_of_every_layer(trained: Trained) -> None:
         assert error() <= before, layer.name
         ratios.append(error() / before)
         frozen = tuned.freeze(xs).eval()
-        plain = frozen.accumulated(xs[-1]) if isinstance(frozen, QuantConv2d) else frozen(xs[-1])
+        plain = frozen.accumulated(xs[-1]) if isinstance(frozen, IntegerConv2d) else frozen(xs[-1])
         step = frozen.input.scale * frozen.scale.max()  # the bias is a whole number of these
         assert torch.allclose(plain, tuned(xs[-1]), atol=0.5 * float(step) + 1e-4), "whole numbers give what was tuned"
     assert np.median(ratios) < 0.95 and min(ratios) < 0.6
 
 
-def test_adaquant_and_tuning_beat_rounding(trained: Trained) -> None:
+def test_adaquant_and_correction_beat_rounding(trained: Trained) -> None:
     child, _, layers = fold(trained.net, trained.batches[0])
     bits = dict.fromkeys((layer.name for layer in layers), 3)
     targets = outputs(child, trained.batches[-2:])
     nearest = calibrate(child, layers, bits, trained.batches, 2, 0)
     better = calibrate(child, layers, bits, trained.batches, 2, 60)
-    tuned, losses = tune(better, child, list(bits), trained.batches, 2)
+    tuned, losses = correct(better, child, list(bits), trained.batches, 2)
     apart = [difference(net, trained.batches[-2:], targets) for net in (nearest, better, tuned)]
     assert apart[1] < 0.6 * apart[0] and apart[2] <= apart[1]
     assert apart[1] == pytest.approx(losses["before"]) and apart[2] == pytest.approx(min(losses.values()))
@@ -329,12 +332,12 @@ def mixed(trained: Trained) -> dict[str, Any]:
     costs = Costs.of(child, layers, total_macs(child, (1, 8, 8)))
     most = sum(costs.total({layer.name: bits for layer in layers}, "bitops") for bits in (4, 8)) // 2
     heard: list[tuple[float, float]] = []
-    wish, fence = replace(read_wish("4,8", str(most), None), iterations=30), atomic.Fence.take(trained.run)
+    target, fence = replace(read_target("4,8", str(most), None), iterations=30), atomic.Fence.take(trained.run)
 
     def tell(done: float, total: float, note: str) -> None:
         heard.append((done, total))
 
-    figures = quantize_child(trained.home, wish, trained.task, CPU, fence, ("searchspaces",), 500, True, tell)
+    figures = quantize_child(trained.home, target, trained.task, CPU, fence, ("searchspaces",), 500, True, tell)
     assert heard[-1][0] == pytest.approx(heard[-1][1]) and [done for done, _ in heard] == sorted(done for done, _ in heard)
     return figures | {"most": most}
 
@@ -379,16 +382,16 @@ def test_a_quantized_child_loads(trained: Trained, mixed: dict[str, Any]) -> Non
 
 
 def test_it_is_not_done_twice_nor_to_a_quantized_child(trained: Trained, mixed: dict[str, Any]) -> None:
-    wish = read_wish("4,8", str(mixed["most"]), None)
-    assert done_before(trained.home, wish)["id"] == mixed["id"]  # type: ignore[index]
-    assert done_before(trained.home, read_wish("4", None, None)) is None
+    target = read_target("4,8", str(mixed["most"]), None)
+    assert done_before(trained.home, target)["id"] == mixed["id"]  # type: ignore[index]
+    assert done_before(trained.home, read_target("4", None, None)) is None
     fence = atomic.Fence.take(trained.run)
     with pytest.raises(ValueError, match=f"quantized already.*{trained.id}"):
-        quantize_child(trained.run / "children" / mixed["id"], wish, trained.task, CPU, fence, ("searchspaces",), 500, True, lambda *_: None)
+        quantize_child(trained.run / "children" / mixed["id"], target, trained.task, CPU, fence, ("searchspaces",), 500, True, lambda *_: None)
     page = trained.run / "children" / mixed["id"] / "metrics.json"
     kept = page.read_text()
     page.write_text("{}")
-    assert done_before(trained.home, wish) is None, "a damaged one is made again"
+    assert done_before(trained.home, target) is None, "a damaged one is made again"
     page.write_text(kept)
 
 
@@ -450,7 +453,7 @@ def test_super_resolution(tmp_path: Path) -> None:
     bits = dict.fromkeys((layer.name for layer in layers), 4)
     targets = outputs(child, batches[-2:])
     nearest = calibrate(child, layers, bits, batches, 2, 0)
-    better, _ = tune(calibrate(child, layers, bits, batches, 2, ITERATIONS), child, list(bits), batches, 2)
+    better, _ = correct(calibrate(child, layers, bits, batches, 2, ITERATIONS), child, list(bits), batches, 2)
     assert difference(better, batches[-2:], targets) < 0.7 * difference(nearest, batches[-2:], targets)
     plan = {name: {"weight_bits": 4, "input_bits": 8 if name == "head" else 4} for name in bits}
     again = load_quantized(Enlarger(), {"plain": [], "folded": [], "layers": plan}, pack(better))
@@ -513,7 +516,7 @@ def test_a_child_with_quantizers_of_its_own(size: str) -> None:
     bits = {layer.name: 4 for layer in layers}
     small = calibrate(folded, layers, bits, list(x.split(2)), 1, 0)
     both = {layer.name: widths(layer, 4) for layer in layers}
-    plan = {"plain": names, "folded": list(norms), "layers": {name: {"weight_bits": w, "input_bits": i} for name, (w, i) in both.items()}}
+    plan = {"plain": names, "folded": list(norms), "layers": both}
     again = load_quantized(type(child)(**child.config), plan, pack(small))
     assert torch.equal(again(x), small(x))
 

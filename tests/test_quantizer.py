@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nas.quantization.learned import QuantConv2d, fake_quantize, fit, fit_log_step, noisy, noisy_as_published
+from nas.quantization.learned import QuantConv2d, fake_quantize_lsq, fit, fit_log_step, noisy, noisy_as_published
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -27,7 +27,7 @@ def spread(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(("bits", "signed", "low", "high"), [(2, True, -2, 1), (4, True, -8, 7), (8, True, -128, 127), (4, False, 0, 15), (8, False, 0, 255)])
 def test_values_lie_on_the_grid_and_reach_both_of_its_ends(bits: int, signed: bool, low: int, high: int) -> None:
     x = torch.linspace(-300, 300, 100_001)
-    integers = fake_quantize(x, torch.tensor([0.5]).log(), bits, signed, 1) / 0.5
+    integers = fake_quantize_lsq(x, torch.tensor([0.5]).log(), bits, signed, 1) / 0.5
     assert torch.allclose(integers, integers.round(), atol=1e-4)
     assert (round(integers.min().item()), round(integers.max().item())) == (low, high)
     assert len(integers.round().unique()) == 2**bits
@@ -38,7 +38,7 @@ def test_gradients_are_those_of_lsq() -> None:
     """To x: 1 within the grid, 0 beyond. To the step s: round(x / s) - x / s within, the grid's end beyond; times g, and s for its logarithm."""
     step, x = 0.3, torch.tensor([-9.0, -1.03, 0.1, 0.7, 5.0], requires_grad=True)
     log_step = torch.tensor([math.log(step)], requires_grad=True)
-    fake_quantize(x, log_step, 4, True, elements=50).sum().backward()
+    fake_quantize_lsq(x, log_step, 4, True, elements=50).sum().backward()
     assert x.grad is not None and log_step.grad is not None
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
     inside = [round(v / step) - v / step for v in (-1.03, 0.1, 0.7)]
@@ -51,7 +51,7 @@ def test_fitted_steps_err_as_published_and_less_than_the_start_of_lsq(bits: int,
     weights = torch.randn(32, 576, generator=generator())
 
     def error(log_step: Tensor) -> float:
-        found = fake_quantize(weights, log_step.unsqueeze(1), bits, True, 1)
+        found = fake_quantize_lsq(weights, log_step.unsqueeze(1), bits, True, 1)
         return ((found - weights).square().mean() / weights.square().mean()).sqrt().item()
 
     start = (2 * weights.abs().mean(1) / math.sqrt(2 ** (bits - 1) - 1)).log()
@@ -73,7 +73,7 @@ def test_the_fitted_step_errs_no_more_than_the_best_of_a_fine_search(power: int,
     x = x if signed else x.relu()
 
     def error(log_step: Tensor) -> float:
-        return (fake_quantize(x, log_step, bits, signed, 1) - x).square().mean().item()
+        return (fake_quantize_lsq(x, log_step, bits, signed, 1) - x).square().mean().item()
 
     fine = min(error(torch.tensor([v]).log()) for v in torch.linspace(0.002, 1.5, 3000) * x.abs().max() / (2 ** (bits - signed) - 1))
     assert error(fit_log_step(x, bits, signed)) <= 1.02 * fine

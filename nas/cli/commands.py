@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -184,12 +185,12 @@ def quantize(
 
     Example: nas quantize runs/bignas-digits e5b4bb4dae2e --bits 4
     """
-    from nas.quantization.compare import read_wish
+    from nas.quantization.compare import read_target
 
-    wish = read_wish(bits, max_bitops, max_bytes)
+    target = read_target(bits, max_bitops, max_bytes)
     experiment_of(run, set_)
     with open_pipeline(str(run), None, set_) as pipeline:
-        figures = pipeline.quantize(child, wish)
+        figures = pipeline.quantize(child, target)
         path = pipeline.run / "children" / figures["id"]
         report_line(pipeline)
     print_quantized(figures)
@@ -209,7 +210,7 @@ def register(
     """
     import json
 
-    from nas.children.export import homes, load_child
+    from nas.children.export import child_packages, load_child
     from nas.results.tracking import address
     from nas.results.tracking import register as enter
     from nas.rundir.atomic import sha256
@@ -219,7 +220,7 @@ def register(
     if not (folder / "arch.json").is_file():
         known = ", ".join(sorted(path.parent.name for path in run.glob("children/[!.]*/arch.json"))) or "none"
         raise ValueError(f"{run} has no exported child {child!r}; exported there: {known}")
-    net = load_child(folder, homes(settings.space.name))
+    net = load_child(folder, child_packages(settings.space.name))
     about = json.loads((folder / "arch.json").read_text())
     uri, arch = address(run, settings.tracking.uri), Arch(about["arch"]).id  # a finetuned child is named otherwise
     label, experiment = f"{child}-{sha256(folder / 'model.safetensors')[:8]}", settings.tracking.experiment or settings.name
@@ -328,7 +329,7 @@ def finish(pipeline: Pipeline, ids: list[str]) -> None:
     console.print(f"report:   {path}\nchildren: {pipeline.run / 'children'}\ncompare:  nas ui {os.path.relpath(pipeline.run)}", highlight=False)
 
 
-def print_quantized(figures: dict[str, Any]) -> None:
+def print_quantized(figures: Mapping[str, Any]) -> None:
     """What each way of quantizing costs and gives."""
     from nas.results.plots import human
 

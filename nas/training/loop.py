@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nas.children.evaluate import Batches, Evaluator, fit_steps, panel
-from nas.children.export import homes, load_child
+from nas.children.export import child_packages, load_child
 from nas.config.experiment import Experiment
 from nas.draws import bits, permutation
 from nas.recipes import AVERAGE, Recipe, Step, load_recipe
@@ -194,7 +194,7 @@ class Attempt:
         settings, recipe_settings = self.experiment.train, self.experiment.recipe
         self.recipe = load_recipe(self.task, recipe_settings)
         if directory := getattr(recipe_settings, "teacher", None):
-            self.recipe.teacher = load_child(directory, homes(self.experiment.space.name)).to(loop.device)
+            self.recipe.teacher = load_child(directory, child_packages(self.experiment.space.name)).to(loop.device)
         self.total = total_steps(self.experiment, len(self.task.train), self.recipe)
         self.feeds = make_feeds(self.recipe, self.task.train, recipe_settings.batch, loop.rank, loop.world, self.experiment.seed)
         mine = recipe_settings.batch // loop.world

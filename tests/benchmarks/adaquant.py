@@ -54,17 +54,18 @@ from nas.children.evaluate import Batches, recalibrate, score
 from nas.children.quantize import BATCH, CALIBRATION
 from nas.config.experiment import load_experiment
 from nas.quantization.adaquant import calibrate
-from nas.quantization.allocate import Budget, Costs, allocated, difference, outputs
+from nas.quantization.allocate import BitBudget, Costs, allocated, difference, outputs
 from nas.quantization.compare import HELD, SENSITIVITY_BATCHES
+from nas.quantization.correction import correct
 from nas.quantization.graph import fold, total_macs
-from nas.quantization.tuning import tune
 from nas.tasks import load_task
+from nas.tasks.task import Task
 from nas.training.loop import build
 
 CPU, STEPS, SIZE, SHARE = torch.device("cpu"), 900, 128, 0.4
 
 
-def trained(preset: str, seed: int) -> tuple[nn.Module, Any]:
+def trained(preset: str, seed: int) -> tuple[nn.Module, Task]:
     """A child trained alone, its batch statistics calibrated; and the task."""
     experiment = load_experiment(preset, [f"seed={seed}"])
     task = load_task(experiment)
@@ -91,7 +92,7 @@ def trained(preset: str, seed: int) -> tuple[nn.Module, Any]:
     return child.eval(), task
 
 
-def compare(child: nn.Module, task: Any, seed: int) -> None:
+def compare(child: nn.Module, task: Task, seed: int) -> None:
     """A line a method."""
     batches: list[Tensor] = [x for x, _ in Batches(task.train, CALIBRATION, BATCH, CPU, epoch=0)]
     test = Batches(task.test, len(task.test), 500, CPU)
@@ -108,7 +109,7 @@ def compare(child: nn.Module, task: Any, seed: int) -> None:
 
     line("fp32", child, None, time.monotonic())
     eight, four = dict.fromkeys(names, 8), dict.fromkeys(names, 4)
-    budget = Budget("bitops", int(SHARE * costs.total(eight, "bitops")))
+    budget = BitBudget("bitops", int(SHARE * costs.total(eight, "bitops")))
     began = time.monotonic()
     mixed = allocated(child, costs, (4, 8), budget, batches[:SENSITIVITY_BATCHES])
     print(f"bits allocated in {time.monotonic() - began:.0f} s; 8 bits: {', '.join(name for name in names if mixed[name] == 8)}", flush=True)
@@ -123,7 +124,7 @@ def compare(child: nn.Module, task: Any, seed: int) -> None:
         began = time.monotonic()
         net = calibrate(child, layers, bits, batches, HELD, 200)
         line(f"{title}, AdaQuant", net, bits, began)
-        net, losses = tune(net, child, names, batches, HELD)
+        net, losses = correct(net, child, names, batches, HELD)
         line(f"{title}, AdaQuant, tuned ({', '.join(f'{k} {v:.3f}' for k, v in losses.items())})", net, bits, began)
 
 
