@@ -18,7 +18,7 @@ CHILDREN = Path(__file__).parent / "golden" / "children"
 
 @torch.no_grad()
 def check_example(net: nn.Module, directory: Path) -> None:
-    """To the bit where the same torch computes with the same instructions; elsewhere sums may be taken in another order."""
+    """To the bit where the same torch computes with the same instructions; elsewhere sums may have another order."""
     with safe_open(directory / "example.safetensors", "pt") as file:
         x, expected, made = file.get_tensor("input"), file.get_tensor("output"), file.metadata()
     found: Tensor = net.eval()(x)
@@ -43,7 +43,9 @@ def test_an_old_packed_child_computes_what_it_did() -> None:
     check_example(net, CHILDREN / "quantnas")
     for name, layer in layers.items():
         (bits,) = layer.bits
-        assert packed[f"{name}.weight"].dtype == (torch.uint8 if bits <= 4 else torch.int8 if bits == 8 else torch.float32)
+        assert packed[f"{name}.weight"].dtype == (
+            torch.uint8 if bits <= 4 else torch.int8 if bits == 8 else torch.float32
+        )
         if bits < 16:
             step = layer.weight_step[str(bits)].detach().exp().view(-1, 1, 1, 1)
             expected = (before[name] / step).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
@@ -59,5 +61,8 @@ def test_old_quantized_weights_lie_two_to_a_byte(name: str) -> None:
     for key in packed:
         weight, zero = net.state_dict()[key], tensors[key.replace("weight", "zero")].tolist()
         levels = [level for byte in tensors[key].tolist() for level in (byte & 15, byte >> 4)]
-        rows = [[level - zero[i] for level in levels[i * weight[0].numel() : (i + 1) * weight[0].numel()]] for i in range(len(weight))]
+        rows = [
+            [level - zero[i] for level in levels[i * weight[0].numel() : (i + 1) * weight[0].numel()]]
+            for i in range(len(weight))
+        ]
         assert weight.flatten(1).tolist() == rows, key

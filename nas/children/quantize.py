@@ -216,7 +216,8 @@ counted). Calibrated on images of the training part without labels; validation a
 
 {chr(10).join(agree)}
 
-Input: float32 pixels in [0, 1], `(batch, {takes})`. With PyTorch (needs torch and safetensors; run it in this directory):
+Input: float32 pixels in [0, 1], `(batch, {takes})`. With PyTorch (needs torch and safetensors; run it in this
+directory):
 
 ```python
 import json

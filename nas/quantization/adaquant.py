@@ -1,15 +1,15 @@
 """Calibration of layers, one after the other: to the nearest level, or by AdaQuant (Hubara et al., arXiv:2006.10518).
 
 Each layer is given weights, bias and grids for which its output differs least from that of the layer as it was, in mean
-square over the calibration examples. It sees what the quantized layers before it give, and aims at what the network gave
-before (the sequential variant of the paper).
+square over the calibration examples. It sees what the quantized layers before it give, and aims at what the network
+gave before (the sequential variant of the paper).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypedDict
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,13 +32,6 @@ PIXEL_BITS = 8
 SAMPLE = 1 << 14  # values that the range of an activation is sought on
 # Adam's, in levels; relative; in levels; share of the output's deviation
 LEVELS_LR, SCALE_LR, ZERO_LR, BIAS_LR = 0.02, 0.003, 0.02, 0.003
-
-
-class ParameterGroup(TypedDict):
-    """A parameter group of a torch optimizer."""
-
-    params: list[nn.Parameter]
-    lr: float
 
 
 class _Seen(Exception):
@@ -137,7 +130,7 @@ class AdaQuantLayer(nn.Module):
         x = fake_quantize_affine(x, self.log_input.exp(), self.input_zero.clamp(0, top), top)
         return run(self.layer[0], x, self.quantized_weight(), self.bias)
 
-    def groups(self, deviation: float) -> list[ParameterGroup]:
+    def groups(self, deviation: float) -> list[dict[str, Any]]:
         """Adam's parameter groups; `deviation` is that of the layer's output."""
         scales, zeros = [self.log_scale], [self.zero] if self.weight_bits < BYTE_BITS else []
         if self.given[0] is None:
@@ -199,9 +192,7 @@ def set_grid(grid: Grid, outputs: Sequence[Tensor], relu: bool) -> None:
     grid.zero.copy_(zero[0])
 
 
-def adaquant(
-    layer: AdaQuantLayer, xs: Sequence[Tensor], targets: Sequence[Tensor], held: int, iterations: int
-) -> None:
+def adaquant(layer: AdaQuantLayer, xs: Sequence[Tensor], targets: Sequence[Tensor], held: int, iterations: int) -> None:
     """AdaQuant for one layer: train it until its output on `xs` is nearer to `targets` in mean square.
 
     What is not better on the last `held` batches is undone.

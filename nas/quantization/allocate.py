@@ -62,7 +62,8 @@ class Costs:
         if kind == "bitops":
             width = widths(layer, bits)
             return layer.macs * width["weight_bits"] * width["input_bits"]
-        grids = 9 * layer.channels + 5 * (1 + layer.conv)  # scale, zero, bias of a channel; scale, zero of input and output
+        # scale, zero, bias of a channel; scale, zero of input and output
+        grids = 9 * layer.channels + 5 * (1 + layer.conv)
         return packed_bytes(layer.weights, bits) + grids
 
     def rest(self, kind: Kind) -> int:
@@ -89,8 +90,8 @@ def check_budget(costs: Costs, choices: Sequence[int], budget: BitBudget) -> Non
         fewer_help = min(choices) > (2 if budget.kind == "bitops" else NIBBLE_BITS) and rest < budget.most
         advice = "fewer bits (--bits)" if fewer_help else "a smaller child"
         raise ValueError(
-            f"max_{budget.kind} is {budget.most:,}, but {min(choices)} bits in every layer already take {least:,}{fixed}"
-            f": {least - budget.most:,} are missing; raise it, or take {advice}"
+            f"max_{budget.kind} is {budget.most:,}, but {min(choices)} bits in every layer already take {least:,}"
+            f"{fixed}: {least - budget.most:,} are missing; raise it, or take {advice}"
         )
 
 
@@ -101,7 +102,7 @@ def sensitivities(
     batches: Sequence[Tensor],
     layer_done: Callable[[str], None] = lambda _: None,
 ) -> np.ndarray:
-    """The sensitivity of the output to each layer: by how much it moves when that layer alone has fewer bits than the most.
+    """The output's sensitivity to each layer: how much it moves when that layer alone has fewer bits than the most.
 
     All layers are rounded to the nearest, which takes seconds where layers trained for every width (as in
     arXiv:2006.10518) take minutes.

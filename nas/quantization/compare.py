@@ -49,7 +49,8 @@ class QuantizationTarget:
     def __post_init__(self) -> None:
         listed = ", ".join(map(str, self.bits))
         if not self.bits or any(not LEAST_BITS <= bits <= BYTE_BITS for bits in self.bits):
-            raise ValueError(f"bits: given {listed or 'none'}; allowed: {LEAST_BITS} to {BYTE_BITS}, several with commas")
+            given = listed or "none"
+            raise ValueError(f"bits: given {given}; allowed: {LEAST_BITS} to {BYTE_BITS}, several with commas")
         if len(set(self.bits)) > 1 and self.budget is None:
             raise ValueError(
                 f"bits {listed} leave a choice: give a budget (--max-bitops or --max-bytes), or one number of bits"
@@ -79,7 +80,9 @@ def read_target(bits: str | None, max_bitops: str | None, max_bytes: str | None)
             budget = BitBudget(kind, most)
     text = bits or ("4,8" if budget else "8")
     if not all(part.strip().isdigit() for part in text.split(",")):
-        raise ValueError(f"bits: given {text!r}; allowed: {LEAST_BITS} to {BYTE_BITS}, several with commas, such as 4,8")
+        raise ValueError(
+            f"bits: given {text!r}; allowed: {LEAST_BITS} to {BYTE_BITS}, several with commas, such as 4,8"
+        )
     return QuantizationTarget(tuple(sorted({int(part) for part in text.split(",")})), budget)
 
 
@@ -154,8 +157,8 @@ def compare(
 ) -> QuantizedChild:
     """Round to the nearest and run AdaQuant, with the most bits that all layers can have alike and with allocated ones.
 
-    Taken are the bits asked for, and of the two ways with these the one whose output is nearer to the child's on the last
-    calibration batches. What `judge` says of each chooses nothing.
+    Taken are the bits asked for, and of the two ways with these the one whose output is nearer to the child's on the
+    last calibration batches. What `judge` says of each chooses nothing.
 
     Args:
         child: batch norms folded.

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nas.quantization.adaquant import ParameterGroup, put_bias, seen, set_grid
+from nas.quantization.adaquant import put_bias, seen, set_grid
 from nas.quantization.allocate import difference, outputs
 from nas.quantization.graph import integer_layer_of
 from nas.quantization.integer import IntegerConv2d
@@ -79,7 +80,7 @@ def biases(
     """A copy of `net` whose biases are trained together, by Adam on the difference of outputs."""
     net = copy.deepcopy(net)
     layers = [integer_layer_of(net, name) for name in names]
-    groups: list[ParameterGroup] = []
+    groups: list[dict[str, Any]] = []
     for name, layer in zip(names, layers, strict=True):
         layer.bias.requires_grad_()
         deviation = float(seen(child, name, batches[:1], output=True)[0].std()) or 1.0

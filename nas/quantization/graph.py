@@ -129,7 +129,7 @@ def _fold_norm(child: nn.Module, name: str, norm: str) -> None:
     """Multiply the batch norm of one name into the layer of the other, in place."""
     layer, folded = float_layer(child, name), child.get_submodule(norm)
     if not isinstance(folded, _BatchNorm):
-        raise TypeError(f"{norm} computes a batch norm and is a {type(folded).__name__}; allowed: torch's own batch norms")
+        raise TypeError(f"{norm} is a {type(folded).__name__}; what computes a batch norm must be torch's own")
     fused = fuse_conv_bn_eval(layer, folded) if isinstance(layer, nn.Conv2d) else fuse_linear_bn_eval(layer, folded)
     child.set_submodule(name, fused)
     child.set_submodule(norm, nn.Identity())

@@ -1,7 +1,7 @@
 """Integer layers, of which post-training quantization makes an exported child, and how it is built from its files.
 
-Every grid is affine: ``x`` becomes ``(q - zero) * scale`` with ``q = clamp(round(x / scale) + zero, 0, top)`` and zero a
-whole number, so that 0 is exact. Weights have a grid for each output channel, activations one for the tensor. Under
+Every grid is affine: ``x`` becomes ``(q - zero) * scale`` with ``q = clamp(round(x / scale) + zero, 0, top)`` and zero
+a whole number, so that 0 is exact. Weights have a grid for each output channel, activations one for the tensor. Under
 `torch.onnx.export` the grids become QuantizeLinear and DequantizeLinear of 8-bit types, so the ONNX file computes with
 the same integers. Imports torch and `nas.quantization.levels` alone: both are bundled as quantized.py beside a child.
 """

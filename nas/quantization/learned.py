@@ -2,7 +2,7 @@
 
 Real quantizers are those of LSQ (Esser et al. 2020), weights per output channel and activations per tensor, with the
 steps kept as logarithms: under Adam a step itself is destroyed within a few updates. Noise follows QuantNAS
-(arXiv:2208.14839). Imports torch and `nas.quantization.levels` alone: both are bundled into an exported child's model.py.
+(arXiv:2208.14839). Imports torch and `nas.quantization.levels` alone: both are bundled into a child's model.py.
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ class QuantConv2d(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """Set every step to the one of least squared error for the weights, and for an input x such as `forward` gets."""
+        """Set every step to the one of least squared error for the weights, and for an input such as `forward` gets."""
         for bits, step in self.weight_step.items():
             step.copy_(fit_log_step(self.weight.flatten(1), int(bits), True))
         values = self.rectified(x).flatten()
@@ -342,7 +342,7 @@ def pack(net: nn.Module) -> dict[str, Tensor]:
 
 
 def unpack(net: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a child from what `pack` gave; weights stand on their grid, so the child computes what it did."""
+    """The state dict of a child from what `pack` gave; weights lie on their grid, so that it computes what it did."""
     tensors = dict(tensors)
     for name, layer in byte_layers(net).items():
         levels, (bits,) = tensors[f"{name}.weight"], layer.bits
