@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import nas
+from nas.children.export import bundle
+from nas.children.quantize import SOURCES
 from nas.quantization.learned import QuantConv2d, unpack
+from searchspaces.quantnas import QuantNAS
 
 CHILDREN = Path(__file__).parent / "golden" / "children"
 
@@ -66,3 +71,32 @@ def test_old_quantized_weights_lie_two_to_a_byte(name: str) -> None:
             for i in range(len(weight))
         ]
         assert weight.flatten(1).tolist() == rows, key
+
+
+STRANGER = """
+import json, sys
+sys.modules["nas"] = sys.modules["searchspaces"] = None
+import torch
+from safetensors.torch import load_file
+from model import QuantNASChild, unpack
+from quantized import load_quantized
+about = json.load(open(sys.argv[1] + "/arch.json"))
+net = QuantNASChild(**about["network"]).eval()
+if "quantization" in about:
+    net = load_quantized(net, about["quantization"], load_file(sys.argv[1] + "/model.safetensors"))
+else:
+    net.load_state_dict(unpack(net, load_file(sys.argv[1] + "/packed.safetensors")))
+example = load_file(sys.argv[1] + "/example.safetensors")
+with torch.no_grad():
+    torch.testing.assert_close(net(example["input"]), example["output"], atol=1e-5, rtol=1e-5)
+"""
+
+
+@pytest.mark.parametrize("name", ["quantnas", "quantnas-w3w4"])
+def test_todays_sources_read_old_files_without_raynas(name: str, tmp_path: Path) -> None:
+    """model.py and quantized.py as they are bundled beside children now."""
+    (tmp_path / "model.py").write_text(bundle(QuantNAS.sources))
+    (tmp_path / "quantized.py").write_text(bundle(SOURCES))
+    command = [sys.executable, "-c", STRANGER, str(CHILDREN / name)]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
