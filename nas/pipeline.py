@@ -15,12 +15,12 @@ import numpy as np
 
 from nas.build import load_recipe, load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator
-from nas.children.export import export_child, exported, homes
-from nas.children.quantize import done_before, quantize_child
+from nas.children.export import child_packages, export_child, exported
+from nas.children.quantize import QuantizedFigures, done_before, quantize_child
 from nas.config.experiment import Experiment, parse
 from nas.config.sections import Constraints
 from nas.device import driver
-from nas.quantization.compare import Wish
+from nas.quantization.compare import QuantizationTarget
 from nas.results.history import History
 from nas.results.report import write_report
 from nas.results.tracking import Tracker, address, default_uri
@@ -278,14 +278,14 @@ class Pipeline:
         """The one child of a space of one, as a directory `target`, with further facts of where it comes from."""
         self._export([self.net.space.largest()], target, about)
 
-    def quantize(self, name: str, wish: Wish) -> dict[str, Any]:
+    def quantize(self, name: str, target: QuantizationTarget) -> QuantizedFigures:
         """One exported child, by the name of its directory, with weights and activations of few bits. Returns its figures.
 
         Raises:
             ValueError: there is no such child, or it cannot be what is asked for.
         """
         source = self.run.exported_child(name).path
-        if figures := done_before(source, wish):
+        if figures := done_before(source, target):
             self.watch.say(f"quantize: done before ({figures['id']})")
             return figures
         self._begin("quantize", "reading the child and the calibration images")
@@ -294,9 +294,9 @@ class Pipeline:
             self.watch.advance(done, total, note, "layers", None)
             self.stopper.check()
 
-        settings, modules = self.experiment, homes(self.experiment.space.name)
+        settings, modules = self.experiment, child_packages(self.experiment.space.name)
         device, size = driver(settings.train.use_gpu), settings.search.score_batch
-        figures = quantize_child(source, wish, self.task, device, self.fence, modules, size, settings.export.onnx, tell)
+        figures = quantize_child(source, target, self.task, device, self.fence, modules, size, settings.export.onnx, tell)
         self.watch.end(str(self.run.child(figures["id"]).path))
         return figures
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,14 @@ def fp32(macs: int, params: int) -> Cost:
     return Cost(macs, params, macs * 32 * 32, params * 4)
 
 
+@runtime_checkable
+class QuantizingChild(Protocol):
+    """A child of a family that quantizes; its quantizers begin switched on."""
+
+    def quantize(self, on: bool) -> nn.Module:
+        """The child itself, with all its quantizers switched on or off."""
+
+
 class Supernet(nn.Module):
     """A weight-sharing network. A family subclasses it once and gives what raises `NotImplementedError` here.
 
@@ -111,7 +119,7 @@ class Supernet(nn.Module):
         aux_grid: side of the grid over the image that the auxiliary head predicts for; 0 where there is no such head.
         mixes_examples: examples of one sub-network influence each other by more than what all sub-networks share (batch norm in a
             part that is searched), so that a few examples of each in one pass are not enough to train it.
-        quantizes: passes with quant "noise" and "real" differ from "off"; a child has ``quantize(on)``, and begins switched on.
+        quantizes: passes with quant "noise" and "real" differ from "off"; a child is a `QuantizingChild`.
         slots: what a differentiable search decides, and the choices that each decides together; empty where there is no such search.
         child: the class of an extracted child: an `nn.Module` made of torch layers, built from plain keyword arguments that it
             keeps as ``config`` and that JSON can carry.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import nas.quantization.learned
+import nas.quantization.levels
 from nas.elastic import ElasticBatchNorm2d
 from nas.space import Arch, Number
 from nas.supernet import Cost, Pass, Soft, Supernet, inherit
@@ -61,7 +62,7 @@ class QuantNAS(Supernet):
 
     space: QuantNASSpace
     child = quantnas_child.QuantNASChild
-    sources = (Path(nas.quantization.learned.__file__), Path(quantnas_child.__file__))
+    sources = tuple(Path(str(m.__file__)) for m in (nas.quantization.levels, nas.quantization.learned, quantnas_child))
     quantizes = True
     mean: Tensor
 

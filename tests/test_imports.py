@@ -31,7 +31,9 @@ HOMES = {
 DIETS = {
     "nas/space.py": {"numpy"},
     "nas/static.py": {"torch"},
-    "nas/quantization/integer.py": {"torch"},
+    "nas/quantization/levels.py": {"torch"},
+    "nas/quantization/learned.py": {"torch", "nas.quantization.levels"},
+    "nas/quantization/integer.py": {"torch", "nas.quantization.levels"},
     "searchspaces/*_child.py": {"torch", "nas.static", "nas.quantization.learned"},
     "nas/elastic/*.py": {"torch", "numpy", "nas.elastic"},
     "nas/recipes/*.py": {"torch", "numpy", "pydantic", "nas.recipes", "nas.supernet", "nas.space", "nas.draws", "nas.config.section"},
@@ -145,7 +147,7 @@ def test_arrows_run_one_way() -> None:
     assert not offences(lambda file, name: within(name, "nas.cli.cluster") and file != "nas/cli/commands.py")
     others = ("nas", "searchspaces")
     assert not offences(lambda file, name: file.startswith("cluster/") and any(within(name, package) for package in others))
-    parts = ("nas.space", "nas.elastic", "nas.static", "nas.supernet", "nas.quantization.learned")
+    parts = ("nas.space", "nas.elastic", "nas.static", "nas.supernet", "nas.quantization.learned", "nas.quantization.levels")
     assert not offences(
         lambda file, name: file.startswith("searchspaces/") and within(name, "nas") and not any(within(name, part) for part in parts)
     )

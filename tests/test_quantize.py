@@ -1,4 +1,4 @@
-"""Quantized children: grids, packing, folding, AdaQuant, bits by integer programming, and files that agree with each other."""
+"""Quantized children: grids, packing, folding, AdaQuant, bits by integer programming, and files that agree."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ from nas.children.export import export_child, write_onnx
 from nas.children.quantize import OnnxFile, done_before, integer_layers, quantize_child
 from nas.config.experiment import load_experiment
 from nas.draws import permutation
-from nas.elastic import quantizer
-from nas.quantization.adaquant import ITERATIONS, Tuned, adaquant, best_grid, calibrate, seen, widths
-from nas.quantization.allocate import Budget, Costs, allocate, check_budget, difference, outputs, sensitivities
-from nas.quantization.compare import read_wish
-from nas.quantization.graph import fold, plain, total_macs
-from nas.quantization.integer import QuantConv2d, QuantLinear, fake_quantize, load_quantized, pack, top_level, unpack
-from nas.quantization.tuning import statistics, tune
-from nas.rundir import atomic
+from nas.quantization import learned
+from nas.quantization.adaquant import ITERATIONS, AdaQuantLayer, adaquant, best_grid, calibrate, seen, widths
+from nas.quantization.allocate import BitBudget, Costs, allocate, check_budget, difference, outputs, sensitivities
+from nas.quantization.compare import read_target
+from nas.quantization.correction import correct, statistics
+from nas.quantization.graph import float_layer, fold, integer_layer_of, plain, total_macs
+from nas.quantization.integer import IntegerConv2d, IntegerLinear, fake_quantize_affine, load_quantized, pack, unpack
+from nas.quantization.levels import top_level
+from nas.rundir.fence import Fence
 from tests.test_run import STRANGER
 
 CPU = torch.device("cpu")
@@ -72,14 +73,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     evaluator = Evaluator(supernet, task, experiment.search, CPU)
     about = {"space": "bignas", "size": "d8", "supernet": "0" * 64, "data": "digits", "classes": list(task.classes)}
     test = Batches(task.test, len(task.test), 500, CPU)
-    figures = export_child(run / "children" / arch.id, arch, evaluator, test, about, False, atomic.Fence.take(run))
+    figures = export_child(run / "children" / arch.id, arch, evaluator, test, about, False, Fence.take(run))
     assert figures["test"]["accuracy"] > 88
     batches = [x for x, _ in Batches(task.train, 256, 32, CPU, epoch=0)]
     return Trained(run, arch.id, task, nas.load_child(run / "children" / arch.id), batches)
 
 
 def test_statistics_are_put_back_and_levels_stay(trained: Trained) -> None:
-    """Mean and deviation of every channel, by scale and bias alone (the specification's folding of a batch norm into the grid)."""
+    """Mean and deviation of every channel, by scale and bias alone, as a batch norm is folded into a grid."""
     child, _, layers = fold(trained.net, trained.batches[0])
     bits, names = dict.fromkeys((layer.name for layer in layers), 3), [layer.name for layer in layers]
     coarse = calibrate(child, layers, bits, trained.batches, 2, 0)
@@ -95,15 +96,20 @@ def test_statistics_are_put_back_and_levels_stay(trained: Trained) -> None:
         return torch.stack((rows.mean(1), rows.std(1)))
 
     for name in names:
-        assert torch.equal(mended.get_submodule(name).weight, coarse.get_submodule(name).weight), name  # type: ignore[arg-type]
+        assert torch.equal(integer_layer_of(mended, name).weight, integer_layer_of(coarse, name).weight), name
     with torch.no_grad():
         first, wanted, before = (moments(net, names[0]) for net in (mended, child, coarse))
-        assert (first - wanted).abs().max() < 0.05 * wanted.abs().max() and (before - wanted).abs().max() > (first - wanted).abs().max()
-        off = [sum(float((moments(net, name) - moments(child, name)).abs().mean()) for name in names) for net in (coarse, mended)]
+        assert (first - wanted).abs().max() < 0.05 * wanted.abs().max() and (before - wanted).abs().max() > (
+            first - wanted
+        ).abs().max()
+        off = [
+            sum(float((moments(net, name) - moments(child, name)).abs().mean()) for name in names)
+            for net in (coarse, mended)
+        ]
     assert off[1] < 0.7 * off[0]
 
 
-# Grids -----------------------------------------------------------------------------------------------------------------
+# Grids ------------------------------------------------------------
 
 
 def test_grid_agrees_with_torch() -> None:
@@ -112,36 +118,49 @@ def test_grid_agrees_with_torch() -> None:
     for top in (3, 15, 255):
         scale, zero = torch.rand(6) / top * 6 + 0.01, torch.randint(0, top + 1, (6,))
         theirs = torch.fake_quantize_per_channel_affine(x, scale, zero.int(), 0, 0, top)
-        assert torch.equal(fake_quantize(x, scale[:, None], zero[:, None].float(), top), theirs)
-    assert fake_quantize(torch.zeros(3), torch.tensor(0.3), torch.tensor(7.0), 15).tolist() == [0, 0, 0]
+        assert torch.equal(fake_quantize_affine(x, scale[:, None], zero[:, None].float(), top), theirs)
+    assert fake_quantize_affine(torch.zeros(3), torch.tensor(0.3), torch.tensor(7.0), 15).tolist() == [0, 0, 0]
 
 
 def test_gradients_by_finite_differences() -> None:
-    """Outside the range the function is smooth and the gradients are exact; inside they are the slope over many steps of the grid."""
+    """Outside the range the function is smooth and gradients are exact; inside they are the slope over many steps."""
     gen = torch.Generator().manual_seed(1)
-    scale, zero = torch.tensor(0.13, dtype=torch.double, requires_grad=True), torch.tensor(5.0, dtype=torch.double, requires_grad=True)
-    x = torch.cat((torch.rand(50, generator=gen, dtype=torch.double) + 3, -torch.rand(50, generator=gen, dtype=torch.double) - 3))
+    scale, zero = (
+        torch.tensor(0.13, dtype=torch.double, requires_grad=True),
+        torch.tensor(5.0, dtype=torch.double, requires_grad=True),
+    )
+    x = torch.cat(
+        (torch.rand(50, generator=gen, dtype=torch.double) + 3, -torch.rand(50, generator=gen, dtype=torch.double) - 3)
+    )
     weights = torch.rand(100, generator=gen, dtype=torch.double)  # so that no two gradients cancel
 
     def clipped(scale: Tensor, zero: Tensor) -> Tensor:
         return (torch.where(x > 0, 15 - zero, -zero) * scale * weights).sum()
 
-    out = (fake_quantize(x, scale, zero, 15) * weights).sum()
+    out = (fake_quantize_affine(x, scale, zero, 15) * weights).sum()
     assert out.item() == pytest.approx(clipped(scale, zero).item(), abs=1e-12)
     d_scale, d_zero = torch.autograd.grad(out, (scale, zero))
     e = 1e-4
-    assert float(d_scale) == pytest.approx((clipped(scale + e, zero) - clipped(scale - e, zero)).item() / (2 * e), rel=1e-6)
-    assert float(d_zero) == pytest.approx((clipped(scale, zero + e) - clipped(scale, zero - e)).item() / (2 * e), rel=1e-6)
+    assert float(d_scale) == pytest.approx(
+        (clipped(scale + e, zero) - clipped(scale - e, zero)).item() / (2 * e), rel=1e-6
+    )
+    assert float(d_zero) == pytest.approx(
+        (clipped(scale, zero + e) - clipped(scale, zero - e)).item() / (2 * e), rel=1e-6
+    )
     inside = (torch.rand(2000, generator=gen, dtype=torch.double) - 0.3).requires_grad_()
-    d_x, d_scale = torch.autograd.grad(fake_quantize(inside, scale, zero, 15).sum(), (inside, scale))
+    d_x, d_scale = torch.autograd.grad(fake_quantize_affine(inside, scale, zero, 15).sum(), (inside, scale))
     assert torch.equal(d_x, torch.ones_like(d_x))
     steps = torch.linspace(-0.4 * 0.13, 0.4 * 0.13, 2001, dtype=torch.double)
-    slope = sum(float(fake_quantize(inside.detach() + s, scale.detach(), zero.detach(), 15).sum()) * float(s) for s in steps) / float(steps.square().sum())
+    with torch.no_grad():
+        sums = [float(fake_quantize_affine(inside + s, scale, zero, 15).sum()) for s in steps]
+    slope = sum(found * float(s) for found, s in zip(sums, steps, strict=True)) / float(steps.square().sum())
     assert slope / 2000 == pytest.approx(1.0, abs=0.05)
     x, s = torch.tensor(0.45, dtype=torch.double), torch.tensor(0.2, dtype=torch.double, requires_grad=True)
-    (estimate,) = torch.autograd.grad(fake_quantize(x, s, zero, 15), s)
-    with torch.no_grad():  # within one cell the true derivative to scale is q - zero; LSQ takes off x / scale, the part that x follows
-        true = float(fake_quantize(x, s + e, zero, 15) - fake_quantize(x, s - e, zero, 15)) / (2 * e)
+    (estimate,) = torch.autograd.grad(fake_quantize_affine(x, s, zero, 15), s)
+    with (
+        torch.no_grad()
+    ):  # within one cell the true derivative to scale is q - zero; LSQ takes off x / scale, the part that x follows
+        true = float(fake_quantize_affine(x, s + e, zero, 15) - fake_quantize_affine(x, s - e, zero, 15)) / (2 * e)
     assert true == pytest.approx(2.0) and float(estimate) == pytest.approx(true - 0.45 / 0.2)
 
 
@@ -152,49 +171,55 @@ def test_the_best_grid_is_best() -> None:
     for top in (7, 15, 255):
         scale, zero = best_grid(x, top)
         assert torch.equal(zero, zero.round()) and zero.min() >= 0 and zero.max() <= top
-        error = (fake_quantize(x, scale[:, None], zero[:, None], top) - x).square().mean(1)
+        error = (fake_quantize_affine(x, scale[:, None], zero[:, None], top) - x).square().mean(1)
         low, high = x.amin(1).clamp(max=0), x.amax(1).clamp(min=0)
         step = (high - low) / top
-        full = (fake_quantize(x, step[:, None], (-low / step).round()[:, None], top) - x).square().mean(1)
+        full = (fake_quantize_affine(x, step[:, None], (-low / step).round()[:, None], top) - x).square().mean(1)
         assert (error <= full + 1e-9).all()
         if top == 15:
             assert error[1] < 0.5 * full[1], "an outlier does not spoil the grid"
     scale, zero = best_grid(x, top_level(8), centred=True)
-    assert zero.tolist() == [128] * 4 and 126.9 < float(x[0].abs().amax() / scale[0]) < 128.1, "8 bits of plain values: all of the range"
+    assert zero.tolist() == [128] * 4 and 126.9 < float(x[0].abs().amax() / scale[0]) < 128.1, (
+        "8 bits of plain values: all of the range"
+    )
 
 
-# Packing ---------------------------------------------------------------------------------------------------------------
+# Packing ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_packed_weights_come_back(bits: int) -> None:
     gen = torch.Generator().manual_seed(3)
-    conv, linear = QuantConv2d(nn.Conv2d(3, 5, 3), bits, 8), QuantLinear(nn.Linear(7, 3), bits, bits)
+    conv, linear = IntegerConv2d(nn.Conv2d(3, 5, 3), bits, 8), IntegerLinear(nn.Linear(7, 3), bits, bits)
     for layer in (conv, linear):
         top = top_level(bits)
-        layer.zero.copy_(torch.randint(0, top + 1, layer.zero.shape, generator=gen) if bits < 8 else torch.full_like(layer.zero, 128))
+        layer.zero.copy_(
+            torch.randint(0, top + 1, layer.zero.shape, generator=gen) if bits < 8 else torch.full_like(layer.zero, 128)
+        )
         levels = torch.randint(0, top + 1, layer.weight.shape, generator=gen)
         levels.view(-1)[:2] = torch.tensor([0, top])
         layer.weight.copy_(levels - layer.zero.view(-1, *[1] * (levels.dim() - 1)).int())
     net = nn.Sequential(conv, linear)
     packed = pack(net)
-    assert packed["0.weight"].nbytes == (68 if bits <= 4 else 135) and packed["1.weight"].nbytes == (11 if bits <= 4 else 21)
+    assert packed["0.weight"].nbytes == (68 if bits <= 4 else 135) and packed["1.weight"].nbytes == (
+        11 if bits <= 4 else 21
+    )
     back = unpack(net, packed)
     assert all(torch.equal(back[name], value) for name, value in net.state_dict().items())
 
 
 def test_two_weights_a_byte_the_first_one_low() -> None:
-    layer = QuantLinear(nn.Linear(3, 1), 4, 4)
+    layer = IntegerLinear(nn.Linear(3, 1), 4, 4)
     layer.zero.fill_(2)
     layer.weight.copy_(torch.tensor([[-2, 13, 1]]))
     assert pack(nn.Sequential(layer))["0.weight"].tolist() == [0xF0, 0x03]
 
 
-# Folding ---------------------------------------------------------------------------------------------------------------
+# Folding ------------------------------------------------------------
 
 
 class Twisted(nn.Module):
-    """One batch norm that can be folded, through a change of layout; one whose convolution is read elsewhere; a layer that runs twice."""
+    """A batch norm that can be folded, through a change of layout; one that cannot, and a layer that runs twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -217,15 +242,21 @@ def test_folding_is_exact_and_spares_what_is_read_elsewhere() -> None:
     x = torch.rand(4, 3, 9, 9, dtype=torch.double)
     folded, norms, layers = fold(net, x)
     assert norms == ("a_norm",) and isinstance(folded.a_norm, nn.Identity) and isinstance(folded.b_norm, nn.BatchNorm2d)
-    assert [layer.name for layer in layers] == ["a", "b", "last"] and [layer.first for layer in layers] == [True, False, False]
+    assert [layer.name for layer in layers] == ["a", "b", "last"] and [layer.first for layer in layers] == [
+        True,
+        False,
+        False,
+    ]
     assert torch.allclose(folded(x), net(x), rtol=1e-12, atol=1e-12)
-    assert [layer.macs for layer in layers] == [8 * 27 * 49, 64 * 49, 16] and total_macs(net, (3, 9, 9)) == 8 * 27 * 49 + 64 * 49 + 64 * 2 + 16
+    assert [layer.macs for layer in layers] == [8 * 27 * 49, 64 * 49, 16] and total_macs(
+        net, (3, 9, 9)
+    ) == 8 * 27 * 49 + 64 * 49 + 64 * 2 + 16
     assert isinstance(net.a_norm, nn.BatchNorm2d), "the child itself is left as it is"
     with pytest.raises(ValueError, match="nothing to quantize"):
         fold(nn.Sequential(nn.ReLU()), x)
 
 
-# Bits ------------------------------------------------------------------------------------------------------------------
+# Bits ------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -236,7 +267,12 @@ def test_integer_program_equals_brute_force(seed: int) -> None:
     prices = rng.integers(1, 10**9, (layers, choices))
     every = list(itertools.product(range(choices), repeat=layers))
     price = {c: sum(int(prices[i, j]) for i, j in enumerate(c)) for c in every}
-    for most in (min(price.values()), sorted(price.values())[len(every) // 3], price[every[len(every) // 2]], max(price.values())):
+    for most in (
+        min(price.values()),
+        sorted(price.values())[len(every) // 3],
+        price[every[len(every) // 2]],
+        max(price.values()),
+    ):
         best = min(sum(losses[i, j] for i, j in enumerate(c)) for c in every if price[c] <= most)
         chosen = allocate(losses, prices, most)
         assert price[tuple(chosen)] <= most
@@ -250,9 +286,9 @@ def test_an_impossible_budget_says_how_much_is_missing(trained: Trained) -> None
     costs = Costs.of(child, layers, total_macs(child, (1, 8, 8)))
     least = {kind: costs.total({layer.name: 4 for layer in layers}, kind) for kind in ("bitops", "bytes")}
     for kind in ("bitops", "bytes"):
-        check_budget(costs, (4, 8), Budget(kind, least[kind]))  # type: ignore[arg-type]
+        check_budget(costs, (4, 8), BitBudget(kind, least[kind]))  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=rf"take {least[kind]:,}.*: 7 are missing"):
-            check_budget(costs, (4, 8), Budget(kind, least[kind] - 7))  # type: ignore[arg-type]
+            check_budget(costs, (4, 8), BitBudget(kind, least[kind] - 7))  # type: ignore[arg-type]
     by_hand = sum(layer.macs * 4 * (8 if layer.name == "stem.conv" else 4) for layer in layers)
     assert least["bitops"] == by_hand and costs.rest("bitops") == 0
 
@@ -267,12 +303,12 @@ def test_an_impossible_budget_says_how_much_is_missing(trained: Trained) -> None
         ((None, "1.5X", None), "1.5M"),
     ],
 )
-def test_wishes_that_cannot_be(words: tuple[str | None, ...], said: str) -> None:
+def test_targets_that_cannot_be(words: tuple[str | None, ...], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        read_wish(*words)
+        read_target(*words)
 
 
-# AdaQuant --------------------------------------------------------------------------------------------------------------
+# AdaQuant ------------------------------------------------------------
 
 
 def test_adaquant_lowers_the_error_of_every_layer(trained: Trained) -> None:
@@ -280,9 +316,9 @@ def test_adaquant_lowers_the_error_of_every_layer(trained: Trained) -> None:
     ratios = []
     for layer in layers:
         xs, ys = seen(child, layer.name, trained.batches), seen(child, layer.name, trained.batches, output=True)
-        tuned = Tuned(child.get_submodule(layer.name), *widths(layer, 3), xs)
+        tuned = AdaQuantLayer(float_layer(child, layer.name), **widths(layer, 3), xs=xs)
 
-        def error(tuned: Tuned = tuned, xs: list[Tensor] = xs, ys: list[Tensor] = ys) -> float:
+        def error(tuned: AdaQuantLayer = tuned, xs: list[Tensor] = xs, ys: list[Tensor] = ys) -> float:
             with torch.no_grad():
                 return sum(float((tuned(x) - y).square().mean()) for x, y in zip(xs[-2:], ys[-2:], strict=True))
 
@@ -291,23 +327,28 @@ def test_adaquant_lowers_the_error_of_every_layer(trained: Trained) -> None:
         assert error() <= before, layer.name
         ratios.append(error() / before)
         frozen = tuned.freeze(xs).eval()
-        plain = frozen.accumulated(xs[-1]) if isinstance(frozen, QuantConv2d) else frozen(xs[-1])
+        plain = frozen.accumulated(xs[-1]) if isinstance(frozen, IntegerConv2d) else frozen(xs[-1])
         step = frozen.input.scale * frozen.scale.max()  # the bias is a whole number of these
         assert torch.allclose(plain, tuned(xs[-1]), atol=0.5 * float(step) + 1e-4), "whole numbers give what was tuned"
     assert np.median(ratios) < 0.95 and min(ratios) < 0.6
 
 
-def test_adaquant_and_tuning_beat_rounding(trained: Trained) -> None:
+def test_adaquant_and_correction_beat_rounding(trained: Trained) -> None:
     child, _, layers = fold(trained.net, trained.batches[0])
     bits = dict.fromkeys((layer.name for layer in layers), 3)
     targets = outputs(child, trained.batches[-2:])
     nearest = calibrate(child, layers, bits, trained.batches, 2, 0)
     better = calibrate(child, layers, bits, trained.batches, 2, 60)
-    tuned, losses = tune(better, child, list(bits), trained.batches, 2)
+    tuned, losses = correct(better, child, list(bits), trained.batches, 2)
     apart = [difference(net, trained.batches[-2:], targets) for net in (nearest, better, tuned)]
     assert apart[1] < 0.6 * apart[0] and apart[2] <= apart[1]
     assert apart[1] == pytest.approx(losses["before"]) and apart[2] == pytest.approx(min(losses.values()))
-    assert difference(calibrate(child, layers, dict.fromkeys(bits, 8), trained.batches, 2, 0), trained.batches[-2:], targets) < 0.02 * apart[0]
+    assert (
+        difference(
+            calibrate(child, layers, dict.fromkeys(bits, 8), trained.batches, 2, 0), trained.batches[-2:], targets
+        )
+        < 0.02 * apart[0]
+    )
 
 
 def test_sensitivity_is_what_swapping_one_layer_costs(trained: Trained) -> None:
@@ -319,7 +360,7 @@ def test_sensitivity_is_what_swapping_one_layer_costs(trained: Trained) -> None:
     assert difference(base, trained.batches[:2], targets) < found[:, 0].max() / 20
 
 
-# Files -----------------------------------------------------------------------------------------------------------------
+# Files ------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -329,26 +370,34 @@ def mixed(trained: Trained) -> dict[str, Any]:
     costs = Costs.of(child, layers, total_macs(child, (1, 8, 8)))
     most = sum(costs.total({layer.name: bits for layer in layers}, "bitops") for bits in (4, 8)) // 2
     heard: list[tuple[float, float]] = []
-    wish, fence = replace(read_wish("4,8", str(most), None), iterations=30), atomic.Fence.take(trained.run)
+    target, fence = replace(read_target("4,8", str(most), None), iterations=30), Fence.take(trained.run)
 
     def tell(done: float, total: float, note: str) -> None:
         heard.append((done, total))
 
-    figures = quantize_child(trained.home, wish, trained.task, CPU, fence, ("searchspaces",), 500, True, tell)
-    assert heard[-1][0] == pytest.approx(heard[-1][1]) and [done for done, _ in heard] == sorted(done for done, _ in heard)
+    figures = quantize_child(trained.home, target, trained.task, CPU, fence, ("searchspaces",), 500, True, tell)
+    assert heard[-1][0] == pytest.approx(heard[-1][1]) and [done for done, _ in heard] == sorted(
+        done for done, _ in heard
+    )
     return figures | {"most": most}
 
 
 def test_the_figures_of_a_quantized_child(trained: Trained, mixed: dict[str, Any]) -> None:
     rows = {row["method"]: row for row in mixed["rows"]}
-    assert list(rows) == ["fp32", *(f"{how}, {which} bits" for which in ("4", "allocated") for how in ("round to nearest", "AdaQuant"))]
+    assert list(rows) == [
+        "fp32",
+        *(f"{how}, {which} bits" for which in ("4", "allocated") for how in ("round to nearest", "AdaQuant")),
+    ]
     fp32, four, chosen = (rows[name] for name in ("fp32", "AdaQuant, 4 bits", "AdaQuant, allocated bits"))
     assert four["bitops"] < chosen["bitops"] <= mixed["most"] and mixed["bitops"] == chosen["bitops"]
     assert chosen["bytes"] < 0.4 * fp32["bytes"]
     exported = json.loads((trained.home / "metrics.json").read_text())
     assert fp32["test"]["accuracy"] == exported["test"]["accuracy"] and fp32["bitops"] == exported["macs"] * 1024
     assert chosen["test"]["accuracy"] > fp32["test"]["accuracy"] - 5
-    assert mixed["validation"] == chosen["validation"] or mixed["validation"] == rows["round to nearest, allocated bits"]["validation"]
+    assert (
+        mixed["validation"] == chosen["validation"]
+        or mixed["validation"] == rows["round to nearest, allocated bits"]["validation"]
+    )
     home = trained.run / "children" / mixed["id"]
     tensors = load_file(home / "model.safetensors")
     assert sum(tensor.nbytes for tensor in tensors.values()) == mixed["bytes"], "the budget's arithmetic is the file's"
@@ -373,26 +422,38 @@ def test_a_quantized_child_loads(trained: Trained, mixed: dict[str, Any]) -> Non
     ours = nas.load_child(home)(x)
     lines = (home / "README.md").read_text().split("```python\n")[1].split("```")[0]
     rest = f"\nimport torch\nwith torch.no_grad():\n    print(json.dumps(net(torch.tensor({x.tolist()})).tolist()))"
-    ended = subprocess.run([sys.executable, "-c", STRANGER + lines + rest], cwd=home, capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, "-c", STRANGER + lines + rest], cwd=home, capture_output=True, text=True, timeout=120
+    )
     assert ended.returncode == 0, ended.stderr
     assert torch.allclose(torch.tensor(json.loads(ended.stdout)), ours, atol=1e-5)
 
 
 def test_it_is_not_done_twice_nor_to_a_quantized_child(trained: Trained, mixed: dict[str, Any]) -> None:
-    wish = read_wish("4,8", str(mixed["most"]), None)
-    assert done_before(trained.home, wish)["id"] == mixed["id"]  # type: ignore[index]
-    assert done_before(trained.home, read_wish("4", None, None)) is None
-    fence = atomic.Fence.take(trained.run)
+    target = read_target("4,8", str(mixed["most"]), None)
+    assert done_before(trained.home, target)["id"] == mixed["id"]  # type: ignore[index]
+    assert done_before(trained.home, read_target("4", None, None)) is None
+    fence = Fence.take(trained.run)
     with pytest.raises(ValueError, match=f"quantized already.*{trained.id}"):
-        quantize_child(trained.run / "children" / mixed["id"], wish, trained.task, CPU, fence, ("searchspaces",), 500, True, lambda *_: None)
+        quantize_child(
+            trained.run / "children" / mixed["id"],
+            target,
+            trained.task,
+            CPU,
+            fence,
+            ("searchspaces",),
+            500,
+            True,
+            lambda *_: None,
+        )
     page = trained.run / "children" / mixed["id"] / "metrics.json"
     kept = page.read_text()
     page.write_text("{}")
-    assert done_before(trained.home, wish) is None, "a damaged one is made again"
+    assert done_before(trained.home, target) is None, "a damaged one is made again"
     page.write_text(kept)
 
 
-# Other families --------------------------------------------------------------------------------------------------------
+# Other families ------------------------------------------------------------
 
 
 def test_a_vision_transformer(tmp_path: Path) -> None:
@@ -405,7 +466,11 @@ def test_a_vision_transformer(tmp_path: Path) -> None:
     child = net.extract(net.space.smallest()).train()
     child(x)
     child, norms, layers = fold(child, x)
-    assert len(norms) == 3 and sum(layer.conv for layer in layers) >= 4 and not any(isinstance(m, nn.BatchNorm2d) for m in child.modules())
+    assert (
+        len(norms) == 3
+        and sum(layer.conv for layer in layers) >= 4
+        and not any(isinstance(m, nn.BatchNorm2d) for m in child.modules())
+    )
     costs = Costs.of(child, layers, total_macs(child, net.input_shape))
     assert costs.macs == net.cost(net.space.smallest()).macs and costs.rest("bitops") > 0
     small = calibrate(child, layers, dict.fromkeys((layer.name for layer in layers), 8), list(x.split(16)), 1, 0)
@@ -422,7 +487,10 @@ class Enlarger(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.config: dict[str, Any] = {}
-        self.head, self.body = nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.Conv2d(12, 12, (3, 1), padding=(1, 0), groups=3, bias=False)
+        self.head, self.body = (
+            nn.Conv2d(3, 12, 3, padding=1, bias=False),
+            nn.Conv2d(12, 12, (3, 1), padding=(1, 0), groups=3, bias=False),
+        )
         self.up = nn.Conv2d(12, 12, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -450,7 +518,7 @@ def test_super_resolution(tmp_path: Path) -> None:
     bits = dict.fromkeys((layer.name for layer in layers), 4)
     targets = outputs(child, batches[-2:])
     nearest = calibrate(child, layers, bits, batches, 2, 0)
-    better, _ = tune(calibrate(child, layers, bits, batches, 2, ITERATIONS), child, list(bits), batches, 2)
+    better, _ = correct(calibrate(child, layers, bits, batches, 2, ITERATIONS), child, list(bits), batches, 2)
     assert difference(better, batches[-2:], targets) < 0.7 * difference(nearest, batches[-2:], targets)
     plan = {name: {"weight_bits": 4, "input_bits": 8 if name == "head" else 4} for name in bits}
     again = load_quantized(Enlarger(), {"plain": [], "folded": [], "layers": plan}, pack(better))
@@ -461,7 +529,7 @@ def test_super_resolution(tmp_path: Path) -> None:
 
 
 def test_the_least_budget_can_be_met() -> None:
-    """Whatever the spread of prices, and the solver's tolerance of the whole: a person types back what the refusal has told."""
+    """Whatever the spread of prices and the solver's tolerance: a person types back what the refusal has told."""
     rng = np.random.default_rng(0)
     for _ in range(30):
         base = (10 ** rng.uniform(2, 9, 12)).astype(np.int64)[:, None]
@@ -501,9 +569,9 @@ def test_a_child_with_quantizers_of_its_own(size: str) -> None:
     net = nas.load_supernet("quantnas", size)
     arch = net.space.sample(np.random.default_rng(4))
     child, x = net.extract(arch).eval(), torch.randint(256, (8, 3, 16, 16)) / 255
-    quantizer.fit(child, [(x, None)])
+    learned.fit(child, [(x, None)])
     bare, names = plain(child)
-    assert len(names) == sum(isinstance(module, quantizer.QuantConv2d) for module in child.modules()) > 5
+    assert len(names) == sum(isinstance(module, learned.QuantConv2d) for module in child.modules()) > 5
     real = child(x)
     child.quantize(False)
     torch.testing.assert_close(bare(x), child(x), atol=1e-6, rtol=1e-5)
@@ -513,7 +581,6 @@ def test_a_child_with_quantizers_of_its_own(size: str) -> None:
     bits = {layer.name: 4 for layer in layers}
     small = calibrate(folded, layers, bits, list(x.split(2)), 1, 0)
     both = {layer.name: widths(layer, 4) for layer in layers}
-    plan = {"plain": names, "folded": list(norms), "layers": {name: {"weight_bits": w, "input_bits": i} for name, (w, i) in both.items()}}
+    plan = {"plain": names, "folded": list(norms), "layers": both}
     again = load_quantized(type(child)(**child.config), plan, pack(small))
     assert torch.equal(again(x), small(x))
-

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nas.quantization.learned import QuantConv2d, fake_quantize, fit, fit_log_step, noisy, noisy_as_published
+from nas.quantization.learned import QuantConv2d, fake_quantize_lsq, fit, fit_log_step, noisy, noisy_as_published
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -24,21 +24,29 @@ def spread(x: Tensor) -> Tensor:
     return x.amax() - x.amin()
 
 
-@pytest.mark.parametrize(("bits", "signed", "low", "high"), [(2, True, -2, 1), (4, True, -8, 7), (8, True, -128, 127), (4, False, 0, 15), (8, False, 0, 255)])
+@pytest.mark.parametrize(
+    ("bits", "signed", "low", "high"),
+    [(2, True, -2, 1), (4, True, -8, 7), (8, True, -128, 127), (4, False, 0, 15), (8, False, 0, 255)],
+)
 def test_values_lie_on_the_grid_and_reach_both_of_its_ends(bits: int, signed: bool, low: int, high: int) -> None:
     x = torch.linspace(-300, 300, 100_001)
-    integers = fake_quantize(x, torch.tensor([0.5]).log(), bits, signed, 1) / 0.5
+    integers = fake_quantize_lsq(x, torch.tensor([0.5]).log(), bits, signed, 1) / 0.5
     assert torch.allclose(integers, integers.round(), atol=1e-4)
     assert (round(integers.min().item()), round(integers.max().item())) == (low, high)
     assert len(integers.round().unique()) == 2**bits
-    assert (integers * 0.5 - x)[(x > 0.5 * low) & (x < 0.5 * high)].abs().max() <= 0.25 + 1e-4, "not the nearest point of the grid"
+    assert (integers * 0.5 - x)[(x > 0.5 * low) & (x < 0.5 * high)].abs().max() <= 0.25 + 1e-4, (
+        "not the nearest point of the grid"
+    )
 
 
 def test_gradients_are_those_of_lsq() -> None:
-    """To x: 1 within the grid, 0 beyond. To the step s: round(x / s) - x / s within, the grid's end beyond; times g, and s for its logarithm."""
+    """To x: 1 within the grid, 0 beyond. To the step s: round(x / s) - x / s within, the grid's end beyond.
+
+    The latter times g, and times s for its logarithm.
+    """
     step, x = 0.3, torch.tensor([-9.0, -1.03, 0.1, 0.7, 5.0], requires_grad=True)
     log_step = torch.tensor([math.log(step)], requires_grad=True)
-    fake_quantize(x, log_step, 4, True, elements=50).sum().backward()
+    fake_quantize_lsq(x, log_step, 4, True, elements=50).sum().backward()
     assert x.grad is not None and log_step.grad is not None
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
     inside = [round(v / step) - v / step for v in (-1.03, 0.1, 0.7)]
@@ -51,7 +59,7 @@ def test_fitted_steps_err_as_published_and_less_than_the_start_of_lsq(bits: int,
     weights = torch.randn(32, 576, generator=generator())
 
     def error(log_step: Tensor) -> float:
-        found = fake_quantize(weights, log_step.unsqueeze(1), bits, True, 1)
+        found = fake_quantize_lsq(weights, log_step.unsqueeze(1), bits, True, 1)
         return ((found - weights).square().mean() / weights.square().mean()).sqrt().item()
 
     start = (2 * weights.abs().mean(1) / math.sqrt(2 ** (bits - 1) - 1)).log()
@@ -62,20 +70,27 @@ def test_fitted_steps_err_as_published_and_less_than_the_start_of_lsq(bits: int,
 def test_a_step_is_fitted_for_each_channel() -> None:
     rows = torch.randn(1, 500, generator=generator()) * torch.tensor([[1.0], [10.0], [0.01], [0.0]])
     steps = fit_log_step(rows, 4, True)
-    assert torch.allclose(steps[1] - steps[0], torch.tensor(10.0).log(), atol=1e-4) and torch.allclose(steps[2] - steps[0], torch.tensor(0.01).log(), atol=1e-4)
+    assert torch.allclose(steps[1] - steps[0], torch.tensor(10.0).log(), atol=1e-4) and torch.allclose(
+        steps[2] - steps[0], torch.tensor(0.01).log(), atol=1e-4
+    )
     assert steps.isfinite().all()
 
 
-@pytest.mark.parametrize(("power", "bits", "signed"), [(1, 4, True), (1, 2, True), (3, 4, True), (1, 4, False), (3, 8, False), (3, 2, False)])
+@pytest.mark.parametrize(
+    ("power", "bits", "signed"), [(1, 4, True), (1, 2, True), (3, 4, True), (1, 4, False), (3, 8, False), (3, 2, False)]
+)
 def test_the_fitted_step_errs_no_more_than_the_best_of_a_fine_search(power: int, bits: int, signed: bool) -> None:
     """Also where the largest values are far from the rest (Gaussian to the third power)."""
     x = torch.randn(1, 4000, generator=generator()) ** power
     x = x if signed else x.relu()
 
     def error(log_step: Tensor) -> float:
-        return (fake_quantize(x, log_step, bits, signed, 1) - x).square().mean().item()
+        return (fake_quantize_lsq(x, log_step, bits, signed, 1) - x).square().mean().item()
 
-    fine = min(error(torch.tensor([v]).log()) for v in torch.linspace(0.002, 1.5, 3000) * x.abs().max() / (2 ** (bits - signed) - 1))
+    fine = min(
+        error(torch.tensor([v]).log())
+        for v in torch.linspace(0.002, 1.5, 3000) * x.abs().max() / (2 ** (bits - signed) - 1)
+    )
     assert error(fit_log_step(x, bits, signed)) <= 1.02 * fine
 
 
@@ -138,7 +153,10 @@ def test_noise_leaves_zeros_after_relu_alone_and_each_example_has_its_range() ->
     for image, noise in zip(x.relu(), found, strict=True):
         assert 0.95 * image.max() / 2 < noise.abs().max() <= image.max() / 2
     signed = conv((4,), relu=False).input_noise(x, [(4, 1.0)], generator(1))
-    assert signed is not None and 0.95 * (x[1].max() - x[1].min()) / 2 < signed[1].abs().max() <= (x[1].max() - x[1].min()) / 2
+    assert (
+        signed is not None
+        and 0.95 * (x[1].max() - x[1].min()) / 2 < signed[1].abs().max() <= (x[1].max() - x[1].min()) / 2
+    )
 
 
 def test_a_convolution_without_rounding_is_a_convolution() -> None:
@@ -146,14 +164,19 @@ def test_a_convolution_without_rounding_is_a_convolution() -> None:
     wanted = torch.nn.functional.conv2d(x.relu(), layer.weight, padding=1)
     for quant in ("off", "noise", "real"):
         assert torch.equal(layer(x, quant=quant), wanted)
-    plain, noise = (torch.autograd.grad(layer(x, quant=quant).square().sum(), layer.weight)[0] for quant in ("off", "noise"))
+    plain, noise = (
+        torch.autograd.grad(layer(x, quant=quant).square().sum(), layer.weight)[0] for quant in ("off", "noise")
+    )
     assert torch.equal(plain, noise)
 
 
 def test_real_quantizers_mix_tensors_before_the_convolution() -> None:
     """One convolution of the mean weights and the mean input (EdMIPS), not the mean of convolutions."""
     layer, x = conv(), torch.randn(2, 4, 8, 8, generator=generator())
-    parts = {b: (layer._quantized_weight(layer.weight, [(b, 1.0)]), layer._quantized_input(x.relu(), [(b, 1.0)])) for b in (4, 8)}
+    parts = {
+        b: (layer._quantized_weight(layer.weight, [(b, 1.0)]), layer._quantized_input(x.relu(), [(b, 1.0)]))
+        for b in (4, 8)
+    }
     weight, inputs = (0.2 * parts[4][i] + 0.8 * parts[8][i] for i in (0, 1))
     wanted = torch.nn.functional.conv2d(inputs, weight, padding=1)
     assert torch.allclose(layer(x, [(4, 0.1), (8, 0.4)], "real"), wanted, atol=1e-6)
@@ -174,7 +197,10 @@ def test_fit_goes_through_a_network_in_order_once() -> None:
     net, x = torch.nn.Sequential(first, second), 50 * torch.randn(2, 4, 16, 16, generator=generator())
     before = [step.clone() for step in net.parameters()]
     fit(net, [(x, None)])
-    assert all(not torch.equal(a, b) for a, b in zip(before[1:3] + before[4:], list(net.parameters())[1:3] + list(net.parameters())[4:], strict=True))
+    assert all(
+        not torch.equal(a, b)
+        for a, b in zip(before[1:3] + before[4:], list(net.parameters())[1:3] + list(net.parameters())[4:], strict=True)
+    )
     expected = fit_log_step(first(x).relu().flatten().unsqueeze(0)[:, :16384], 4, False)
     assert torch.allclose(second.input_step["4"], expected, atol=0.15)
     with torch.no_grad():

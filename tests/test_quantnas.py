@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nas.build import load_supernet
 from nas.children.evaluate import fit_steps, recalibrate
-from nas.elastic import quantizer
+from nas.quantization import learned
 from nas.quantization.learned import QuantConv2d
 from nas.space import Arch
 from nas.supernet import Pass, Soft, inherit
@@ -386,7 +386,7 @@ def test_merged_convolutions_are_the_sum_of_each(size: str, quant: str, monkeypa
     def drawn(x: Tensor, spread: Tensor, generator: None, only: Tensor | None = None) -> Tensor:
         return 0.5 * x.mul(50).cos() * spread * (1 if only is None else only)
 
-    monkeypatch.setattr(quantizer, "noise_like", drawn)
+    monkeypatch.setattr(learned, "noise_like", drawn)
     net, random = ready(supernet(size, bits=[4, 8, 32])), torch.Generator().manual_seed(0)
     channels = {shape.name: shape.c_in for shape in net.table.shapes}
     how = {"quant": quant, "published": False, "generator": None}

@@ -20,7 +20,7 @@ from nas.children.export import export_child, write_onnx
 from nas.children.quantize import OnnxFile
 from nas.cli.commands import app
 from nas.config.experiment import Experiment, dump, load_experiment
-from nas.quantization.learned import QuantConv2d, integers, pack, unpack
+from nas.quantization.learned import QuantConv2d, for_onnx, pack, unpack
 from nas.recipes.differentiable import architecture, entropy
 from nas.rundir.checkpoint import Checkpoint, directories
 from nas.rundir.directory import RunDir
@@ -147,7 +147,7 @@ def test_files_carry_the_grids_that_a_child_was_trained_on(layout: str, tmp_path
     for name, layer in ((n, m) for n, m in child.named_modules() if isinstance(m, QuantConv2d)):
         bits = layer.bits[0]
         assert sizes[name].nbytes == (-(-layer.weight.numel() // 2) if bits <= 4 else layer.weight.numel() * (1 if bits == 8 else 4))
-    write_onnx(integers(child), x, tmp_path / "model.onnx", True)
+    write_onnx(for_onnx(child), x, tmp_path / "model.onnx", True)
     other = torch.rand(1, 3, 30, 21)
     for images in (x, other):
         apart = (OnnxFile(tmp_path / "model.onnx")(images) - child(images)).abs()

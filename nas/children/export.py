@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from nas.children.evaluate import Batches, Evaluator, score
 from nas.quantization.integer import load_quantized
-from nas.quantization.learned import integers, narrow, pack, unpack
+from nas.quantization.learned import byte_layers, for_onnx, pack, unpack
 from nas.rundir import atomic
 from nas.rundir.directory import ChildDir
 from nas.rundir.fence import Fence
 from nas.space import Arch
-from nas.supernet import Supernet, main_head
+from nas.supernet import QuantizingChild, Supernet, main_head
 from nas.tasks.pictures import save_pictures
 
 PARITY_EXAMPLES = 64
@@ -65,10 +65,10 @@ def export_child(target: Path, arch: Arch, evaluator: Evaluator, test: Batches, 
         save_file(child.state_dict(), here.weights)
         here.classes.write_text(bundle(net.sources))
         here.arch.write_text(json.dumps(_identity(net, child, arch, about, task.any_size), indent=1))
-        if narrow(child):
+        if byte_layers(child):
             save_file(pack(child), here.packed)
         if onnx:
-            write_onnx(integers(child), sample.cpu(), here.onnx, task.any_size)
+            write_onnx(for_onnx(child), sample.cpu(), here.onnx, task.any_size)
         figures["parity"] = parity(net, child, arch, sample.cpu(), here)
         here.metrics.write_text(json.dumps(figures, indent=1))
         save_pictures(pictures, directory)
@@ -161,8 +161,8 @@ def parity(net: Supernet, child: nn.Module, arch: Arch, x: Tensor, files: ChildD
     """
     home = next(net.parameters()).device
     on_batch = copy.deepcopy(child).to(home).train()
-    if net.quantizes:
-        on_batch.quantize(False)  # type: ignore[operator]
+    if isinstance(on_batch, QuantizingChild):
+        on_batch.quantize(False)
     found = {"examples": float(len(x)), "supernet": _apart(on_batch(x.to(home)).cpu(), main_head(net(x.to(home), arch)).cpu())}
     child.eval()
     reloaded = type(child)(**child.config)  # type: ignore[arg-type]
@@ -198,7 +198,7 @@ kernels for 8-bit weights can saturate; its session option `session.x64quantprec
 """
 
 
-def homes(space: str) -> tuple[str, ...]:
+def child_packages(space: str) -> tuple[str, ...]:
     """The packages that children of a space may come from: that of the built-in ones, and a user's own, ``my_module:my_space``."""
     return "searchspaces", space.partition(":")[0].split(".")[0]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NotRequired
 
 import onnx
 import onnxruntime
@@ -16,31 +16,55 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nas.children.evaluate import Batches, score
-from nas.children.export import PARITY_EXAMPLES, load_child, write_onnx
-from nas.quantization import integer as integer_module
+from nas.children.export import PARITY_EXAMPLES, bundle, load_child, write_onnx
+from nas.quantization import integer, levels
 from nas.quantization.adaquant import widths
 from nas.quantization.allocate import Costs
-from nas.quantization.compare import Wish, compare
+from nas.quantization.compare import Judged, QuantizationTarget, Row, compare
 from nas.quantization.graph import fold, plain, total_macs
-from nas.quantization.integer import load_quantized, pack
+from nas.quantization.integer import Plan, load_quantized, pack
 from nas.rundir import atomic
 from nas.rundir.fence import Fence
+from nas.tasks.task import Task
 
+SOURCES = (Path(levels.__file__), Path(integer.__file__))  # of quantized.py
 CALIBRATION, BATCH = 512, 32  # examples of the training part, and at once
 INTEGER_KERNELS = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")  # of ONNX Runtime
 
 
+class QuantizedFigures(Judged):
+    """What metrics.json of a quantized child says.
+
+    Attributes:
+        id: its directory's name.
+        macs, params: of the child that it was made of.
+        bitops, bytes: of itself.
+        rows: the ways that were tried.
+        onnx: the ONNX file's figures on validation.
+        parity: see `parity`.
+    """
+
+    id: str
+    macs: int
+    params: int
+    bitops: int
+    bytes: int
+    rows: list[Row]
+    onnx: NotRequired[dict[str, float]]
+    parity: NotRequired[dict[str, float]]
+
+
 def quantize_child(
     source: Path,
-    wish: Wish,
-    task: Any,
+    target: QuantizationTarget,
+    task: Task,
     device: torch.device,
     fence: Fence,
     modules: tuple[str, ...],
     score_batch: int,
     write: bool,
     tell: Callable[[float, float, str], None],
-) -> dict[str, Any]:
+) -> QuantizedFigures:
     """Quantize one exported child; its files stand beside it afterwards, whole or not at all.
 
     Args:
@@ -49,64 +73,86 @@ def quantize_child(
         modules: see `load_child`.
         score_batch: examples at once in scoring.
         write: also model.onnx.
-        tell: see `Work`.
+        tell: see `LayerProgress`.
 
     Returns:
         What metrics.json says.
 
     Raises:
-        Damaged, ValueError: the child's directory is not whole, nothing in it can be quantized, or the budget cannot be met.
+        Damaged, ValueError: the child's directory is not whole, nothing in it can be quantized, or the budget cannot be
+            met.
     """
     about = json.loads((source / "arch.json").read_text())
     if "quantization" in about:
-        raise ValueError(f"{source.name} is quantized already; give the child it was made of, {about['quantization']['of']}")
+        first = about["quantization"]["of"]
+        raise ValueError(f"{source.name} is quantized already; give the child it was made of, {first}")
     original, shape = load_child(source, modules), tuple(about["input"]["shape"])
     batches = [x for x, _ in Batches(task.train, CALIBRATION, BATCH, device, epoch=0, whole=True)]
     if len(batches) < 2:
-        raise ValueError(f"the training part has {len(task.train)} examples; calibration takes at least {2 * BATCH}")
+        few = len(task.train)
+        raise ValueError(f"the training part has {few} examples; calibration takes at least {2 * BATCH}")
     child, unquantized = plain(original)
     child, folded, layers = fold(child, torch.zeros(2, *shape))
     costs = Costs.of(child, layers, total_macs(child, shape))
-    parts = {part: Batches(split, len(split), score_batch, device) for part, split in (("validation", task.validation), ("test", task.test))}
+    validation = Batches(task.validation, len(task.validation), score_batch, device)
+    test = Batches(task.test, len(task.test), score_batch, device)
 
-    def judge(net: nn.Module) -> dict[str, Any]:
-        return {part: score(net, examples, task) for part, examples in parts.items()}
+    def judge(net: nn.Module) -> Judged:
+        return {"validation": score(net, validation, task), "test": score(net, test, task)}
 
-    found = compare(child.to(device), costs, wish, batches, judge, tell)
-    bits = {layer.name: widths(layer, found.bits[layer.name]) for layer in layers}
-    plan: dict[str, Any] = {"of": source.name, "method": found.row["method"], "plain": unquantized, "folded": list(folded)}
-    plan["layers"] = {name: {"weight_bits": weight, "input_bits": input_} for name, (weight, input_) in bits.items()}
+    found = compare(child.to(device), costs, target, batches, judge, tell)
+    plan: Plan = {
+        "of": source.name,
+        "method": found.row["method"],
+        "plain": unquantized,
+        "folded": list(folded),
+        "layers": {layer.name: widths(layer, found.bits[layer.name]) for layer in layers},
+    }
     about["quantization"] = plan
-    figures = {"id": f"{source.name}-{wish.suffix}", "macs": costs.macs, "params": sum(p.numel() for p in original.parameters())}
-    figures |= {key: found.row[key] for key in ("bitops", "bytes", *parts)} | {"rows": found.rows}
-    final, sample = found.net.cpu().eval(), next(iter(parts["validation"]))[0][:PARITY_EXAMPLES].cpu()
+    figures: QuantizedFigures = {
+        "id": f"{source.name}-{target.suffix}",
+        "macs": costs.macs,
+        "params": sum(p.numel() for p in original.parameters()),
+        "bitops": found.row["bitops"],
+        "bytes": found.row["bytes"],
+        "validation": found.row["validation"],
+        "test": found.row["test"],
+        "rows": found.rows,
+    }
+    final, sample = found.net.cpu().eval(), next(iter(validation))[0][:PARITY_EXAMPLES].cpu()
 
     def fill(directory: Path) -> None:
         save_file(pack(final), directory / "model.safetensors")
         shutil.copy(source / "model.py", directory / "model.py")
-        shutil.copy(str(integer_module.__file__), directory / "quantized.py")
+        (directory / "quantized.py").write_text(bundle(SOURCES))
         (directory / "arch.json").write_text(json.dumps(about, indent=1))
         if write:
             write_onnx(final, sample, directory / "model.onnx", task.any_size)
-            figures["onnx"] = score(OnnxFile(directory / "model.onnx"), parts["validation"], task)
-        again = load_quantized(type(original)(**about["network"]), plan, load_file(directory / "model.safetensors"))
-        figures["parity"] = parity(final, again, sample, directory)
+            figures["onnx"] = score(OnnxFile(directory / "model.onnx"), validation, task)
+        fresh, tensors = type(original)(**about["network"]), load_file(directory / "model.safetensors")
+        figures["parity"] = parity(final, load_quantized(fresh, plan, tensors), sample, directory)
         (directory / "metrics.json").write_text(json.dumps(figures, indent=1))
-        (directory / "README.md").write_text(card(figures, about, type(original).__name__, shape, task.any_size))
+        (directory / "README.md").write_text(card(figures, plan, type(original).__name__, shape, task.any_size))
 
     source_sha = atomic.sha256(source / "model.safetensors")
-    facts = {"id": figures["id"], "supernet": about.get("supernet"), "source": source_sha, "bits": sorted(wish.bits)}
-    atomic.write_directory(source.with_name(f"{source.name}-{wish.suffix}"), fill, facts, fence.check)
+    facts = {
+        "id": figures["id"],
+        "supernet": about.get("supernet"),
+        "source": source_sha,
+        "bits": sorted(target.bits),
+    }
+    atomic.write_directory(source.with_name(figures["id"]), fill, facts, fence.check)
     return figures
 
 
-def done_before(source: Path, wish: Wish) -> dict[str, Any] | None:
+def done_before(source: Path, target: QuantizationTarget) -> QuantizedFigures | None:
     """The figures of this very quantization where it stands already, whole."""
-    target = source.with_name(f"{source.name}-{wish.suffix}")
+    directory = source.with_name(f"{source.name}-{target.suffix}")
     try:
-        manifest = atomic.verify(target)
-        same = manifest["source"] == atomic.sha256(source / "model.safetensors") and manifest["bits"] == sorted(wish.bits)
-        return json.loads((target / "metrics.json").read_text()) if same else None
+        manifest = atomic.verify(directory)
+        same_child = manifest["source"] == atomic.sha256(source / "model.safetensors")
+        same = same_child and manifest["bits"] == sorted(target.bits)
+        return json.loads((directory / "metrics.json").read_text()) if same else None
     except (atomic.Damaged, KeyError, OSError):
         return None
 
@@ -118,15 +164,16 @@ class OnnxFile:
         self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(self.session.run(None, {self.session.get_inputs()[0].name: x.cpu().numpy()})[0]).to(x.device)
+        (pixels,) = self.session.get_inputs()
+        return torch.from_numpy(self.session.run(None, {pixels.name: x.cpu().numpy()})[0]).to(x.device)
 
 
 @torch.no_grad()
 def parity(net: nn.Module, again: nn.Module, x: Tensor, directory: Path) -> dict[str, float]:
     """Largest differences of outputs on real examples between the network and its files.
 
-    ``reloaded``: rebuilt from the packed weights; ``onnx``: in ONNX Runtime; ``integer_layers``: how many layers that computes with
-    8-bit integers.
+    ``reloaded``: rebuilt from the packed weights; ``onnx``: in ONNX Runtime; ``integer_layers``: how many layers that
+    computes with 8-bit integers.
     """
     expected = net(x)
     found = {"examples": float(len(x)), "reloaded": float((expected - again(x)).abs().max())}
@@ -147,29 +194,31 @@ def integer_layers(path: Path) -> int:
     return sum(node.op_type in INTEGER_KERNELS for node in graph.node)
 
 
-def card(figures: Mapping[str, Any], about: Mapping[str, Any], name: str, shape: tuple[int, ...], any_size: bool) -> str:
-    """The model card."""
-    plan, parts = about["quantization"], [(part, metric) for part in ("validation", "test") for metric in figures["validation"]]
-    head = " | ".join(f"{part} {metric}" for part, metric in parts)
-    rows = [
-        f"| {row['method']} | {row['bitops']:,} | {row['bytes']:,} | " + " | ".join(f"{row[part][metric]:.4g}" for part, metric in parts) + " |"
-        for row in figures["rows"]
-    ]
+def card(figures: QuantizedFigures, plan: Plan, name: str, shape: tuple[int, ...], any_size: bool) -> str:
+    """The model card: how it was quantized, how good it is, how to load it."""
+    metrics, apart = list(figures["validation"]), figures["parity"]
+    head = " | ".join(f"{part} {metric}" for part in ("validation", "test") for metric in metrics)
+    rows = []
+    for row in figures["rows"]:
+        values = [f"{judged[metric]:.4g}" for judged in (row["validation"], row["test"]) for metric in metrics]
+        rows.append(f"| {row['method']} | {row['bitops']:,} | {row['bytes']:,} | {' | '.join(values)} |")
     bits = [f"| {layer} | {each['weight_bits']} | {each['input_bits']} |" for layer, each in plan["layers"].items()]
-    agree = [f"- largest output difference to {what}: {figures['parity'][what]:.2g}" for what in ("reloaded", "onnx") if what in figures["parity"]]
+    files = [what for what in ("reloaded", "onnx") if what in apart]
+    agree = [f"- largest output difference to {what}: {apart[what]:.2g}" for what in files]
     takes = f"{shape[0]}, height, width" if any_size else ", ".join(map(str, shape))
     return f"""# Child {figures["id"]}: {plan["of"]} quantized
 
-{plan["method"]}: {figures["bitops"]:,} BitOPs for one example, {figures["bytes"]:,} bytes of weights (file header not counted). Calibrated on
-images of the training part without labels; validation and test chose nothing here.
+{plan["method"]}: {figures["bitops"]:,} BitOPs for one example, {figures["bytes"]:,} bytes of weights (file header not
+counted). Calibrated on images of the training part without labels; validation and test chose nothing here.
 
 | method | BitOPs | bytes | {head} |
-|{" --- |" * (3 + len(parts))}
+|{" --- |" * (3 + 2 * len(metrics))}
 {chr(10).join(rows)}
 
 {chr(10).join(agree)}
 
-Input: float32 pixels in [0, 1], `(batch, {takes})`. With PyTorch (needs torch and safetensors; run it in this directory):
+Input: float32 pixels in [0, 1], `(batch, {takes})`. With PyTorch (needs torch and safetensors; run it in this
+directory):
 
 ```python
 import json
@@ -181,7 +230,8 @@ about = json.load(open("arch.json"))
 net = load_quantized({name}(**about["network"]), about["quantization"], load_file("model.safetensors"))
 ```
 
-This computes in floats what integers would give. `model.onnx` computes with integers of 8 bits, which carry the levels of fewer bits too:
+This computes in floats what integers would give. `model.onnx` computes with integers of 8 bits, which carry the levels
+of fewer bits too:
 `onnxruntime.InferenceSession("model.onnx").run(None, {{"pixels": array}})`. With raynas: `nas.load_child(".")`.
 
 | layer | weight bits | input bits |

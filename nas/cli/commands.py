@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -183,12 +184,12 @@ def quantize(
 
     Example: nas quantize runs/bignas-digits e5b4bb4dae2e --bits 4
     """
-    from nas.quantization.compare import read_wish
+    from nas.quantization.compare import read_target
 
-    wish = read_wish(bits, max_bitops, max_bytes)
+    target = read_target(bits, max_bitops, max_bytes)
     experiment_of(run, set_)
     with open_pipeline(str(run), None, set_) as pipeline:
-        figures = pipeline.quantize(child, wish)
+        figures = pipeline.quantize(child, target)
         path = pipeline.run.child(figures["id"]).path
         report_line(pipeline)
     print_quantized(figures)
@@ -317,7 +318,7 @@ def finish(pipeline: Pipeline, ids: list[str]) -> None:
     console.print(f"report:   {path}\nchildren: {pipeline.run.children}\ncompare:  nas ui {os.path.relpath(pipeline.run.path)}", highlight=False)
 
 
-def print_quantized(figures: dict[str, Any]) -> None:
+def print_quantized(figures: Mapping[str, Any]) -> None:
     """What each way of quantizing costs and gives."""
     from nas.results.plots import human
 

@@ -1,4 +1,4 @@
-"""Bits for each layer under a budget: how much each choice costs, how much it hurts, and the integer program that chooses.
+"""Bits for each layer under a budget: what each choice costs, how much it hurts, and the integer program that chooses.
 
 Hubara et al., arXiv:2006.10518, section 4, in the form ``min sum of losses such that the cost is within the budget``.
 """
@@ -15,14 +15,17 @@ import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
-from nas.quantization.adaquant import Tuned, seen, widths
-from nas.quantization.graph import Layer
+from nas.quantization.adaquant import AdaQuantLayer, seen, widths
+from nas.quantization.graph import Layer, float_layer
+from nas.quantization.levels import NIBBLE_BITS, packed_bytes
 
 FLOAT_BITS = 32
+Kind = Literal["bitops", "bytes"]
+KINDS: tuple[Kind, ...] = ("bitops", "bytes")
 
 
 @dataclass(frozen=True)
-class Budget:
+class BitBudget:
     """The most that a quantized child may cost.
 
     Attributes:
@@ -30,7 +33,7 @@ class Budget:
         most: how many.
     """
 
-    kind: Literal["bitops", "bytes"]
+    kind: Kind
     most: int
 
 
@@ -54,33 +57,41 @@ class Costs:
         own = {f"{layer.name}.{part}" for layer in layers for part in ("weight", "bias")}
         return cls(layers, macs, sum(tensor.nbytes for name, tensor in child.state_dict().items() if name not in own))
 
-    def layer(self, layer: Layer, bits: int, kind: str) -> int:
-        """Of one layer."""
+    def layer(self, layer: Layer, bits: int, kind: Kind) -> int:
+        """The cost of one layer."""
         if kind == "bitops":
-            weight_bits, input_bits = widths(layer, bits)
-            return layer.macs * weight_bits * input_bits
-        weights = (layer.weights + 1) // 2 if bits <= 4 else layer.weights
-        return weights + 9 * layer.channels + 5 * (1 + layer.conv)  # scale, zero, bias of a channel; scale, zero of input and output
+            width = widths(layer, bits)
+            return layer.macs * width["weight_bits"] * width["input_bits"]
+        # scale, zero, bias of a channel; scale, zero of input and output
+        grids = 9 * layer.channels + 5 * (1 + layer.conv)
+        return packed_bytes(layer.weights, bits) + grids
 
-    def rest(self, kind: str) -> int:
-        """Of what is not quantized."""
-        return self.bytes if kind == "bytes" else (self.macs - sum(layer.macs for layer in self.layers)) * FLOAT_BITS**2
+    def rest(self, kind: Kind) -> int:
+        """The cost of what is not quantized."""
+        if kind == "bytes":
+            return self.bytes
+        return (self.macs - sum(layer.macs for layer in self.layers)) * FLOAT_BITS**2
 
-    def total(self, bits: Mapping[str, int], kind: str) -> int:
-        """Of the child with these bits for each layer's name."""
+    def total(self, bits: Mapping[str, int], kind: Kind) -> int:
+        """The cost of the child with these bits for each layer's name."""
         return self.rest(kind) + sum(self.layer(layer, bits[layer.name], kind) for layer in self.layers)
 
 
-def check_budget(costs: Costs, choices: Sequence[int], budget: Budget) -> None:
-    """Raises: ValueError where even the fewest bits everywhere are too many; it says by how much."""
-    least = sum(min(costs.layer(layer, bits, budget.kind) for bits in choices) for layer in costs.layers) + costs.rest(budget.kind)
+def check_budget(costs: Costs, choices: Sequence[int], budget: BitBudget) -> None:
+    """Refuse a budget that even the fewest bits everywhere exceed.
+
+    Raises:
+        ValueError: it is; and by how much.
+    """
+    rest = costs.rest(budget.kind)
+    least = sum(min(costs.layer(layer, bits, budget.kind) for bits in choices) for layer in costs.layers) + rest
     if least > budget.most:
-        rest = costs.rest(budget.kind)
         fixed = f", {rest:,} of them for what is not quantized" if rest else ""
-        advice = "fewer bits (--bits)" if min(choices) > (2 if budget.kind == "bitops" else 4) and rest < budget.most else "a smaller child"
+        fewer_help = min(choices) > (2 if budget.kind == "bitops" else NIBBLE_BITS) and rest < budget.most
+        advice = "fewer bits (--bits)" if fewer_help else "a smaller child"
         raise ValueError(
-            f"max_{budget.kind} is {budget.most:,}, but {min(choices)} bits in every layer already take {least:,}{fixed}: "
-            f"{least - budget.most:,} are missing; raise it, or take {advice}"
+            f"max_{budget.kind} is {budget.most:,}, but {min(choices)} bits in every layer already take {least:,}"
+            f"{fixed}: {least - budget.most:,} are missing; raise it, or take {advice}"
         )
 
 
@@ -89,10 +100,15 @@ def sensitivities(
     layers: Sequence[Layer],
     choices: Sequence[int],
     batches: Sequence[Tensor],
-    tick: Callable[[str], None] = lambda _: None,
+    layer_done: Callable[[str], None] = lambda _: None,
 ) -> np.ndarray:
-    """By how much the output moves when one layer alone has fewer bits than the most; all of them rounded to the nearest, which takes
-    seconds where layers tuned for every width (as in arXiv:2006.10518) take minutes.
+    """The output's sensitivity to each layer: how much it moves when that layer alone has fewer bits than the most.
+
+    All layers are rounded to the nearest, which takes seconds where layers trained for every width (as in
+    arXiv:2006.10518) take minutes.
+
+    Args:
+        layer_done: called twice with each layer's name.
 
     Returns:
         Increase of the mean square difference to the child's own output, ``(layers, choices)``, at least 0.
@@ -101,9 +117,10 @@ def sensitivities(
     for layer in layers:
         xs = seen(child, layer.name, batches)
         for bits in choices:
-            found[layer.name, bits] = Tuned(child.get_submodule(layer.name), *widths(layer, bits), xs).freeze(xs, layer.relu)
+            one = AdaQuantLayer(float_layer(child, layer.name), **widths(layer, bits), xs=xs)
+            found[layer.name, bits] = one.freeze(xs, layer.relu)
         base.set_submodule(layer.name, found[layer.name, max(choices)])
-        tick(layer.name)
+        layer_done(layer.name)
     targets = outputs(child, batches)
     least, rows = difference(base, batches, targets), []
     for layer in layers:
@@ -113,7 +130,7 @@ def sensitivities(
             row.append(max(difference(base, batches, targets) - least, 0.0) if bits != max(choices) else 0.0)
         base.set_submodule(layer.name, found[layer.name, max(choices)])
         rows.append(row)
-        tick(layer.name)
+        layer_done(layer.name)
     return np.array(rows)
 
 
@@ -121,9 +138,9 @@ def allocated(
     child: nn.Module,
     costs: Costs,
     choices: Sequence[int],
-    budget: Budget,
+    budget: BitBudget,
     batches: Sequence[Tensor],
-    tick: Callable[[str], None] = lambda _: None,
+    layer_done: Callable[[str], None] = lambda _: None,
 ) -> dict[str, int]:
     """Bits for each layer's name, within the budget, with the least sum of `sensitivities`.
 
@@ -131,7 +148,7 @@ def allocated(
         ValueError: there are none, and by how much.
     """
     check_budget(costs, choices, budget)
-    losses = sensitivities(child, costs.layers, choices, batches, tick)
+    losses = sensitivities(child, costs.layers, choices, batches, layer_done)
     prices = np.array([[costs.layer(layer, bits, budget.kind) for bits in choices] for layer in costs.layers])
     chosen = allocate(losses, prices, budget.most - costs.rest(budget.kind))
     return {layer.name: choices[column] for layer, column in zip(costs.layers, chosen, strict=True)}
@@ -139,28 +156,34 @@ def allocated(
 
 @torch.no_grad()
 def outputs(net: nn.Module, batches: Sequence[Tensor]) -> list[Tensor]:
+    """The network's output for each batch."""
     return [net(x) for x in batches]
 
 
 @torch.no_grad()
 def difference(net: nn.Module, batches: Sequence[Tensor], targets: Sequence[Tensor]) -> float:
-    """Mean square difference of outputs over batches of the same size: the calibration loss. Needs no labels, and suits every task."""
+    """The calibration loss: mean square difference of outputs over batches of the same size.
+
+    It needs no labels, and suits every task.
+    """
     return sum(float((net(x) - y).square().mean()) for x, y in zip(batches, targets, strict=True)) / len(batches)
 
 
 def allocate(losses: np.ndarray, prices: np.ndarray, most: int) -> list[int]:
-    """The choice for each layer with the least sum of losses whose sum of prices is at most `most`, by integer programming (HiGHS).
+    """The choice for each layer with the least sum of losses within a budget, by integer programming (HiGHS).
 
     Args:
         losses: ``(layers, choices)``.
         prices: whole numbers ``(layers, choices)``.
+        most: the largest sum of prices.
 
     Raises:
         ValueError: there is none.
     """
     count, choices = losses.shape
     extra = prices - prices.min(1, keepdims=True)
-    left = most - int(prices.min(1).sum())  # over the least that any choice costs: what the solver's tolerance is relative to
+    # over the least that any choice costs: what the solver's tolerance is relative to
+    left = most - int(prices.min(1).sum())
     if left < 0:
         raise ValueError(f"no choice of bits costs at most {most:,}; the least is {most - left:,}")
     weights = np.minimum(extra, left + 1).reshape(1, -1) / max(left, 1)
@@ -170,7 +193,13 @@ def allocate(losses: np.ndarray, prices: np.ndarray, most: int) -> list[int]:
     bound = 1.0
     for _ in range(3):
         within = LinearConstraint(weights, -np.inf, bound)
-        found = milp(losses.ravel() / scale, integrality=np.ones(losses.size), bounds=affordable, constraints=[one_each, within], options={"mip_rel_gap": 0})
+        found = milp(
+            losses.ravel() / scale,
+            integrality=np.ones(losses.size),
+            bounds=affordable,
+            constraints=[one_each, within],
+            options={"mip_rel_gap": 0},
+        )
         if found.x is None:
             break
         chosen = found.x.reshape(count, choices).argmax(1)

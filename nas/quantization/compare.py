@@ -1,28 +1,37 @@
-"""Ways to quantize a child, each judged the same way, and the one that is taken."""
+"""The ways to quantize a child to a target, each judged the same way, and the one that is taken."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from torch import Tensor, nn
 
 from nas.config.section import count
 from nas.quantization.adaquant import ITERATIONS, calibrate
-from nas.quantization.allocate import FLOAT_BITS, Budget, Costs, allocated, check_budget, difference, outputs
-from nas.quantization.integer import MOST_BITS
-from nas.quantization.tuning import tune
+from nas.quantization.allocate import (
+    FLOAT_BITS,
+    KINDS,
+    BitBudget,
+    Costs,
+    allocated,
+    check_budget,
+    difference,
+    outputs,
+)
+from nas.quantization.correction import correct
+from nas.quantization.levels import BYTE_BITS
 
 HELD = 4  # batches of the calibration examples that no weight is fitted on: they judge
 SENSITIVITY_BATCHES = 4
 LEAST_BITS = 2
-RTN, SENSITIVITY, TUNING = 0.2, 0.3, 2.0  # of the work on a layer that AdaQuant does
+RTN, SENSITIVITY, CORRECTION = 0.2, 0.3, 2.0  # of the time that AdaQuant takes for a layer
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is asked of a quantized child.
+class QuantizationTarget:
+    """The bits that a child's layers may be quantized to, and the budget that chooses among them.
 
     Attributes:
         bits: the numbers of bits that a layer may have, weights and input alike.
@@ -34,23 +43,27 @@ class Wish:
     """
 
     bits: tuple[int, ...]
-    budget: Budget | None = None
+    budget: BitBudget | None = None
     iterations: int = ITERATIONS
 
     def __post_init__(self) -> None:
-        if not self.bits or any(not LEAST_BITS <= bits <= MOST_BITS for bits in self.bits):
-            raise ValueError(f"bits: given {', '.join(map(str, self.bits)) or 'none'}; allowed: {LEAST_BITS} to {MOST_BITS}, several with commas")
+        listed = ", ".join(map(str, self.bits))
+        if not self.bits or any(not LEAST_BITS <= bits <= BYTE_BITS for bits in self.bits):
+            given = listed or "none"
+            raise ValueError(f"bits: given {given}; allowed: {LEAST_BITS} to {BYTE_BITS}, several with commas")
         if len(set(self.bits)) > 1 and self.budget is None:
-            raise ValueError(f"bits {', '.join(map(str, self.bits))} leave a choice: give a budget (--max-bitops or --max-bytes), or one number of bits")
+            raise ValueError(
+                f"bits {listed} leave a choice: give a budget (--max-bitops or --max-bytes), or one number of bits"
+            )
 
     @property
     def suffix(self) -> str:
-        """Of the directory's name: ``w4a4``, ``bitops2000000``."""
+        """What the directory's name ends in: ``w4a4``, ``bitops2000000``."""
         return f"{self.budget.kind}{self.budget.most}" if self.budget else f"w{self.bits[0]}a{self.bits[0]}"
 
 
-def read_wish(bits: str | None, max_bitops: str | None, max_bytes: str | None) -> Wish:
-    """What a person asked for, in words: bits as ``"4"`` or ``"4,8"``, budgets as ``"20M"`` or ``"40k"``.
+def read_target(bits: str | None, max_bitops: str | None, max_bytes: str | None) -> QuantizationTarget:
+    """The target of a command line: bits as ``"4"`` or ``"4,8"``, budgets as ``"20M"`` or ``"40k"``.
 
     Raises:
         ValueError: what cannot be understood, or two budgets.
@@ -58,21 +71,24 @@ def read_wish(bits: str | None, max_bitops: str | None, max_bytes: str | None) -
     if max_bitops is not None and max_bytes is not None:
         raise ValueError(f"given max_bitops {max_bitops} and max_bytes {max_bytes}; allowed: one of them")
     budget = None
-    for kind, text in (("bitops", max_bitops), ("bytes", max_bytes)):
+    for kind, text in zip(KINDS, (max_bitops, max_bytes), strict=True):
         if text is not None:
             most = count(text)
             if not isinstance(most, int) or most <= 0:
-                raise ValueError(f"max_{kind}: given {text!r}; allowed: a whole number above 0, plain or such as 300k, 1.5M, 2G")
-            budget = Budget(kind, most)  # type: ignore[arg-type]
+                allowed = "a whole number above 0, plain or such as 300k, 1.5M, 2G"
+                raise ValueError(f"max_{kind}: given {text!r}; allowed: {allowed}")
+            budget = BitBudget(kind, most)
     text = bits or ("4,8" if budget else "8")
     if not all(part.strip().isdigit() for part in text.split(",")):
-        raise ValueError(f"bits: given {text!r}; allowed: {LEAST_BITS} to {MOST_BITS}, several with commas, such as 4,8")
-    return Wish(tuple(sorted({int(part) for part in text.split(",")})), budget)
+        raise ValueError(
+            f"bits: given {text!r}; allowed: {LEAST_BITS} to {BYTE_BITS}, several with commas, such as 4,8"
+        )
+    return QuantizationTarget(tuple(sorted({int(part) for part in text.split(",")})), budget)
 
 
 @dataclass
-class Work:
-    """How far it is, in layers calibrated.
+class LayerProgress:
+    """How many layers are calibrated, in units of the time that AdaQuant takes for one.
 
     Attributes:
         tell: called with what is done, the whole, and what was done last.
@@ -82,84 +98,117 @@ class Work:
     total: float
     done: float = 0.0
 
-    def tick(self, what: str, weight: float = 1.0) -> Callable[[str], None]:
-        def advance(name: str) -> None:
-            self.done += weight
-            self.tell(self.done, self.total, f"{what} {name}")
+    def counter(self, stage: str, weight: float = 1.0) -> Callable[[str], None]:
+        """Called with the name of each layer that a stage is done with, which counts `weight`."""
 
-        return advance
+        def layer_done(name: str) -> None:
+            self.done += weight
+            self.tell(self.done, self.total, f"{stage} {name}")
+
+        return layer_done
+
+
+class Judged(TypedDict):
+    """A network's figures by the task's metrics."""
+
+    validation: dict[str, float]
+    test: dict[str, float]
+
+
+class Row(Judged):
+    """The figures of one way to quantize a child, or of the child as it was.
+
+    Attributes:
+        bitops: MACs x weight bits x activation bits, for one example.
+        bytes: of the weights' file.
+        calibration_loss: of AdaQuant, what `correct` gives, that of rounding to the nearest, and that which was kept.
+    """
+
+    method: str
+    bitops: int
+    bytes: int
+    calibration_loss: NotRequired[dict[str, float]]
 
 
 @dataclass
-class Found:
-    """A quantized child.
+class QuantizedChild:
+    """The quantized child that is taken, beside the figures of every way that was tried.
 
     Attributes:
         net: its network.
         bits: for each layer's name.
-        row: its figures, one of `rows`: ``method``, ``bitops``, ``bytes``, and what the judge says.
-        rows: the figures of every way that was tried, the child as it was first.
+        row: its figures, one of `rows`.
+        rows: the child as it was first.
     """
 
     net: nn.Module
     bits: dict[str, int]
-    row: dict[str, Any]
-    rows: list[dict[str, Any]]
+    row: Row
+    rows: list[Row]
 
 
 def compare(
     child: nn.Module,
     costs: Costs,
-    wish: Wish,
+    target: QuantizationTarget,
     batches: Sequence[Tensor],
-    judge: Callable[[nn.Module], dict[str, Any]],
+    judge: Callable[[nn.Module], Judged],
     tell: Callable[[float, float, str], None],
-) -> Found:
+) -> QuantizedChild:
     """Round to the nearest and run AdaQuant, with the most bits that all layers can have alike and with allocated ones.
 
-    Taken are the bits asked for, and of the two ways with these the one whose output is nearer to the child's on the last calibration
-    batches. What `judge` says of each chooses nothing.
+    Taken are the bits asked for, and of the two ways with these the one whose output is nearer to the child's on the
+    last calibration batches. What `judge` says of each chooses nothing.
 
     Args:
         child: batch norms folded.
         batches: calibration examples, at least two batches.
-        tell: see `Work`.
+        tell: see `LayerProgress`.
     """
-    names, chooses = [layer.name for layer in costs.layers], bool(wish.budget) and len(wish.bits) > 1
-    if wish.budget:
-        check_budget(costs, wish.bits, wish.budget)
-    work = Work(tell, len(names) * ((RTN + 1) * (1 + chooses) + 2 * SENSITIVITY * chooses) + 2 * TUNING * (1 + chooses))
-    tries = [(f"{_widest(costs, wish)} bits", dict.fromkeys(names, _widest(costs, wish)))]
-    if wish.budget and chooses:
-        few, tick = batches[:SENSITIVITY_BATCHES], work.tick("sensitivity", SENSITIVITY)
-        bits = allocated(child, costs, wish.bits, wish.budget, few, tick)
+    names, chooses = [layer.name for layer in costs.layers], bool(target.budget) and len(target.bits) > 1
+    if target.budget:
+        check_budget(costs, target.bits, target.budget)
+    work = len(names) * ((RTN + 1) * (1 + chooses) + 2 * SENSITIVITY * chooses) + 2 * CORRECTION * (1 + chooses)
+    progress, widest = LayerProgress(tell, work), _widest(costs, target)
+    tries = [(f"{widest} bits", dict.fromkeys(names, widest))]
+    if target.budget and chooses:
+        few, layer_done = batches[:SENSITIVITY_BATCHES], progress.counter("sensitivity", SENSITIVITY)
+        bits = allocated(child, costs, target.bits, target.budget, few, layer_done)
         tries += [("allocated bits", bits)] if bits != tries[0][1] else []
     size = costs.bytes + sum(4 * (layer.weights + layer.channels) for layer in costs.layers)
-    rows: list[dict[str, Any]] = [{"method": "fp32", "bitops": costs.macs * FLOAT_BITS**2, "bytes": size, **judge(child)}]
+    rows: list[Row] = [{"method": "fp32", "bitops": costs.macs * FLOAT_BITS**2, "bytes": size, **judge(child)}]
     for title, bits in tries:
-        price = {kind: costs.total(bits, kind) for kind in ("bitops", "bytes")}
-        nearest, best, losses = _both(child, costs, bits, batches, wish.iterations, work)
-        rows.append({"method": f"round to nearest, {title}", **price, **judge(nearest)})
-        rows.append({"method": f"AdaQuant, {title}", **price, **judge(best), "calibration_loss": losses})
+        nearest, best, losses = _both(child, costs, bits, batches, target.iterations, progress)
+        bitops, packed = costs.total(bits, "bitops"), costs.total(bits, "bytes")
+        rounding: Row = {"method": f"round to nearest, {title}", "bitops": bitops, "bytes": packed, **judge(nearest)}
+        trained: Row = {"method": f"AdaQuant, {title}", "bitops": bitops, "bytes": packed, **judge(best)}
+        trained["calibration_loss"] = losses
+        rows += [rounding, trained]
         worse = losses["kept"] > losses["round to nearest"]
-        found = Found(nearest if worse else best, bits, rows[-2 if worse else -1], rows)
+        found = QuantizedChild(nearest if worse else best, bits, rounding if worse else trained, rows)
     return found
 
 
 def _both(
-    child: nn.Module, costs: Costs, bits: dict[str, int], batches: Sequence[Tensor], iterations: int, work: Work
+    child: nn.Module,
+    costs: Costs,
+    bits: dict[str, int],
+    batches: Sequence[Tensor],
+    iterations: int,
+    progress: LayerProgress,
 ) -> tuple[nn.Module, nn.Module, dict[str, float]]:
-    """Rounded to the nearest; by AdaQuant, tuned; and the calibration losses."""
+    """The child rounded to the nearest, the child by AdaQuant and corrected, and the calibration losses."""
     held = min(HELD, len(batches) // 2)
-    nearest = calibrate(child, costs.layers, bits, batches, held, 0, work.tick("round to nearest", RTN))
-    best = calibrate(child, costs.layers, bits, batches, held, iterations, work.tick("AdaQuant"))
-    best, losses = tune(best, child, list(bits), batches, held, work.tick("tuning", TUNING))
+    nearest = calibrate(child, costs.layers, bits, batches, held, 0, progress.counter("round to nearest", RTN))
+    best = calibrate(child, costs.layers, bits, batches, held, iterations, progress.counter("AdaQuant"))
+    best, losses = correct(best, child, list(bits), batches, held, progress.counter("correction", CORRECTION))
     judged = batches[-held:]
-    return nearest, best, {"round to nearest": difference(nearest, judged, outputs(child, judged)), **losses, "kept": min(losses.values())}
+    rounding = difference(nearest, judged, outputs(child, judged))
+    return nearest, best, {"round to nearest": rounding, **losses, "kept": min(losses.values())}
 
 
-def _widest(costs: Costs, wish: Wish) -> int:
+def _widest(costs: Costs, target: QuantizationTarget) -> int:
     """The most bits that all layers can have alike."""
-    names = [layer.name for layer in costs.layers]
-    fits = [b for b in wish.bits if not wish.budget or costs.total(dict.fromkeys(names, b), wish.budget.kind) <= wish.budget.most]
-    return max(fits)
+    names, budget = [layer.name for layer in costs.layers], target.budget
+    alike = {bits: dict.fromkeys(names, bits) for bits in target.bits}
+    return max(bits for bits in alike if not budget or costs.total(alike[bits], budget.kind) <= budget.most)

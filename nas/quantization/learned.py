@@ -1,7 +1,8 @@
-"""Uniform quantizers with learned steps, and the noise that stands in for them. Imports torch alone: copied beside exported children.
+"""Learnt grids: uniform quantizers whose steps a supernet learns, and the noise that stands in for them.
 
-Real quantizers are those of LSQ (Esser et al. 2020), weights per output channel and activations per tensor, with the steps kept as
-logarithms: under Adam a step itself is destroyed within a few updates. Noise follows QuantNAS (arXiv:2208.14839).
+Real quantizers are those of LSQ (Esser et al. 2020), weights per output channel and activations per tensor, with the
+steps kept as logarithms: under Adam a step itself is destroyed within a few updates. Noise follows QuantNAS
+(arXiv:2208.14839). Imports torch and `nas.quantization.levels` alone: both are bundled into a child's model.py.
 """
 
 from __future__ import annotations
@@ -9,11 +10,22 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from nas.quantization.levels import (
+    BYTE_BITS,
+    NIBBLE_BITS,
+    dequantize_linear,
+    level_range,
+    pack_nibbles,
+    quantize_linear,
+    rounded,
+    top_level,
+    unpack_nibbles,
+)
 
 FULL = 32  # bits with which a tensor is left as it is
 SAMPLES = 1 << 14  # most values that a step is fitted on
@@ -21,32 +33,35 @@ SAMPLES = 1 << 14  # most values that a step is fitted on
 POSITIVE_STEPS = {2: 0.635637, 4: 0.213056, 8: 0.0203006, 16: 9.7148e-5}
 SIGNED_STEPS = {2: 0.9957, 4: 0.3352, 8: 0.0308, 16: 1.94e-4}
 
-Shares = Sequence[tuple[int, Any]]  # pairs (bits, weight); the weights are numbers or tensors, and need not sum to one
+Share = float | Tensor
+Shares = Sequence[tuple[int, Share]]  # pairs (bits, weight); the weights need not sum to one
 
 
-def levels(bits: int, signed: bool) -> tuple[int, int]:
-    """The least and the largest integer of the grid."""
-    return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-
-
-def fake_quantize(x: Tensor, log_step: Tensor, bits: int, signed: bool, elements: int) -> Tensor:
-    """x on the grid ``exp(log_step) * integers``, as floats; straight through the rounding, no gradient to x beyond the grid.
+def fake_quantize_lsq(x: Tensor, log_step: Tensor, bits: int, signed: bool, elements: int) -> Tensor:
+    """x on the grid ``exp(log_step) * levels``, as floats; no gradient to x beyond the grid.
 
     Args:
         log_step: of a shape that broadcasts to x.
-        elements: values that share the tensor; scales the step's gradient by ``(largest level * elements) ** -0.5`` (LSQ, section 2.2).
+        elements: values that share the tensor; scales the step's gradient by ``(largest level * elements) ** -0.5``
+            (LSQ, section 2.2).
     """
-    low, high = levels(bits, signed)
+    low, high = level_range(bits, signed)
     scale = (high * elements) ** -0.5
     step = ((log_step - log_step * scale).detach() + log_step * scale).exp()
-    scaled = (x / step).clamp(low, high)
-    return (scaled + (scaled.round() - scaled).detach()) * step
+    return rounded((x / step).clamp(low, high)) * step
 
 
 @torch.no_grad()
 def fit_log_step(x: Tensor, bits: int, signed: bool) -> Tensor:
-    """x: ``(rows, values)`` -> ``(rows,)``: for each row the step of least squared error, by a search down from its largest value."""
-    low, high = levels(bits, signed)
+    """The logarithm of the step of least squared error for each row of x, by a search down from its largest value.
+
+    Args:
+        x: ``(rows, values)``.
+
+    Returns:
+        ``(rows,)``.
+    """
+    low, high = level_range(bits, signed)
     largest = x.abs().amax(1, keepdim=True).clamp_min(1e-8) / high
     best, found = torch.full_like(largest, math.inf), largest.clone()
     for tenth in range(61):
@@ -62,9 +77,9 @@ def rounds(shares: Shares) -> bool:
     return any(bits < FULL for bits, _ in shares)
 
 
-def strength(shares: Shares) -> Any:
+def strength(shares: Shares) -> Share:
     """The mean step of the bit-widths, for a tensor that spans one."""
-    return sum(share / (2**bits - 1) for bits, share in shares if bits < FULL) / sum(share for _, share in shares)
+    return sum(share / top_level(bits) for bits, share in shares if bits < FULL) / sum(share for _, share in shares)
 
 
 def noise_like(x: Tensor, spread: Tensor, generator: torch.Generator | None, only: Tensor | None = None) -> Tensor:
@@ -74,7 +89,9 @@ def noise_like(x: Tensor, spread: Tensor, generator: torch.Generator | None, onl
 
 
 def noisy(x: Tensor, spread: Tensor, shares: Shares, generator: torch.Generator | None) -> Tensor:
-    """x with uniform noise as strong as rounding's, the mean over the bit-widths; one draw, gradient 1 to x and exact to the shares.
+    """x with uniform noise as strong as rounding's, the mean over the bit-widths.
+
+    There is one draw, the gradient to x is 1, and that to the shares is exact.
 
     Args:
         spread: what lies between the largest and the least value, of a shape that broadcasts to x; not differentiated.
@@ -83,9 +100,10 @@ def noisy(x: Tensor, spread: Tensor, shares: Shares, generator: torch.Generator 
 
 
 def noisy_as_published(x: Tensor, shares: Shares, candidates: int, generator: torch.Generator | None) -> Tensor:
-    """The authors' mix: a constant share of x itself, the rest noisy and without gradient; Gaussian noise, a draw for each bit-width.
+    """x with noise as QuantNAS's authors mix it: a constant share of x itself, the rest noisy and without gradient.
 
-    The coefficients do not sum to one, and the gradient shrinks with every layer: kept to be compared with (`noisy` is the default).
+    The noise is Gaussian, a draw for each bit-width. The coefficients do not sum to one, and the gradient shrinks with
+    every layer: kept to be compared with (`noisy` is the default).
 
     Args:
         candidates: how many bit-widths there are to choose from.
@@ -93,7 +111,9 @@ def noisy_as_published(x: Tensor, shares: Shares, candidates: int, generator: to
     clean, mass = 1 / (candidates + 1), sum(share for _, share in shares)
     spread, mixed = (x.amax() - x.amin()).detach(), clean * x
     for bits, share in shares:
-        noise = torch.empty_like(x).normal_(0, 0.5, generator=generator) * (spread / (2**bits - 1)) if bits < FULL else 0.0
+        noise: Share = 0.0
+        if bits < FULL:
+            noise = torch.empty_like(x).normal_(0, 0.5, generator=generator) * (spread / top_level(bits))
         mixed = mixed + share / (mass + clean) * (x + noise).detach()
     return mixed
 
@@ -101,7 +121,8 @@ def noisy_as_published(x: Tensor, shares: Shares, candidates: int, generator: to
 def noisy_weight(weight: Tensor, shares: Shares, generator: torch.Generator | None) -> Tensor:
     """weight: ``(c_out, c_in / groups, h, w)`` with noise, every output channel by its own range."""
     values = weight.detach()
-    return noisy(weight, values.amax((1, 2, 3), keepdim=True) - values.amin((1, 2, 3), keepdim=True), shares, generator)
+    spread = values.amax((1, 2, 3), keepdim=True) - values.amin((1, 2, 3), keepdim=True)
+    return noisy(weight, spread, shares, generator)
 
 
 def fresh_edge(c_in: int, kernel: tuple[int, int]) -> float:
@@ -110,9 +131,10 @@ def fresh_edge(c_in: int, kernel: tuple[int, int]) -> float:
 
 
 class QuantConv2d(nn.Module):
-    """A bias-free convolution whose weights and input are quantized, with a learned step for every bit-width that it may have.
+    """A bias-free convolution whose weights and input are quantized, with a learnt step for each of its bit-widths.
 
-    Steps start at the one of least squared error for fresh weights and for inputs of unit deviation; `fit` finds it for any others.
+    Steps start at the one of least squared error for fresh weights and for inputs of unit deviation; `fit` finds it for
+    any others.
 
     Args:
         c_in, c_out, kernel, groups, stride: of the convolution.
@@ -121,7 +143,8 @@ class QuantConv2d(nn.Module):
         input_bits: of its input; None for those of the weights, 0 for an input that lies on a grid already.
         padding: None keeps the size.
         edge: fresh weights are uniform within it; None for `fresh_edge`.
-        own: it has weights; if not, `weight` is None and every call gives them (such a layer is not fitted or exported: its child is).
+        own: it has weights; if not, `weight` is None and every call gives them (such a layer is not fitted or exported:
+            its child is).
     """
 
     weight: nn.Parameter
@@ -148,7 +171,8 @@ class QuantConv2d(nn.Module):
         weight = torch.empty(c_out, c_in // groups, *kernel).uniform_(-edge, edge) if own else None
         self.register_parameter("weight", None if weight is None else nn.Parameter(weight))
         widths = [b for b in bits if b < FULL]
-        self.weight_step = nn.ParameterDict({str(b): _start(edge / (2 ** (b - 1) - 0.5), c_out) for b in widths})  # the best one spans the weights
+        spanning = {b: edge / (2 ** (b - 1) - 0.5) for b in widths}  # the best step spans the weights
+        self.weight_step = nn.ParameterDict({str(b): _start(step, c_out) for b, step in spanning.items()})
         starts = POSITIVE_STEPS if relu else SIGNED_STEPS
         widths = widths if input_bits is None else [b for b in (input_bits,) if b]
         self.input_step = nn.ParameterDict({str(b): _start(starts[b], 1) for b in widths})
@@ -209,49 +233,59 @@ class QuantConv2d(nn.Module):
 
     def _quantized_weight(self, weight: Tensor, shares: Shares) -> Tensor:
         def on_grid(bits: int) -> Tensor:
-            return fake_quantize(weight, self.weight_step[str(bits)].view(-1, 1, 1, 1), bits, True, weight.numel())
+            step = self.weight_step[str(bits)].view(-1, 1, 1, 1)
+            return fake_quantize_lsq(weight, step, bits, True, weight.numel())
 
         return _mean([(weight if bits == FULL else on_grid(bits), share) for bits, share in shares])
 
     def _quantized_input(self, x: Tensor, shares: Shares) -> Tensor:
         def on_grid(bits: int) -> Tensor:
-            return fake_quantize(x, self.input_step[str(bits)], bits, not self.relu, x[0].numel())
+            return fake_quantize_lsq(x, self.input_step[str(bits)], bits, not self.relu, x[0].numel())
 
         return _mean([(x if bits == FULL else on_grid(bits), share) for bits, share in shares])
 
     def float_layer(self) -> nn.Module:
         """A plain convolution of the same weights, called like this one: what is quantized anew."""
-        return Rectified(self)
+        return FloatConv2d(self)
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """Set every step to the one of least squared error for the weights, and for an input x such as `forward` gets."""
+        """Set every step to the one of least squared error for the weights, and for an input such as `forward` gets."""
         for bits, step in self.weight_step.items():
             step.copy_(fit_log_step(self.weight.flatten(1), int(bits), True))
         values = self.rectified(x).flatten()
-        values = values[:: max(1, values.numel() // SAMPLES) | 1].unsqueeze(0)  # an odd stride, so as not to meet one column alone
+        stride = max(1, values.numel() // SAMPLES) | 1  # odd, so as not to meet one column alone
+        values = values[::stride].unsqueeze(0)
         for bits, step in self.input_step.items():
             step.copy_(fit_log_step(values, int(bits), not self.relu))
         self.fitted.fill_(1)
 
 
-class Rectified(nn.Module):
-    """A `QuantConv2d` without its quantizers, made of torch's own convolution."""
+class FloatConv2d(nn.Module):
+    """A `QuantConv2d` without its quantizers: torch's own convolution of the same weights, behind the same ReLU."""
 
     def __init__(self, layer: QuantConv2d) -> None:
         super().__init__()
         c_out, c_in, *kernel = layer.weight.shape
         self.relu = layer.relu
-        self.conv = nn.Conv2d(c_in * layer.groups, c_out, (kernel[0], kernel[1]), layer.stride, layer.padding, groups=layer.groups, bias=False)
+        sizes = (c_in * layer.groups, c_out, (kernel[0], kernel[1]), layer.stride, layer.padding)
+        self.conv = nn.Conv2d(*sizes, groups=layer.groups, bias=False)
         self.conv.weight = nn.Parameter(layer.weight.detach().clone())
 
-    def forward(self, x: Tensor, *shares: Any, **how: Any) -> Tensor:
+    def forward(self, x: Tensor, *shares: object, **how: object) -> Tensor:
         """x: ``(N, c_in, H, W)``; how it would be quantized is not looked at."""
         return self.conv(F.relu(x) if self.relu else x)
 
 
-class Integers(nn.Module):
-    """A `QuantConv2d` of one bit-width up to 8 as whole numbers and steps: what an ONNX file and a packed one carry.
+def weight_levels(layer: QuantConv2d) -> Tensor:
+    """The weights of a convolution of one bit-width up to 8 as levels of its grid, int8, of the weights' shape."""
+    (bits,) = layer.bits
+    step = layer.weight_step[str(bits)].detach().exp().view(-1, 1, 1, 1)
+    return (layer.weight.detach() / step).clamp(*level_range(bits, True)).round().to(torch.int8)
+
+
+class OnnxConv2d(nn.Module):
+    """A `QuantConv2d` of one bit-width up to 8 as an ONNX file carries it: levels and steps between bytes.
 
     Attributes:
         levels: int8 ``(c_out, c_in / groups, h, w)``.
@@ -265,64 +299,57 @@ class Integers(nn.Module):
 
     def __init__(self, layer: QuantConv2d) -> None:
         super().__init__()
-        self.relu, self.how, (bits,) = layer.relu, (layer.stride, layer.padding, 1, layer.groups), layer.bits
-        self.input_bits = bits if layer.input_bits is None else layer.input_bits
-        low, high = levels(bits, True)
-        step = layer.weight_step[str(bits)].detach().exp()
-        self.register_buffer("step", step)
-        self.register_buffer("levels", (layer.weight.detach() / step.view(-1, 1, 1, 1)).clamp(low, high).round().to(torch.int8))
-        self.register_buffer("input_step", layer.input_step[str(self.input_bits)].detach().exp().squeeze() if self.input_bits else None)
-        if self.input_step is not None:
-            self.range = [float(end * self.input_step) for end in levels(self.input_bits, not self.relu)]
+        self.relu, self.conv, (bits,) = layer.relu, (layer.stride, layer.padding, 1, layer.groups), layer.bits
+        input_bits = bits if layer.input_bits is None else layer.input_bits
+        input_step = layer.input_step[str(input_bits)].detach().exp().squeeze() if input_bits else None
+        self.register_buffer("step", layer.weight_step[str(bits)].detach().exp())
+        self.register_buffer("levels", weight_levels(layer))
+        self.register_buffer("input_step", input_step)
+        if input_step is not None:
+            self.range = [float(end * input_step) for end in level_range(input_bits, not self.relu)]
 
-    def forward(self, x: Tensor, *shares: Any, **how: Any) -> Tensor:
-        """x: ``(N, c_in, H, W)``. Exported, it goes through QuantizeLinear and DequantizeLinear of bytes, as the weights do."""
+    def forward(self, x: Tensor, *shares: object, **how: object) -> Tensor:
+        """x: ``(N, c_in, H, W)``. Exported, it goes through QuantizeLinear and DequantizeLinear, as the weights do."""
         x = F.relu(x) if self.relu else x
         if self.input_step is not None:
             x = x.clamp(*self.range)  # the byte that carries fewer bits would saturate later
             zero = torch.zeros((), dtype=torch.uint8 if self.relu else torch.int8)
-            x = torch.onnx.ops.symbolic("QuantizeLinear", (x, self.input_step, zero), dtype=zero.dtype, shape=x.shape)
-            x = torch.onnx.ops.symbolic("DequantizeLinear", (x, self.input_step, zero), dtype=torch.float32, shape=x.shape)
-        zeros, shape = torch.zeros_like(self.step, dtype=torch.int8), self.levels.shape
-        weight = torch.onnx.ops.symbolic("DequantizeLinear", (self.levels, self.step, zeros), {"axis": 0}, dtype=torch.float32, shape=shape)
-        return F.conv2d(x, weight, None, *self.how)
+            x = dequantize_linear(quantize_linear(x, self.input_step, zero), self.input_step, zero)
+        return F.conv2d(x, dequantize_linear(self.levels, self.step, axis=0), None, *self.conv)
 
 
-def integers(net: nn.Module) -> nn.Module:
-    """A copy of a child for export to ONNX, its `narrow` convolutions as `Integers`; whatever else it is made of stays what it is."""
+def for_onnx(net: nn.Module) -> nn.Module:
+    """A copy of a child for export to ONNX, its `byte_layers` as `OnnxConv2d`; whatever else it is made of stays."""
     net = copy.deepcopy(net)
-    for name, layer in narrow(net).items():
-        net.set_submodule(name, Integers(layer))
+    for name, layer in byte_layers(net).items():
+        net.set_submodule(name, OnnxConv2d(layer))
     return net
 
 
-def narrow(net: nn.Module) -> dict[str, QuantConv2d]:
+def byte_layers(net: nn.Module) -> dict[str, QuantConv2d]:
     """The quantized convolutions of a child whose levels fit a byte, by name."""
-    return {name: layer for name, layer in net.named_modules() if isinstance(layer, QuantConv2d) and max(layer.bits) <= 8}
+    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, QuantConv2d)}
+    return {name: layer for name, layer in layers.items() if max(layer.bits) <= BYTE_BITS}
 
 
 def pack(net: nn.Module) -> dict[str, Tensor]:
-    """A child's tensors, its quantized weights as levels: int8, or where they have at most 4 bits two to a byte (uint8), the first one low."""
+    """A child's tensors, its quantized weights as levels: int8, or two to a byte where they have at most 4 bits."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    for name, layer in narrow(net).items():
-        whole = Integers(layer).levels.cpu().contiguous()
-        if layer.bits[0] <= 4:
-            nibbles = F.pad(whole.flatten() & 15, (0, whole.numel() % 2)).view(torch.uint8)
-            whole = nibbles[::2] | nibbles[1::2] << 4
-        tensors[f"{name}.weight"] = whole
+    for name, layer in byte_layers(net).items():
+        levels = weight_levels(layer).cpu().contiguous()
+        tensors[f"{name}.weight"] = pack_nibbles(levels) if layer.bits[0] <= NIBBLE_BITS else levels
     return tensors
 
 
 def unpack(net: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a child from what `pack` gave; weights stand on their grid, so the child computes what it did."""
+    """The state dict of a child from what `pack` gave; weights lie on their grid, so that it computes what it did."""
     tensors = dict(tensors)
-    for name, layer in narrow(net).items():
-        whole, (bits,) = tensors[f"{name}.weight"], layer.bits
-        if bits <= 4:
-            whole = torch.stack((whole & 15, whole >> 4), 1).flatten()[: layer.weight.numel()].to(torch.int8)
-            whole = torch.where(whole > 7, whole - 16, whole)
+    for name, layer in byte_layers(net).items():
+        levels, (bits,) = tensors[f"{name}.weight"], layer.bits
+        if bits <= NIBBLE_BITS:
+            levels = unpack_nibbles(levels, layer.weight.numel(), signed=True)
         step = tensors[f"{name}.weight_step.{bits}"].exp().view(-1, 1, 1, 1)
-        tensors[f"{name}.weight"] = whole.view(layer.weight.shape) * step
+        tensors[f"{name}.weight"] = levels.view(layer.weight.shape) * step
     return tensors
 
 
@@ -330,16 +357,16 @@ def _start(step: float, rows: int) -> nn.Parameter:
     return nn.Parameter(torch.full((rows,), math.log(step)))
 
 
-def _mean(parts: Sequence[tuple[Tensor, Any]]) -> Tensor:
+def _mean(parts: Sequence[tuple[Tensor, Share]]) -> Tensor:
     """The weighted mean of tensors; a single one as it is."""
     if len(parts) == 1:
         return parts[0][0]
     mass = sum(share for _, share in parts)
-    return sum(value * (share / mass) for value, share in parts)  # type: ignore[return-value]
+    return sum((value * (share / mass) for value, share in parts), torch.zeros(()))
 
 
 @torch.no_grad()
-def fit(net: nn.Module, batches: Iterable[tuple[Tensor, Any]]) -> None:
+def fit(net: nn.Module, batches: Iterable[tuple[Tensor, object]]) -> None:
     """Fit the quantizers of a child that are not yet, each to what reaches it when those before it are fitted.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from nas.children.export import homes, load_child
+from nas.children.export import child_packages, load_child
 from nas.config.experiment import Experiment
 from nas.results.tracking import address, register_model
 from nas.rundir.atomic import sha256
@@ -26,7 +26,7 @@ def register(run: RunDir, experiment: Experiment, name: str, model: str, alias: 
         ValueError: there is no such child, or MLflow has no run of it.
     """
     files = run.exported_child(name)
-    child, about = load_child(files.path, homes(experiment.space.name)), json.loads(files.arch.read_text())
+    child, about = load_child(files.path, child_packages(experiment.space.name)), json.loads(files.arch.read_text())
     arch = Arch(about["arch"]).id  # a finetuned child is named otherwise
     label = f"{name}-{sha256(files.weights)[:8]}"
     uri, shape, any_size = address(run, experiment.tracking.uri), about["input"]["shape"], about["input"].get("any_size", False)

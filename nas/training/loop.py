@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nas.build import load_recipe, load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator, fit_steps, panel
-from nas.children.export import homes, load_child
+from nas.children.export import child_packages, load_child
 from nas.config.experiment import Experiment
 from nas.draws import bits
 from nas.recipes.recipe import AVERAGE, Recipe, Step
@@ -109,7 +109,7 @@ class Attempt:
         settings, recipe_settings = self.experiment.train, self.experiment.recipe
         self.recipe = load_recipe(self.task, recipe_settings)
         if self.recipe.taught_by:
-            self.recipe.teacher = load_child(self.recipe.taught_by, homes(self.experiment.space.name)).to(loop.device)
+            self.recipe.teacher = load_child(self.recipe.taught_by, child_packages(self.experiment.space.name)).to(loop.device)
         self.total = total_steps(self.experiment, len(self.task.train), self.recipe)
         self.feeds = make_feeds(self.recipe, self.task.train, recipe_settings.batch, loop.rank, loop.world, self.experiment.seed)
         mine = recipe_settings.batch // loop.world
