@@ -158,10 +158,12 @@ def done_before(source: Path, target: QuantizationTarget) -> QuantizedFigures | 
 
 
 class OnnxFile:
-    """An ONNX file as something to call with a batch."""
+    """An ONNX file as something to call with a batch, exact on every CPU."""
 
     def __init__(self, path: Path) -> None:
-        self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.x64quantprecision", "1")  # else kernels without VNNI saturate 16 bits
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, x: Tensor) -> Tensor:
         (pixels,) = self.session.get_inputs()
@@ -232,7 +234,9 @@ net = load_quantized({name}(**about["network"]), about["quantization"], load_fil
 
 This computes in floats what integers would give. `model.onnx` computes with integers of 8 bits, which carry the levels
 of fewer bits too:
-`onnxruntime.InferenceSession("model.onnx").run(None, {{"pixels": array}})`. With raynas: `nas.load_child(".")`.
+`onnxruntime.InferenceSession("model.onnx", options).run(None, {{"pixels": array}})`, after
+`options = onnxruntime.SessionOptions(); options.add_session_config_entry("session.x64quantprecision", "1")`: without that, 8-bit kernels of
+x86 CPUs that lack VNNI saturate, and give something else. With raynas: `nas.load_child(".")`.
 
 | layer | weight bits | input bits |
 | --- | --- | --- |

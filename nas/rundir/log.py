@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -179,9 +179,9 @@ def _line(form: Mapping[str, Any]) -> Line | None:
     kind = form.get("kind") or _kind_of_old(form)
     for known in (StepLine, PanelLine, EventLine):
         if known.kind == kind:
-            fields = {name: form[name] for name in known.__dataclass_fields__ if name in form}
+            given = {f.name: form[f.name] for f in fields(known) if f.name in form}
             try:
-                return known(**fields)
+                return known(**given)
             except TypeError:  # a line that lacks what it must have
                 return None
     return None
