@@ -25,6 +25,7 @@ from nas.results.tracking import Tracker, default_uri, register
 from nas.rundir import atomic
 from nas.rundir.atomic import Fence
 from nas.search.journal import Journal, Record
+from nas.supernet import CostModel
 from nas.tasks import load_task
 from nas.training.loop import build
 
@@ -45,9 +46,9 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arch = net.space.smallest()
     about = {"space": "bignas", "size": experiment.space.size, "supernet": "5a" * 32, "data": "digits", "classes": list(task.classes)}
     evaluator = Evaluator(net, task, experiment.search, device)
-    export_child(run / "children" / arch.id, arch, evaluator, Batches(task.test, len(task.test), 500, device), about, True, Fence.take(run))
+    export_child(run / "children" / arch.id, arch, CostModel(net), evaluator, Batches(task.test, len(task.test), 500, device), about, True, Fence.take(run))
     with Journal(run / "search" / "journal-5a5a5a5a.jsonl", {"supernet": "5a" * 32}) as journal:
-        journal.append(Record(0, arch, {"accuracy": 10.0}, vars(net.cost(arch)), 0.1, None))
+        journal.append(Record(0, arch, {"accuracy": 10.0}, net.cost(arch), 0.1, None))
     return run / "children" / arch.id
 
 

@@ -24,7 +24,7 @@ from nas.elastic import ElasticLinear
 from nas.recipes import Recipe, Step, load_recipe
 from nas.rundir.atomic import Fence, Fenced, newest_valid, steps, verify
 from nas.space import Arch, Choice, Space
-from nas.supernet import Cost, Pass, Supernet, fp32
+from nas.supernet import PartCost, Pass, Supernet, fp32
 from nas.tasks import load_task
 from nas.training.loop import Diverged, Feed, Log, Loop, State, build, checkpoints, make_feeds, read_rollbacks, share_done, total_steps
 
@@ -71,7 +71,7 @@ class Tiny(Supernet):
     def parts(self, arch: Arch) -> Iterator[int]:
         yield int(arch["hidden"])
 
-    def part_cost(self, part: int) -> Cost:
+    def part_cost(self, part: int) -> PartCost:
         macs = part * (self.first.in_features + self.last.out_features)
         return fp32(macs, macs + part + self.last.out_features)
 

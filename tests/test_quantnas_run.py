@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from nas.build import proposed
+from nas.build import open_search, proposed
 from nas.children.evaluate import Batches, Evaluator, recalibrate
 from nas.children.export import export_child, write_onnx
 from nas.children.quantize import OnnxFile
@@ -24,10 +24,10 @@ from nas.quantization.learned import QuantConv2d, integers, pack, unpack
 from nas.recipes.differentiable import architecture, entropy
 from nas.results.history import read_training, training_figures
 from nas.rundir.atomic import Fence
-from nas.supernet import load_supernet
+from nas.supernet import CostModel, load_supernet
 from nas.tasks import load_task
 from nas.training.loop import Loop, build, checkpoints, judged_weights
-from nas.workers.trials import open_search, search_children
+from nas.workers.trials import search_children
 
 SPACE = """
 name: tiny
@@ -86,7 +86,7 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_
         assert asked is not None and asked.arch == found and search.identity["first"] == [found.id]
         own = open_search(told, build(told, task), task, whole[-1]).ask()
         assert own is not None and own.arch == found, "a run's own search begins with what it found"
-        tight = experiment(recipe, "search.candidates=1", f"search.constraints.max_bitops={net.cost(net.space.smallest()).bitops}")
+        tight = experiment(recipe, "search.candidates=1", f"search.constraints.max_bitops={net.cost(net.space.smallest())['bitops']}")
         with pytest.raises(ValueError, match=rf"exclude what was found \({found.id}: bitops .*search\.candidates is 1"):
             search_children(tight, tmp_path / "whole", Fence.take(tmp_path / "whole"), whole[-1])
         with pytest.raises(ValueError, match="before the logits learn"):
@@ -94,7 +94,7 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_
         line = read_training(tmp_path / "whole").panels[-1]
         figures, net = dict(training_figures(line)), build(told, task)
         assert figures["recipe/entropy"] == pytest.approx(float(entropy(net, alpha))) and 0 < figures["recipe/entropy"] < entropy(net, 0 * alpha)
-        assert net.cost(net.space.smallest()).bitops < figures["recipe/expected_bitops"] < net.cost(net.space.largest()).bitops
+        assert net.cost(net.space.smallest())["bitops"] < figures["recipe/expected_bitops"] < net.cost(net.space.largest())["bitops"]
         net.load_state_dict(judged_weights(whole[-1]))
         judged = Evaluator(net, task, told.search, torch.device("cpu"))(found)
         assert figures["panel/chosen/psnr"] == pytest.approx(judged["psnr"], abs=1e-4), "the panel follows what would be found now"
@@ -174,8 +174,8 @@ def test_a_child_is_calibrated_judged_and_exported(one_rank: None, tmp_path: Pat
     test = Batches(task.test, 1, 1, torch.device("cpu"))
     about = {"space": "quantnas", "size": "basic-c12", "supernet": "5a" * 32, "data": told.data.name, **task.about}
     (tmp_path / "children").mkdir()
-    figures = export_child(tmp_path / "children" / arch.id, arch, evaluator, test, about, True, Fence.take(tmp_path))
-    assert figures["bitops"] == net.cost(arch).bitops
+    figures = export_child(tmp_path / "children" / arch.id, arch, CostModel(net), evaluator, test, about, True, Fence.take(tmp_path))
+    assert figures["bitops"] == net.cost(arch)["bitops"]
     assert figures["parity"]["supernet"] < 1e-5 and figures["parity"]["reloaded"] == 0 and figures["parity"]["onnx"] < 0.02
     assert figures["parity"]["packed"] == 0
     kept = json.loads((tmp_path / "children" / arch.id / "arch.json").read_text())

@@ -12,7 +12,7 @@ import pkgutil
 from typing import Any
 
 PACKAGES = {"recipe": "nas.recipes", "search": "nas.search", "task": "nas.tasks"}
-CONTRACTS = {"recipe": "Recipe", "search": "Search", "task": "Task"}  # what a plug-in of the kind subclasses
+CONTRACTS = {"recipe": "Recipe", "search": "Search", "task": "Task", "cost": "Cost"}  # what a plug-in of the kind subclasses
 POSED_BY = {  # the data sets that come with raynas, and the task that each poses
     "digits": "classification",
     "fashion-mnist": "classification",
@@ -27,14 +27,17 @@ def find(kind: str, name: str) -> Any:
     """The class of a plug-in.
 
     Args:
-        kind: ``"recipe"``, ``"search"`` or ``"task"``, whose name is that of its data.
+        kind: ``"recipe"``, ``"search"``, ``"cost"`` (all of which are a user's own) or ``"task"``, whose name is that of its data.
         name: a short name, or ``my_module:thing``.
 
     Raises:
         ValueError: there is no such plug-in; says what there is.
     """
     if ":" in name:
-        return load(name)
+        thing = load(name)
+        if not _is_a(thing, kind):
+            raise ValueError(f"given {name!r}, which is no {kind}; allowed: a class that subclasses raynas's {CONTRACTS[kind]}")
+        return thing
     short = POSED_BY.get(name, "") if kind == "task" else name
     if short and short.isidentifier() and short in _modules(kind):
         module = importlib.import_module(f"{PACKAGES[kind]}.{short}")
@@ -74,6 +77,8 @@ def load(name: str) -> Any:
 
 
 def _modules(kind: str) -> list[str]:
+    if kind not in PACKAGES:
+        return []
     package = importlib.import_module(PACKAGES[kind])
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 

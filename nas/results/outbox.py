@@ -16,7 +16,16 @@ from typing import Any
 
 import yaml
 
-from nas.results.history import History, Lines, front_table, journals, read_children, training_figures, training_file
+from nas.results.history import (
+    History,
+    Lines,
+    front_table,
+    journals,
+    read_children,
+    shown_costs,
+    training_figures,
+    training_file,
+)
 from nas.search.journal import Record
 
 FIGURES = 800  # in one request; MLflow takes 1,000 metrics and 1 MB
@@ -237,7 +246,7 @@ def view(history: History) -> str:
     choices = [name for name, values in seen.items() if len(values) > 1][:AXES]
     card = {"metricSectionId": "raynas", "isGenerated": False, "deleted": False}
     axes = {"xaxis": {"key": cost, "type": "METRIC"}, "yaxis": {"key": metric, "type": "METRIC"}}
-    figures = [f"metrics.`{name}`" for name in dict.fromkeys((metric, cost, "macs", "params"))]
+    figures = [f"metrics.`{name}`" for name in dict.fromkeys((metric, *shown_costs(history)))]
     return json.dumps(
         {
             "searchFilter": "tags.`raynas.kind` = 'candidate'",

@@ -71,7 +71,7 @@ def trained(preset: str, seed: int) -> tuple[nn.Module, Any]:
     net = build(experiment, task)
     rng = np.random.default_rng(seed)
     drawn = (net.space.sample(rng) for _ in range(10_000))
-    arch = next((arch for arch in drawn if 1.5e6 < net.cost(arch).macs < 2.5e6), None)
+    arch = next((arch for arch in drawn if 1.5e6 < net.cost(arch)["macs"] < 2.5e6), None)
     if arch is None:
         raise ValueError(f"{preset}: none of 10,000 draws has 1.5 to 2.5 million MACs; give a preset whose space has such children")
     child = net.extract(arch).train()

@@ -14,14 +14,14 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
+from nas.build import open_search
 from nas.children.evaluate import Evaluator
 from nas.config.experiment import Experiment
 from nas.rundir import atomic
-from nas.search import Record
+from nas.search.journal import Record
 from nas.space import Arch
 from nas.tasks import load_task
 from nas.training.loop import Loop, build, checkpoints, judged_weights
-from nas.workers.trials import open_search
 
 CPU = torch.device("cpu")
 Figures = dict[str, float]
