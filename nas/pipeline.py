@@ -13,12 +13,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from nas.build import load_recipe, load_task, make_supernet
+from nas.build import (
+    check_constraints,
+    constraints_of,
+    costs_of,
+    load_recipe,
+    load_task,
+    make_supernet,
+    objective_of,
+    open_search,
+)
 from nas.children.evaluate import Batches, Evaluator
 from nas.children.export import child_packages, export_child, exported
 from nas.children.quantize import QuantizedFigures, done_before, quantize_child
 from nas.config.experiment import Experiment, parse
-from nas.config.sections import Constraints
 from nas.device import driver
 from nas.quantization.compare import QuantizationTarget
 from nas.results.history import History
@@ -29,7 +37,7 @@ from nas.rundir.directory import RunDir, open_run
 from nas.rundir.fence import Fence
 from nas.rundir.log import EventLine, Line, PanelLine, StepLine
 from nas.rundir.mirror import Mirror
-from nas.search import Record
+from nas.search.journal import Record
 from nas.space import Arch
 from nas.supernet import Supernet
 from nas.tasks.task import Task
@@ -37,7 +45,7 @@ from nas.training.loop import total_steps
 from nas.workers.session import leaving, session
 from nas.workers.stopping import Stopper, watching
 from nas.workers.train import finished, train
-from nas.workers.trials import budget_of, check_constraints, objective_of, open_search, search_children
+from nas.workers.trials import search_children
 
 FLUSH_SECONDS = 30.0  # at the end, for what MLflow does not have yet
 
@@ -204,8 +212,9 @@ class Pipeline:
         """
         chosen, wanted = choose(self._history(), self.experiment, only), self.experiment.export.children
         if only is None and len(chosen) < wanted:
-            budget = budget_of(self.experiment)
-            self.watch.say(f"export: {len(chosen)} of {wanted} children: the front{f' within {budget}' if budget.constraints else ''} has no more")
+            bound = constraints_of(self.experiment)
+            within = f" within {bound}" if bound.bounds else ""
+            self.watch.say(f"export: {len(chosen)} of {wanted} children: the front{within} has no more")
         self._export([record.arch for record in chosen])
         return [record.id for record in chosen]
 
@@ -221,8 +230,9 @@ class Pipeline:
         evaluator, test = self._evaluator()
         space = self.experiment.space
         about = {"space": space.name, "size": space.size, "supernet": supernet, "data": self.experiment.data.name, **self.task.about}
+        costs = costs_of(self.experiment, self.net)
         for number, arch in enumerate(open_, 1):
-            export_child(places[arch], arch, evaluator, test, {**about, **more}, self.experiment.export.onnx, self.fence)
+            export_child(places[arch], arch, costs, evaluator, test, {**about, **more}, self.experiment.export.onnx, self.fence)
             self.watch.advance(number, len(open_), places[arch].name, "children", None)
             self.tracker.poke()
             self.stopper.check()
@@ -362,7 +372,7 @@ def finetune_experiment(experiment: Experiment, run: RunDir, record: Record, tra
     given = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")  # the latter may hold a password: it stays where it is
     tracked = {"uri": experiment.tracking.uri if given else default_uri(run), "experiment": experiment.tracking.experiment or experiment.name}
     tracking = experiment.tracking.model_copy(update=tracked)
-    search = experiment.search.model_copy(update={"constraints": Constraints(), "propose_from": ()})
+    search = experiment.search.model_copy(update={"constraints": {}, "propose_from": ()})
     changed = {"name": f"{experiment.name}-{record.id}", "space": space, "recipe": recipe, "tracking": tracking, "search": search, "finetune": None}
     return parse(experiment.model_copy(update=changed).model_dump(mode="json"), "the section finetune")
 
@@ -378,9 +388,9 @@ def choose(history: History, experiment: Experiment, only: str | None = None) ->
         if not named:
             raise ValueError(f"no candidate {only!r} in {history.path}; give the id or the number of one of its {len(history.records)} records")
         return named[:1]
-    budget = budget_of(experiment)
-    front = history.front(lambda record: budget.violation(record.cost) == 0)
+    bound = constraints_of(experiment)
+    front = history.front(lambda record: bound.violation(record.cost) == 0)
     if not front:
-        raise ValueError(f"no candidate within {budget} was judged in {history.path}; search first: nas search {experiment.name}")
+        raise ValueError(f"no candidate within {bound} was judged in {history.path}; search first: nas search {experiment.name}")
     places = np.unique(np.linspace(0, len(front) - 1, min(experiment.export.children, len(front))).round().astype(int))
     return [front[place] for place in places]

@@ -13,10 +13,45 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
 Number = int | float
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a figure of a network counts, for people.
+
+    Attributes:
+        label: what is counted: ``"MACs"``, ``"latency"``.
+        unit: what it is counted in, such as ``"ms"``; empty where the label says it.
+        better: which way is good.
+        shown: stands in every table, not in those alone of a search for it.
+    """
+
+    label: str
+    unit: str = ""
+    better: Literal["higher", "lower"] = "lower"
+    shown: bool = True
+
+    @property
+    def title(self) -> str:
+        """What stands over a column or along an axis: ``"latency, ms"``."""
+        return f"{self.label}, {self.unit}" if self.unit else self.label
+
+    def told(self, number: str) -> str:
+        """The figure in a sentence: ``"3.7 ms latency"``."""
+        return " ".join(part for part in (number, self.unit, self.label) if part)
+
+
+COSTS: Mapping[str, Measure] = {  # what every supernet counts, by the names that they have in journals and files
+    "macs": Measure("MACs"),
+    "params": Measure("parameters"),
+    "bitops": Measure("BitOPs", shown=False),  # MACs x weight bits x activation bits
+    "bytes": Measure("bytes", shown=False),  # of weights
+}
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,23 @@
-"""The contract that every supernet keeps, and what all of them share. Imports torch alone (and the space).
+"""The contract that every supernet keeps, and what all of them share. Imports torch alone (the space and sections besides).
 
 A network is a function of an architecture: `forward` is told the architecture at every call, and no layer remembers it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import hashlib
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from nas.space import Arch, Number, Space
+from nas.config.section import CostOptions
+from nas.space import COSTS, Arch, Measure, Number, Space
 
 
 @dataclass(frozen=True)
@@ -84,21 +88,22 @@ def main_head(output: Tensor | Output) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What one child costs for one input: multiply-accumulates, parameters, MACs x weight bits x activation bits, bytes of weights."""
+class PartCost:
+    """What a part of a child costs for one input, by the names of `nas.space.COSTS`."""
 
     macs: int = 0
     params: int = 0
     bitops: int = 0
     bytes: int = 0
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.macs + other.macs, self.params + other.params, self.bitops + other.bitops, self.bytes + other.bytes)
+    def __add__(self, other: PartCost) -> PartCost:
+        macs, params = self.macs + other.macs, self.params + other.params
+        return PartCost(macs, params, self.bitops + other.bitops, self.bytes + other.bytes)
 
 
-def fp32(macs: int, params: int) -> Cost:
+def fp32(macs: int, params: int) -> PartCost:
     """The cost of an unquantized part: 32 bits for weights and activations."""
-    return Cost(macs, params, macs * 32 * 32, params * 4)
+    return PartCost(macs, params, macs * 32 * 32, params * 4)
 
 
 @runtime_checkable
@@ -138,7 +143,7 @@ class Supernet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._cost_of_part: dict[Any, Cost] = {}
+        self._cost_of_part: dict[Any, PartCost] = {}
 
     def forward(self, x: Tensor, archs: Arch | list[Arch] | Soft, how: Pass = Pass()) -> Tensor | Output:
         """x: ``(N, C, H, W)``, pixels in [0, 1]. A list of A architectures runs local row j by ``archs[j % A]``; `Soft` is a mixture.
@@ -194,7 +199,7 @@ class Supernet(nn.Module):
         """The child as hashable parts whose costs add up; few of them, so that `cost` is quick."""
         raise NotImplementedError
 
-    def part_cost(self, part: Any) -> Cost:
+    def part_cost(self, part: Any) -> PartCost:
         """The cost of one part; called once for each different part."""
         raise NotImplementedError
 
@@ -204,8 +209,8 @@ class Supernet(nn.Module):
         inherit(child, self)
         return child
 
-    def cost(self, arch: Arch) -> Cost:
-        """The cost of that child at `input_shape`, memoised by part."""
+    def cost(self, arch: Arch) -> Mapping[str, float]:
+        """What that child costs for one input of `input_shape`, by the names of `nas.space.COSTS`; memoised by part."""
         macs = params = bitops = size = 0
         known = self._cost_of_part
         for part in self.parts(arch):
@@ -216,7 +221,94 @@ class Supernet(nn.Module):
             params += cost.params
             bitops += cost.bitops
             size += cost.bytes
-        return Cost(macs, params, bitops, size)
+        return {"macs": macs, "params": params, "bitops": bitops, "bytes": size}
+
+
+class Cost:
+    """A cost of one's own, such as latency: a pure function of the architecture, and of files whose contents are known.
+
+    A subclass gives `name`, `label` and `__call__`, and `Options` and `tables` where it has some. In an experiment it is
+    ``search.costs: [{name: "my_module:MyCost", ...its options}]``; then it may be what a search aims at or is bound by.
+
+    Attributes:
+        name: its key in constraints, journals and files: small letters, digits, _.
+        label: what people call it.
+        unit: what it is counted in; empty where the label says it.
+        Options: the section of its options, a subclass of `CostOptions`.
+        options: those of this one.
+    """
+
+    name: str
+    label: str
+    unit: str = ""
+    Options: ClassVar[type[CostOptions]] = CostOptions
+
+    def __init__(self, options: CostOptions) -> None:
+        self.options = options
+
+    @property
+    def tables(self) -> Sequence[Path]:
+        """The files that it reads. A search whose tables have changed is another search."""
+        return ()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a search's journal is keyed by on its part, as plain JSON: options, measure, the sha256 of each table."""
+        hashes = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in self.tables}
+        tables = {"sha256": hashes} if hashes else {}
+        return {**self.options.model_dump(mode="json"), "label": self.label, "unit": self.unit, **tables}
+
+    def __call__(self, net: Supernet, arch: Arch) -> float:
+        """The finite number that this child of `net` costs; asked for thousands of architectures, smaller is better."""
+        raise NotImplementedError
+
+
+TAKEN = {  # what files and tables of children call something else
+    *("id", "k", "front", "exported", "validation", "exported_validation", "test", "tested", "baselines", "parity"),
+    *("metric", "cost", "rows", "seconds", "supernet"),
+}
+
+
+class CostModel:
+    """All that children of one network cost: what the network counts, and a user's own costs.
+
+    Args:
+        net: the network.
+        own: the user's own.
+
+    Raises:
+        ValueError: one of these has a name that stands for something else, or that cannot be a name.
+    """
+
+    def __init__(self, net: Supernet, own: Iterable[Cost] = ()) -> None:
+        self.net, self.own = net, tuple(own)
+        self.measures = {name: COSTS.get(name, Measure(name)) for name in net.cost(net.space.smallest())}
+        for cost in self.own:
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", cost.name):
+                raise ValueError(f"a cost is named {cost.name!r}; allowed: small letters, digits and _")
+            if cost.name in TAKEN | self.measures.keys():
+                raise ValueError(f"a cost is named {cost.name!r}, which stands for something else: give it another name")
+            self.measures[cost.name] = Measure(cost.label, cost.unit)
+
+    def __call__(self, arch: Arch) -> Mapping[str, float]:
+        """What this child costs, by name.
+
+        Raises:
+            ValueError: one of the user's own costs is no finite number.
+        """
+        figures = self.net.cost(arch)
+        if not self.own:
+            return figures
+        own = {cost.name: cost(self.net, arch) for cost in self.own}
+        for name, figure in own.items():
+            if not math.isfinite(figure):
+                raise ValueError(f"the cost {name!r} of {arch.id} is {figure}; allowed: finite numbers")
+        return {**figures, **own}
+
+    @property
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """What a journal is keyed by on the part of the user's own costs, by name, as plain JSON."""
+        return {cost.name: cost.identity for cost in self.own}
 
 
 def _interleave(parts: list[Tensor], rows: int) -> Tensor:

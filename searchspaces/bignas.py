@@ -20,7 +20,7 @@ import nas.static
 from nas.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, ElasticSqueezeExcite
 from nas.space import Arch, Choice, Number, Space
 from nas.static import Pixels, channels_last, resize, shrink
-from nas.supernet import Cost, Pass, Supernet, fp32, inherit
+from nas.supernet import PartCost, Pass, Supernet, fp32, inherit
 from searchspaces import bignas_child
 
 
@@ -138,7 +138,7 @@ class Block:
     squeezed: int
     shortcut: str
 
-    def cost(self, side: int) -> Cost:
+    def cost(self, side: int) -> PartCost:
         """For a square input of `side` pixels (convolutions and squeeze-excite count; norms, activations and pooling do not)."""
         pixels, out = side**2, (-(-side // self.stride)) ** 2
         widen = self.c_in * self.mid if self.expanded else 0
@@ -360,24 +360,24 @@ class BigNAS(Supernet):
             yield picks[0], side, *picks[1:]  # type: ignore[misc]
         yield -1, side, arch[f"stage{len(self.table.stages)}.width"], arch["head"]  # type: ignore[misc]
 
-    def part_cost(self, part: tuple[int, ...]) -> Cost:
+    def part_cost(self, part: tuple[int, ...]) -> PartCost:
         kind, side, *rest = part
         if kind == -2:
             return self._stem_cost(-(-side // self.table.stem_stride), *rest)
         side = -(-side // self._strides[kind])
         if kind == -1:
             return self._head_cost(side, *rest)
-        cost = Cost()
+        cost = PartCost()
         for block in self._stage(kind, *rest):  # type: ignore[call-arg]
             cost += block.cost(side)
             side = -(-side // block.stride)
         return cost
 
-    def _stem_cost(self, side: int, stem: int) -> Cost:
+    def _stem_cost(self, side: int, stem: int) -> PartCost:
         taps = self.table.channels * stem * 9
         return fp32(taps * side**2, taps + 2 * stem)
 
-    def _head_cost(self, side: int, c_in: int, head: int) -> Cost:
+    def _head_cost(self, side: int, c_in: int, head: int) -> PartCost:
         pooled, feature = (6 * c_in, head) if self.table.wide_head else (head, 0)
         conv, linear = c_in * pooled, pooled * feature
         classifier = (feature or pooled) * self.table.classes

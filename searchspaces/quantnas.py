@@ -20,7 +20,7 @@ import nas.quantization.learned
 import nas.quantization.levels
 from nas.elastic import ElasticBatchNorm2d
 from nas.space import Arch, Number
-from nas.supernet import Cost, Pass, Soft, Supernet, inherit
+from nas.supernet import PartCost, Pass, Soft, Supernet, inherit
 from searchspaces import quantnas_child
 from searchspaces.quantnas_child import Slot, build, enlarge, pixel_mean
 from searchspaces.quantnas_space import NAMES, QuantNASSpace, Table, slot_cost, unsearched_cost
@@ -159,7 +159,7 @@ class QuantNAS(Supernet):
         for name, (op, bits) in self.slots.items():
             yield name, arch[op], arch[bits]
 
-    def part_cost(self, part: Any) -> Cost:
+    def part_cost(self, part: Any) -> PartCost:
         """A slot with its choice, in all cells that share it; or what is not searched (None)."""
         if part is None:
             return self._unsearched

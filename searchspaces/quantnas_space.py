@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from nas.quantization.learned import FULL
 from nas.space import Arch, Choice, Number, Space
-from nas.supernet import Cost
+from nas.supernet import PartCost
 from searchspaces.quantnas_child import FIXED_BITS, OPERATIONS, SlotShape, shapes
 
 NAMES = tuple(OPERATIONS)
@@ -122,18 +122,18 @@ def _value(choice: Choice, value: Number | str) -> Number:
     return code  # type: ignore[return-value]
 
 
-def conv_cost(c_in: int, c_out: int, taps: int, pixels: int, bits: int, input_bits: int | None) -> Cost:
+def conv_cost(c_in: int, c_out: int, taps: int, pixels: int, bits: int, input_bits: int | None) -> PartCost:
     """A quantized convolution of `taps` taps a channel pair; ``input_bits`` as of `QuantConv2d` (0: an image of `FIXED_BITS`)."""
     inputs = bits if input_bits is None else input_bits or FIXED_BITS
     weights, macs = c_in * c_out * taps, c_in * c_out * taps * pixels
     steps = (c_out if bits < FULL else 0) + (1 if input_bits or (input_bits is None and bits < FULL) else 0)
-    return Cost(macs, weights + steps, macs * bits * inputs, -(-weights * bits // 8) + steps * 4)
+    return PartCost(macs, weights + steps, macs * bits * inputs, -(-weights * bits // 8) + steps * 4)
 
 
-def slot_cost(table: Table, shape: SlotShape, operation: str, bits: int, side: int) -> Cost:
+def slot_cost(table: Table, shape: SlotShape, operation: str, bits: int, side: int) -> PartCost:
     """One choice of one slot, in all of the cells that share it, for a square input of `side` pixels."""
     pixels = (side * table.scale if shape.enlarged else side) ** 2
-    cost = Cost()
+    cost = PartCost()
     for number, (c_in, c_out, kernel, groups) in enumerate(OPERATIONS[operation].layers(shape.c_in, shape.c_out, table.channels)):
         image = first_bits(table) if shape.first and number == 0 else None
         for _ in range(shape.copies):
@@ -148,9 +148,9 @@ def first_bits(table: Table) -> int | None:
     return 0 if table.layout == "basic" or not table.adq else table.image_bits
 
 
-def unsearched_cost(table: Table, side: int) -> Cost:
+def unsearched_cost(table: Table, side: int) -> PartCost:
     """What every network of the table has: its fixed 8-bit convolutions, and ADQ, whose few operations do not count."""
-    c, cells, cost = table.channels, table.cells, Cost()
+    c, cells, cost = table.channels, table.cells, PartCost()
     if table.layout == "rfdn":
         for _ in range(cells):
             for c_in, c_out, kernel, pixels in ((2 * c, c, 1, side**2), *_attention(c, side)):
@@ -159,7 +159,7 @@ def unsearched_cost(table: Table, side: int) -> Cost:
     if table.adq:
         widths = [c] * cells + ([c, 3] if table.layout == "basic" else [])
         params = sum(2 * width + 2 for width in widths)
-        cost += Cost(0, params, 0, 4 * params)
+        cost += PartCost(0, params, 0, 4 * params)
     return cost
 
 

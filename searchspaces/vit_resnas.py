@@ -23,7 +23,7 @@ from nas.elastic.layer_norm import ElasticLayerNorm
 from nas.elastic.masked import Masked
 from nas.space import Arch
 from nas.static import Pixels
-from nas.supernet import Cost, Output, Pass, Supernet, fp32, inherit
+from nas.supernet import Output, PartCost, Pass, Supernet, fp32, inherit
 from searchspaces import vit_resnas_child
 from searchspaces.vit_resnas_child import Stage, Stem, pool
 from searchspaces.vit_resnas_space import BlockChoices, BlockNames, StageChoices, Table, ViTResNASSpace, stage
@@ -284,7 +284,7 @@ class ViTResNAS(Supernet):
             yield n, before, width, blocks, heads, hidden
             before = width
 
-    def part_cost(self, part: tuple[int, ...]) -> Cost:
+    def part_cost(self, part: tuple[int, ...]) -> PartCost:
         """A stage with what stands before it (stem or reduction) and, after the last one, the head.
 
         Convolutions, linear layers and the two products of attention count; norms, biases, pooling and the patch head do not.
@@ -299,13 +299,13 @@ class ViTResNAS(Supernet):
             cost += fp32(d * classes, 2 * d + d * classes + classes)
         return cost
 
-    def _stem_cost(self, d: int) -> Cost:
+    def _stem_cost(self, d: int) -> PartCost:
         t = self.table
         stride = 1 if t.patch % 2 else 2
         taps, project = 9 * t.stem * (t.channels + 2 * t.stem), d * t.stem * (t.patch // stride) ** 2
         macs = taps * (t.side // stride) ** 2 + project * t.grid(0) ** 2
         return fp32(macs, taps + 6 * t.stem + project + d + d + (1 + t.grid(0) ** 2) * d)
 
-    def _reduction_cost(self, n: int, c_in: int, c_out: int) -> Cost:
+    def _reduction_cost(self, n: int, c_in: int, c_out: int) -> PartCost:
         patches, kernel, linear = self.table.grid(n) ** 2, 9 * c_in * c_out, c_in * c_out
         return fp32(patches * kernel + linear, 2 * c_in + kernel + linear + 2 * c_out + patches * c_out)

@@ -49,7 +49,7 @@ def architectures(net: Supernet, random: int, largest: bool = True, seed: int = 
     """Different ones: the smallest, the largest, and some random ones; of an expensive space the smallest and one more."""
     space, rng = net.space, np.random.default_rng(seed)
     samples = [space.sample(rng) for _ in range(random)]
-    if net.cost(space.largest()).macs > LARGE:
+    if net.cost(space.largest())["macs"] > LARGE:
         samples = [space.largest()] if largest else samples[:1]
     else:
         samples.insert(0, space.largest())
@@ -174,15 +174,15 @@ def check_cost(net: Supernet, x: Tensor) -> None:
         with FlopCounterMode(display=False) as counter:
             child(torch.empty(1, *net.input_shape, device="meta"))
         cost, params = net.cost(arch), sum(parameter.numel() for parameter in child.parameters())
-        assert (2 * cost.macs, cost.params) == (counter.get_total_flops(), params), f"cost of {arch}"
+        assert (2 * cost["macs"], cost["params"]) == (counter.get_total_flops(), params), f"cost of {arch}"
 
 
 def check_order(net: Supernet, x: Tensor) -> None:
     """smallest <= any <= largest: in MACs, or in BitOPs where bits vary."""
     rng = np.random.default_rng(2)
     costs = [net.cost(net.space.smallest()), *(net.cost(net.space.sample(rng)) for _ in range(500)), net.cost(net.space.largest())]
-    by_bits = any(cost.bitops != 1024 * cost.macs for cost in costs)
-    figures = [cost.bitops if by_bits else cost.macs for cost in costs]
+    by_bits = any(cost["bitops"] != 1024 * cost["macs"] for cost in costs)
+    figures = [cost["bitops"] if by_bits else cost["macs"] for cost in costs]
     assert figures[0] == min(figures) and figures[-1] == max(figures)
 
 
@@ -296,7 +296,7 @@ def check_mixture(net: Supernet, x: Tensor) -> None:
     for arch in architectures(net, random=2, largest=False):
         soft = one_hot(net, arch)
         assert soft.arch(net) == arch
-        assert net.expected_bitops(soft).item() == net.cost(arch).bitops
+        assert net.expected_bitops(soft).item() == net.cost(arch)["bitops"]
         for quant in ("off", "noise", "real"):
             hard, mixed = (run(net, x, which, Pass(quant=quant, generator=torch.Generator().manual_seed(6))) for which in (arch, soft))
             assert_equal(mixed, hard, f"the mixture of {arch} alone, quantizers {quant}")

@@ -27,6 +27,7 @@ from nas.rundir import atomic
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.search.journal import Journal, Record
+from nas.supernet import CostModel
 
 PAGE = Path(__file__).parent.parent / "docs" / "children.md"
 ARGUMENTS = ["search.calibration=64", "search.calibration_batch=64"]
@@ -45,9 +46,9 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arch = net.space.smallest()
     about = {"space": "bignas", "size": experiment.space.size, "supernet": "5a" * 32, "data": "digits", "classes": list(task.classes)}
     evaluator = Evaluator(net, task, experiment.search, device)
-    export_child(run / "children" / arch.id, arch, evaluator, Batches(task.test, len(task.test), 500, device), about, True, Fence.take(run))
+    export_child(run / "children" / arch.id, arch, CostModel(net), evaluator, Batches(task.test, len(task.test), 500, device), about, True, Fence.take(run))
     with Journal(run / "search" / "journal-5a5a5a5a.jsonl", {"supernet": "5a" * 32}) as journal:
-        journal.append(Record(0, arch, {"accuracy": 10.0}, vars(net.cost(arch)), 0.1, None))
+        journal.append(Record(0, arch, {"accuracy": 10.0}, net.cost(arch), 0.1, None))
     return run / "children" / arch.id
 
 

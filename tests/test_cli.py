@@ -72,10 +72,10 @@ def test_unknown_preset(tmp_path: Path, target: str, near: str) -> None:
         ("train.workers=2.5", ["train.workers", "2.5", "a whole number"]),
         ("data.flip=1", ["data.flip", "true or false"]),
         ("search.candidates=0", ["search.candidates", "0", "greater than 0"]),
-        ("search.algorithm=magic", ["search.algorithm", '"magic"', "evolution", "random"]),
+        ("search.algorithm=magic", ["search.algorithm", "magic", "evolution", "random"]),
         ("train.workers=7", ["batch 64", "workers 7", "try"]),
         ("recipe.lr", ["recipe.lr", "key=value"]),
-        ("search.constraints.max_macs=1.5Q", ["max_macs", "1.5Q", '"1.5M"']),
+        ("search.constraints.max_macs=1.5Q", ["macs.max", "1.5Q", '"1.5M"']),
     ],
 )
 def test_mistakes_in_values(tmp_path: Path, setting: str, parts: list[str]) -> None:

@@ -29,7 +29,7 @@ from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence, Fenced
 from nas.rundir.log import Log, StepLine
 from nas.space import Arch, Choice, Space
-from nas.supernet import Cost, Pass, Supernet, fp32
+from nas.supernet import PartCost, Pass, Supernet, fp32
 from nas.training.feeds import Feed, make_feeds
 from nas.training.guard import Diverged
 from nas.training.loop import Loop, read_rollbacks, total_steps
@@ -77,7 +77,7 @@ class Tiny(Supernet):
     def parts(self, arch: Arch) -> Iterator[int]:
         yield int(arch["hidden"])
 
-    def part_cost(self, part: int) -> Cost:
+    def part_cost(self, part: int) -> PartCost:
         macs = part * (self.first.in_features + self.last.out_features)
         return fp32(macs, macs + part + self.last.out_features)
 

@@ -33,6 +33,7 @@ from nas.quantization.graph import float_layer, fold, integer_layer_of, plain, t
 from nas.quantization.integer import IntegerConv2d, IntegerLinear, fake_quantize_affine, load_quantized, pack, unpack
 from nas.quantization.levels import top_level
 from nas.rundir.fence import Fence
+from nas.supernet import CostModel
 from tests.test_run import STRANGER
 
 CPU = torch.device("cpu")
@@ -73,7 +74,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     evaluator = Evaluator(supernet, task, experiment.search, CPU)
     about = {"space": "bignas", "size": "d8", "supernet": "0" * 64, "data": "digits", "classes": list(task.classes)}
     test = Batches(task.test, len(task.test), 500, CPU)
-    figures = export_child(run / "children" / arch.id, arch, evaluator, test, about, False, Fence.take(run))
+    figures = export_child(run / "children" / arch.id, arch, CostModel(supernet), evaluator, test, about, False, Fence.take(run))
     assert figures["test"]["accuracy"] > 88
     batches = [x for x, _ in Batches(task.train, 256, 32, CPU, epoch=0)]
     return Trained(run, arch.id, task, nas.load_child(run / "children" / arch.id), batches)
@@ -472,7 +473,7 @@ def test_a_vision_transformer(tmp_path: Path) -> None:
         and not any(isinstance(m, nn.BatchNorm2d) for m in child.modules())
     )
     costs = Costs.of(child, layers, total_macs(child, net.input_shape))
-    assert costs.macs == net.cost(net.space.smallest()).macs and costs.rest("bitops") > 0
+    assert costs.macs == net.cost(net.space.smallest())["macs"] and costs.rest("bitops") > 0
     small = calibrate(child, layers, dict.fromkeys((layer.name for layer in layers), 8), list(x.split(16)), 1, 0)
     apart, size = difference(small, [x], outputs(child, [x])), float(outputs(child, [x])[0].var())
     assert apart < 0.01 * size

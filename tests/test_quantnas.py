@@ -56,8 +56,8 @@ def test_the_basic_space_has_the_published_size_and_costs() -> None:
     cheapest = basic(net, 4, head="conv3g3", body="fact3", skip="conv1", upsample="conv3g3", tail="conv1")
     dearest = basic(net, 8, head="conv5", body="conv5", skip="conv5", upsample="conv5", tail="conv5")
     assert (cheapest, dearest) == (net.space.smallest(), net.space.largest())
-    assert net.cost(cheapest).bitops / G == pytest.approx(0.987, abs=0.0005)
-    assert net.cost(dearest).bitops / G == pytest.approx(24.71, abs=0.005)
+    assert net.cost(cheapest)["bitops"] / G == pytest.approx(0.987, abs=0.0005)
+    assert net.cost(dearest)["bitops"] / G == pytest.approx(24.71, abs=0.005)
 
 
 @pytest.mark.parametrize(
@@ -89,14 +89,14 @@ def test_the_rfdn_space_has_the_published_size_and_costs() -> None:
     assert net.space.cardinality == 18**29 * 12 and supernet("rfdn", bits=[8]).space.cardinality == 9**29 * 6
     fixed = net.part_cost(None).bitops / G
     assert fixed == pytest.approx(3.6, abs=0.05)
-    assert net.cost(net.space.smallest()).bitops / G - fixed == pytest.approx(0.40, abs=0.005)
-    assert net.cost(net.space.largest()).bitops / G - fixed == pytest.approx(196, abs=0.5)
+    assert net.cost(net.space.smallest())["bitops"] / G - fixed == pytest.approx(0.40, abs=0.005)
+    assert net.cost(net.space.largest())["bitops"] / G - fixed == pytest.approx(196, abs=0.5)
     for bits, gbitops in ((8, 21.4), (4, 5.3)):
         operations = {"*body*.op": "conv3", "*skip*.op": "conv1", "upsample.op": "conv3", "tail.op": "conv3"}
         rfdn = supernet("rfdn", input_bits="slot", settled={**operations, "*.bits": bits})
         cost = rfdn.cost(rfdn.space.smallest())
-        assert cost.bitops / G - fixed == pytest.approx(gbitops, abs=0.06)
-        assert (cost.macs - rfdn.part_cost(None).macs) / 1e6 == pytest.approx(334, abs=0.5)
+        assert cost["bitops"] / G - fixed == pytest.approx(gbitops, abs=0.06)
+        assert (cost["macs"] - rfdn.part_cost(None).macs) / 1e6 == pytest.approx(334, abs=0.5)
 
 
 @pytest.mark.parametrize("size", ["basic", "rfdn"])
@@ -121,7 +121,7 @@ def test_bytes_are_those_of_weights_at_their_bits(bits: int) -> None:
     arch = basic(net, bits, head="conv3", body="conv3", skip="conv3", upsample="conv3", tail="conv3")
     convs = [module.weight.numel() for module in net.extract(arch).modules() if isinstance(module, QuantConv2d)]
     cost = net.cost(arch)
-    assert cost.bytes == sum(math.ceil(n * bits / 8) for n in convs) + 4 * (cost.params - sum(convs))
+    assert cost["bytes"] == sum(math.ceil(n * bits / 8) for n in convs) + 4 * (cost["params"] - sum(convs))
 
 
 @pytest.mark.parametrize("size", ["basic-c12", "rfdn-c12"])
@@ -267,7 +267,7 @@ def test_what_is_settled_leaves_the_other_half_to_search() -> None:
     operations = supernet("basic-c12", settled={"*.bits": 8})
     assert operations.space.cardinality == 76_800
     cost = operations.cost(operations.space.largest())
-    assert cost.bitops == 64 * cost.macs
+    assert cost["bitops"] == 64 * cost["macs"]
     whole = supernet("basic-c12")
     given = whole.space.sample(np.random.default_rng(3))
     bits = supernet("basic-c12", settled={name: value for name, value in given.items() if name.endswith(".op")})
@@ -371,10 +371,10 @@ def test_a_mixture_is_the_mean_of_operations_and_expected_bitops_the_mean_of_cos
     out = net(pixels(), Soft(tables))
     assert_equal(out, 0.25 * net(pixels(), some[0]) + 0.75 * net(pixels(), some[1]), "mixture")
     expected = net.expected_bitops(Soft(tables)).item()
-    assert expected == 0.25 * net.cost(some[0]).bitops + 0.75 * net.cost(some[1]).bitops
+    assert expected == 0.25 * net.cost(some[0])["bitops"] + 0.75 * net.cost(some[1])["bitops"]
     uniform = Soft({name: torch.full_like(table, 1 / table.numel()) for name, table in tables.items()})
     rng = np.random.default_rng(0)
-    drawn = [net.cost(net.space.sample(rng)).bitops for _ in range(4000)]
+    drawn = [net.cost(net.space.sample(rng))["bitops"] for _ in range(4000)]
     assert net.expected_bitops(uniform).item() == pytest.approx(np.mean(drawn), abs=4 * np.std(drawn) / math.sqrt(4000))
 
 

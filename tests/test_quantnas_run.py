@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from nas.build import load_supernet, load_task, make_supernet, proposed
+from nas.build import load_supernet, load_task, make_supernet, open_search, proposed
 from nas.children.evaluate import Batches, Evaluator, recalibrate
 from nas.children.export import export_child, write_onnx
 from nas.children.quantize import OnnxFile
@@ -26,8 +26,9 @@ from nas.rundir.checkpoint import Checkpoint, directories
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.rundir.log import read_training
+from nas.supernet import CostModel
 from nas.training.loop import Loop
-from nas.workers.trials import open_search, search_children
+from nas.workers.trials import search_children
 
 SPACE = """
 name: tiny
@@ -86,7 +87,7 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_
         assert asked is not None and asked.arch == found and search.identity["first"] == [found.id]
         own = open_search(told, make_supernet(told, task), task, whole[-1]).ask()
         assert own is not None and own.arch == found, "a run's own search begins with what it found"
-        tight = experiment(recipe, "search.candidates=1", f"search.constraints.max_bitops={net.cost(net.space.smallest()).bitops}")
+        tight = experiment(recipe, "search.candidates=1", f"search.constraints.max_bitops={net.cost(net.space.smallest())['bitops']}")
         with pytest.raises(ValueError, match=rf"exclude what was found \({found.id}: bitops .*search\.candidates is 1"):
             search_children(tight, tmp_path / "whole", Fence.take(tmp_path / "whole"), whole[-1])
         with pytest.raises(ValueError, match="before the logits learn"):
@@ -94,7 +95,7 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_
         line = read_training(RunDir(tmp_path / "whole").training_log).panels[-1]
         figures, net = dict(line.figures()), make_supernet(told, task)
         assert figures["recipe/entropy"] == pytest.approx(float(entropy(net, alpha))) and 0 < figures["recipe/entropy"] < entropy(net, 0 * alpha)
-        assert net.cost(net.space.smallest()).bitops < figures["recipe/expected_bitops"] < net.cost(net.space.largest()).bitops
+        assert net.cost(net.space.smallest())["bitops"] < figures["recipe/expected_bitops"] < net.cost(net.space.largest())["bitops"]
         net.load_state_dict(Checkpoint.open(whole[-1]).child_weights())
         judged = Evaluator(net, task, told.search, torch.device("cpu"))(found)
         assert figures["panel/chosen/psnr"] == pytest.approx(judged["psnr"], abs=1e-4), "the panel follows what would be found now"
@@ -175,8 +176,8 @@ def test_a_child_is_calibrated_judged_and_exported(one_rank: None, tmp_path: Pat
     test = Batches(task.test, 1, 1, torch.device("cpu"))
     about = {"space": "quantnas", "size": "basic-c12", "supernet": "5a" * 32, "data": told.data.name, **task.about}
     (tmp_path / "children").mkdir()
-    figures = export_child(tmp_path / "children" / arch.id, arch, evaluator, test, about, True, Fence.take(tmp_path))
-    assert figures["bitops"] == net.cost(arch).bitops
+    figures = export_child(tmp_path / "children" / arch.id, arch, CostModel(net), evaluator, test, about, True, Fence.take(tmp_path))
+    assert figures["bitops"] == net.cost(arch)["bitops"]
     assert figures["parity"]["supernet"] < 1e-5 and figures["parity"]["reloaded"] == 0 and figures["parity"]["onnx"] < 0.02
     assert figures["parity"]["packed"] == 0
     kept = json.loads((tmp_path / "children" / arch.id / "arch.json").read_text())

@@ -195,7 +195,7 @@ def test_it_prints_the_front_and_what_to_do_next(done: Done) -> None:
         figures = json.loads((path / "metrics.json").read_text())
         shown = [f"{figures[part]['accuracy']:.2f}" for part in ("validation", "test")]
         assert rows[path.name][-3:-1] == shown, "validation and test accuracy stand in the table"
-    for title in ("child", "MACs", "params", "validation", "test"):
+    for title in ("child", "MACs", "parameters", "validation", "test"):
         assert title in text
     assert str(done.run / "report.html") in text and str(done.run / "children") in text
     assert "nas ui runs/bignas-digits" in text
@@ -409,7 +409,7 @@ def test_more_candidates_and_another_budget(copy: Path) -> None:
     last = json.loads((copy / "history.jsonl").read_text().splitlines()[-1])
     assert last["changed"] == {
         "search.candidates": [40, 56],
-        "search.constraints.max_macs": [None, 250_000],
+        "search.constraints.macs.max": [None, 250_000],
         "search.trials": [2, 1],
     }
 

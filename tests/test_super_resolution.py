@@ -21,7 +21,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
 import nas.training.loop
-from nas.build import load_supernet, load_task, make_supernet
+from nas.build import load_supernet, load_task, make_supernet, objective_of
 from nas.children.evaluate import Batches, Evaluator, score
 from nas.children.export import export_child, load_child
 from nas.config.experiment import Experiment, ExperimentError, dump, load_experiment
@@ -30,7 +30,7 @@ from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.space import Arch, Choice, Space
-from nas.supernet import Cost, Pass, Supernet, fp32
+from nas.supernet import CostModel, PartCost, Pass, Supernet, fp32
 from nas.tasks import quality
 from nas.tasks.datasets import DataMissing
 from nas.tasks.pairs import TRAIN_PHOTOS, Crops, Photo, SuperResolutionOptions, cells, enlarge, load_photos
@@ -38,7 +38,6 @@ from nas.tasks.pictures import most_different
 from nas.tasks.super_resolution import SuperResolution
 from nas.tasks.tiles import in_tiles
 from nas.training.loop import Diverged, Loop
-from nas.workers.trials import objective_of
 from tests.conformance import ready
 from tests.tiny_sr_child import TinyChild
 
@@ -435,7 +434,7 @@ class Tiny(Supernet):
     def parts(self, arch: Arch) -> Iterator[int]:
         yield int(arch["width"])
 
-    def part_cost(self, part: int) -> Cost:
+    def part_cost(self, part: int) -> PartCost:
         weights = 9 * part * (3 + 3 * self.scale**2)
         return fp32(weights * self.input_shape[1] ** 2, weights + part + 3 * self.scale**2)
 
@@ -465,7 +464,7 @@ def test_it_trains_is_judged_exported_and_shown(tmp_path: Path) -> None:
     about = {"space": "tiny", "size": "", "supernet": "5a" * 32, "data": told.data.name, **task.about}
     (run / "children").mkdir()
     target = run / "children" / largest.id
-    figures = export_child(target, largest, evaluator, test, about, True, Fence.take(run))
+    figures = export_child(target, largest, CostModel(net), evaluator, test, about, True, Fence.take(run))
     assert figures["test"]["psnr"] > figures["baselines"]["bicubic"]["psnr"] + 0.1
     assert figures["parity"]["supernet"] < 1e-5 and figures["parity"]["onnx"] < 1e-5 and figures["parity"]["reloaded"] == 0
     assert json.loads((target / "arch.json").read_text())["scale"] == 2

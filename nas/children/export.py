@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,29 @@ from nas.quantization.learned import byte_layers, for_onnx, pack, unpack
 from nas.rundir import atomic
 from nas.rundir.directory import ChildDir
 from nas.rundir.fence import Fence
-from nas.space import Arch
-from nas.supernet import QuantizingChild, Supernet, main_head
+from nas.space import COSTS, Arch, Measure
+from nas.supernet import CostModel, QuantizingChild, Supernet, main_head
 from nas.tasks.pictures import save_pictures
 
 PARITY_EXAMPLES = 64
 EXPORTS = 3  # torch.export (2.14) fails once in a hundred times, its nodes in an order that it refuses itself, and does not when asked again
 
 
-def export_child(target: Path, arch: Arch, evaluator: Evaluator, test: Batches, about: dict[str, Any], onnx: bool, fence: Fence) -> dict[str, Any]:
+def export_child(
+    target: Path,
+    arch: Arch,
+    costs: CostModel,
+    evaluator: Evaluator,
+    test: Batches,
+    about: dict[str, Any],
+    onnx: bool,
+    fence: Fence,
+) -> dict[str, Any]:
     """Write one child as a directory, whole or not at all.
 
     Args:
         target: where; its name is the child's id.
+        costs: what children of its network cost.
         evaluator: extracts, calibrates and scores it, as it did in the search.
         test: the test examples; they are looked at here for the first time.
         about: where the child comes from: ``space``, ``size``, ``supernet`` (sha256), ``data``, ``classes``.
@@ -49,10 +59,9 @@ def export_child(target: Path, arch: Arch, evaluator: Evaluator, test: Batches, 
     net, task = evaluator.net, evaluator.task
     child = evaluator.child(arch)
     sample = next(iter(evaluator.validation))[0][:PARITY_EXAMPLES]
-    cost = net.cost(arch)
     figures: dict[str, Any] = {
         "id": target.name,
-        **vars(cost),
+        **costs(arch),
         "validation": score(child, evaluator.validation, task),
         "test": score(child, test, task),
         "baselines": {name: score(baseline, test, task) for name, baseline in task.baselines().items()},
@@ -72,7 +81,7 @@ def export_child(target: Path, arch: Arch, evaluator: Evaluator, test: Batches, 
         figures["parity"] = parity(net, child, arch, sample.cpu(), here)
         here.metrics.write_text(json.dumps(figures, indent=1))
         save_pictures(pictures, directory)
-        here.card.write_text(card(figures, about, type(child).__name__, net.input_shape, task.any_size))
+        here.card.write_text(card(figures, about, type(child).__name__, net.input_shape, task.any_size, costs.measures))
 
     atomic.write_directory(target, fill, {"id": target.name, "supernet": about["supernet"]}, fence.check)
     return figures
@@ -227,8 +236,17 @@ def load_child(path: str | Path, modules: tuple[str, ...] = ("searchspaces",)) -
     return child.eval()
 
 
-def card(figures: dict[str, Any], about: dict[str, Any], name: str, shape: tuple[int, int, int], any_size: bool) -> str:
-    """The model card: what it is, how good, how to load it."""
+def card(
+    figures: dict[str, Any],
+    about: dict[str, Any],
+    name: str,
+    shape: tuple[int, int, int],
+    any_size: bool,
+    costs: Mapping[str, Measure] = COSTS,
+) -> str:
+    """The model card: what it is, how good, how to load it. `costs` are those that `figures` has by these names."""
+    *most, last = (costs[key].told(f"{figures[key]:,}") for key in costs if costs[key].shown)
+    takes_up = f"{', '.join(most)} and {last}" if most else last
     rows = [f"| {part} {metric} | {value:.4g} |" for part in ("validation", "test") for metric, value in figures[part].items()]
     rows += [f"| test {metric} of {name} | {value:.4g} |" for name, given in figures["baselines"].items() for metric, value in given.items()]
     rows += [f"| largest output difference to {what} | {value:.2g} |" for what, value in figures["parity"].items() if what != "examples"]
@@ -241,7 +259,7 @@ def card(figures: dict[str, Any], about: dict[str, Any], name: str, shape: tuple
     gives = "an image" if any_size else "one row"
     return f"""# Child {figures["id"]} of {about["space"]} {about["size"]} on {about["data"]}
 
-{figures["macs"]:,} MACs and {figures["params"]:,} parameters for one input of {size} pixels. Cut out of a supernet
+{takes_up} for one input of {size} pixels. Cut out of a supernet
 {how} (sha256 of the weights `{about["supernet"][:16]}`); its batch statistics were calibrated on training images.
 It was chosen on validation data; the test figures were taken once, after the search.
 

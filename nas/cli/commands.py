@@ -19,7 +19,10 @@ from nas.config.cluster import object_store
 from nas.config.experiment import Experiment, ExperimentError, load_experiment
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from nas.pipeline import Pipeline
+    from nas.space import Measure
 
 class Commands(typer.core.TyperGroup):
     """The list of commands, without the one of options, which says that there is --help: together they do not fit a screen."""
@@ -131,7 +134,7 @@ def train(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minut
 def search(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None) -> None:
     """Search the trained supernet for children, or go on searching.
 
-    Example: nas search runs/bignas-digits --set search.constraints.max_macs=300k --set search.candidates=400
+    Example: nas search runs/bignas-digits --set search.constraints.macs.max=300k --set search.candidates=400
     """
     with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes)) as pipeline:
         pipeline.search()
@@ -220,13 +223,14 @@ def report(run: Annotated[Path, RUN]) -> None:
 
     Example: nas report runs/bignas-digits
     """
-    from nas.results.history import front_table
+    from nas.results.history import front_table, read_history, shown_costs
     from nas.results.report import write_report
     from nas.rundir.directory import RunDir
 
     experiment_of(run)
-    path = write_report(RunDir(run))
-    print_table([row for row in front_table(RunDir(run)) if row["front"] or row["exported"]])
+    at = RunDir(run)
+    path = write_report(at)
+    print_table([row for row in front_table(at) if row["front"] or row["exported"]], shown_costs(read_history(at)))
     console.print(f"report: {path}", highlight=False)
 
 
@@ -241,14 +245,19 @@ def spaces(
     """
     from nas.build import built_in_spaces, find_space, load_supernet
     from nas.results.plots import human
+    from nas.space import COSTS
 
-    names, rest = ((Column(head, no_wrap=True) for head in heads) for heads in (("space", "size", "networks"), ("params", "input")))
-    table = Table(*names, "smallest MACs", "params", "largest MACs", *rest, box=None, pad_edge=False, padding=(0, 1, 0, 0))
+
+    shown = {name: measure.title for name, measure in COSTS.items() if measure.shown}
+    first, *others = shown.values()
+    costs = [head for end in ("smallest", "largest") for head in (f"{end} {first}", *others)]
+    names = (Column(head, no_wrap=True) for head in ("space", "size", "networks"))
+    table = Table(*names, *costs, Column("input", no_wrap=True), box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in [space] if space else built_in_spaces():
         for each in [size] if size else list(find_space(name).SIZES):
             net = load_supernet(name, each)
-            small, large = net.cost(net.space.smallest()), net.cost(net.space.largest())
-            figures = [human(n) for n in (small.macs, small.params, large.macs, large.params)]
+            ends = net.cost(net.space.smallest()), net.cost(net.space.largest())
+            figures = [human(cost[key]) for cost in ends for key in shown]
             networks = net.space.cardinality
             table.add_row(name, each, f"{networks:,}" if networks < 1e6 else f"{networks:.1e}", *figures, "x".join(map(str, net.input_shape)))
             if size:
@@ -311,11 +320,11 @@ def report_line(pipeline: Pipeline) -> None:
 
 def finish(pipeline: Pipeline, ids: list[str]) -> None:
     """The table of the exported children, and where everything is."""
-    from nas.results.history import front_table
+    from nas.results.history import front_table, read_history, shown_costs
 
-    path = pipeline.report()
-    print_table([row for row in front_table(pipeline.run) if row["id"] in ids])
-    console.print(f"report:   {path}\nchildren: {pipeline.run.children}\ncompare:  nas ui {os.path.relpath(pipeline.run.path)}", highlight=False)
+    path, run = pipeline.report(), pipeline.run
+    print_table([row for row in front_table(run) if row["id"] in ids], shown_costs(read_history(run)))
+    console.print(f"report:   {path}\nchildren: {run.children}\ncompare:  nas ui {os.path.relpath(run.path)}", highlight=False)
 
 
 def print_quantized(figures: Mapping[str, Any]) -> None:
@@ -333,15 +342,20 @@ def print_quantized(figures: Mapping[str, Any]) -> None:
     console.print(table)
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
+def print_table(rows: list[dict[str, Any]], costs: Mapping[str, Measure]) -> None:
+    """Children as a table.
+
+    Args:
+        rows: of `nas.results.history.front_table`.
+        costs: those that are shown, by name.
+    """
     from nas.results.plots import human
 
     if not rows:
         return
-    metric, bits = rows[0]["metric"], ["bitops"] if rows[0]["cost"] == "bitops" else []
+    metric = rows[0]["metric"]
     tested = [metric, *dict.fromkeys(name for row in rows for name in row["tested"] if name != metric)]
-    costs = {"bitops": "BitOPs", "macs": "MACs", "params": "params"}
-    heads = [costs[name] for name in (*bits, "macs", "params")]
+    heads = [measure.title for measure in costs.values()]
     heads += [head.replace("_", " ") for head in (f"validation {metric}", *(f"test {name}" for name in tested))]  # so that it may be broken
     columns = [Column(head, min_width=max(map(len, head.split()))) for head in heads]
     table = Table(Column("child", no_wrap=True, min_width=max(len(row["id"]) for row in rows)), *columns, box=None)
@@ -349,7 +363,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         validation = row["validation"] if row["validation"] is not None else row["exported_validation"]
         figures = [validation, *(row["tested"].get(name) for name in tested)]
         told = ["" if value is None else f"{value:.2f}" if value >= 10 else f"{value:.4f}" for value in figures]
-        table.add_row(row["id"], *(human(row[name]) for name in (*bits, "macs", "params")), *told)
+        table.add_row(row["id"], *(human(row[name]) for name in costs), *told)
     console.print(table)
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import yaml
 from pydantic import AfterValidator, Field, NonNegativeInt, SerializeAsAny, ValidationError, model_validator
@@ -29,6 +29,7 @@ from nas.config.sections import (
     SpaceSettings,
     TrackingSettings,
     TrainSettings,
+    by_cost,
     safe_name,
 )
 
@@ -118,6 +119,9 @@ def _leaves(value: Any, key: str = "", kind: Kind | None = None) -> Iterator[tup
     elif isinstance(value, dict):
         for name, inner in value.items():
             yield from _leaves(inner, f"{key}.{name}", kind)
+    elif isinstance(value, tuple) and any(isinstance(inner, Section) for inner in value):
+        for place, inner in enumerate(value):
+            yield from _leaves(inner, f"{key}.{place}", kind)
     else:
         assert kind is not None, f"{key} has no Kind"
         yield key, value, kind
@@ -187,13 +191,25 @@ def _locate(loc: Sequence[int | str], root: type[Section], tree: object) -> _Pla
     keys: list[str] = []
     section, field = root, None
     inner: type[Section] | None = root
+    within = False
     for part in loc:
         keys.append(str(part))
+        tree = _inside(tree, part)
+        if within:  # a name or a place in a collection of sections
+            within = False
+            continue
         section = inner or section
         field = inner.model_fields.get(str(part)) if inner else None
-        tree = tree.get(part) if isinstance(tree, dict) else None
         inner = _section(field, tree) if field else None
+        within = field is not None and get_origin(field.annotation) in (dict, tuple)
     return _Place(".".join(keys), section, field, inner)
+
+
+def _inside(tree: object, part: int | str) -> object:
+    """What stands in plain values under a key or at a place; None where nothing does."""
+    if isinstance(tree, dict):
+        return tree.get(part)
+    return tree[part] if isinstance(tree, list | tuple) and isinstance(part, int) and part < len(tree) else None
 
 
 def _plug_in(field: FieldInfo) -> OptionsOf | None:
@@ -274,10 +290,12 @@ def load_experiment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> 
         near = difflib.get_close_matches(stem, presets())
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ExperimentError(f"no preset and no file {source!r}{hint}\n  presets: {', '.join(presets())}; or a path of your own")
+    _renew(tree, source)
     for text in overrides:
         change = _read_override(text)
         _resolve_paths(change, Path.cwd())
         if isinstance(tree, dict):
+            _renew(change, f"override {text!r}", tree)
             _merge(tree, change)
     return parse(tree, source + (f" with {' '.join(overrides)}" if overrides else ""))
 
@@ -317,6 +335,29 @@ def _merge(tree: Any, changes: dict[str, Any]) -> None:
             _merge(old, value)
         else:
             tree[key] = value
+
+
+def _renew(tree: Any, source: str, onto: Any = None) -> None:
+    """Give the search section of an experiment's plain values the keys of today, so that an override meets its own.
+
+    Args:
+        onto: the experiment that these change: it names the algorithm that options belong to, and loses another's.
+    """
+    search = tree.get("search") if isinstance(tree, dict) else None
+    if not isinstance(search, dict):
+        return
+    old = onto.get("search") if isinstance(onto, dict) else None
+    old = old if isinstance(old, dict) else {}
+    if "constraints" in search:
+        try:
+            search["constraints"] = by_cost(search["constraints"])
+        except ValueError as error:
+            raise ExperimentError(f"{source}: search.constraints: {error}") from None
+    algorithm = search.get("algorithm", old.get("algorithm"))
+    if algorithm != old.get("algorithm"):
+        old.pop("options", None)
+    if algorithm == "fittest" and "initial" in search and isinstance(search.setdefault("options", {}), dict):
+        search["options"].setdefault("initial", search.pop("initial"))
 
 
 def _resolve_paths(tree: Any, folder: Path) -> None:

@@ -20,7 +20,7 @@ from pydantic_core import CoreSchema, InitErrorDetails, core_schema
 from nas.config.section import Section
 
 PACKAGES = {"recipe": "nas.recipes", "search": "nas.search", "task": "nas.tasks"}
-CONTRACTS = {"recipe": "Recipe", "search": "Search", "task": "Task"}  # what a plug-in of the kind subclasses
+CONTRACTS = {"recipe": "Recipe", "search": "Search", "task": "Task", "cost": "Cost"}  # what a plug-in of the kind subclasses
 POSED_BY = {  # the data sets that come with raynas, and the task that each poses
     "digits": "classification",
     "fashion-mnist": "classification",
@@ -91,7 +91,7 @@ def find(kind: str, name: str) -> Any:
     """The class of a plug-in.
 
     Args:
-        kind: ``"recipe"``, ``"search"`` or ``"task"``, whose name is that of its data.
+        kind: ``"recipe"``, ``"search"``, ``"cost"`` (all of which are a user's own) or ``"task"``, whose name is that of its data.
         name: a short name, or ``my_module:thing``.
 
     Raises:
@@ -151,6 +151,8 @@ def load(name: str) -> Any:
 
 
 def _modules(kind: str) -> list[str]:
+    if kind not in PACKAGES:
+        return []
     package = importlib.import_module(PACKAGES[kind])
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
 

@@ -41,6 +41,11 @@ def count(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def amount(value: object) -> object:
+    """As `count`, where a fraction is allowed: ``3.7``, ``"1.5M"``."""
+    return value if isinstance(value, float) and not value.is_integer() else count(value)
+
+
 def as_tuple(value: object) -> object:
     """A YAML list as the frozen tuple that it becomes."""
     return tuple(value) if isinstance(value, list) else value
@@ -51,6 +56,7 @@ Quant = Annotated[
     Literal["off", "noise", "real"], BeforeValidator(lambda value: "off" if value is False else value)
 ]  # YAML reads off as false
 Count = Annotated[int, BeforeValidator(count), Field(gt=0)]
+Amount = Annotated[int | float, BeforeValidator(amount), Field(gt=0)]
 
 
 class RecipeOptions(Section):
@@ -87,3 +93,9 @@ class DataOptions(Section):
             FileNotFoundError: it is not there; the message says how to get it.
         """
         return None
+
+
+class CostOptions(Section):
+    """What the platform reads of any cost of one's own; each adds its own keys, in its own file."""
+
+    name: str = Field(description="my_module:MyCost")

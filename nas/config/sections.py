@@ -7,7 +7,7 @@ another value. What belongs to a plug-in, such as a recipe or a task, stands in 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -18,12 +18,15 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
+from nas.config import plugins
 from nas.config.cluster import absolute, no_secret, object_store
 from nas.config.plugins import OptionsOf
-from nas.config.section import ChildOptions, Count, Kind, Section, as_tuple
+from nas.config.section import Amount, ChildOptions, CostOptions, Kind, Section, as_tuple, count
 
 
 def safe_name(name: str) -> str:
@@ -66,33 +69,99 @@ class TrainSettings(Section):
     max_rollbacks: NonNegativeInt = Field(default=3, description="returns to an earlier checkpoint for a loss that is not finite")
 
 
-class Constraints(Section):
-    """What a child may cost for one image; null: no bound."""
+class Bounds(Section):
+    """What a child may cost, of one cost; null: no bound."""
 
-    max_macs: Count | None = Field(default=None, description='most multiply-accumulates, for example 1_500_000 or "1.5M"')
-    min_macs: Count | None = Field(default=None, description='fewest multiply-accumulates, for example "300k"')
-    max_params: Count | None = Field(default=None, description='most parameters, for example "100k"')
-    max_bitops: Count | None = Field(default=None, description='most BitOPs (multiply-accumulates x weight bits x activation bits), for example "2G"')
+    min: Amount | None = Field(default=None, description='the least, for example 1_500_000, "300k" or 3.7')
+    max: Amount | None = Field(default=None, description='the most, for example 1_500_000, "300k" or 3.7')
 
     @model_validator(mode="after")
-    def _order(self) -> Constraints:
-        if self.min_macs and self.max_macs and self.min_macs > self.max_macs:
-            raise ValueError(f"min_macs {self.min_macs:,} is above max_macs {self.max_macs:,}: no child fits")
+    def _order(self) -> Bounds:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:,} is above max {self.max:,}: no child fits")
         return self
+
+
+OLD_BOUNDS = {  # keys of constraints in experiments from before there was one for every cost
+    "min_macs": ("macs", "min"),
+    "max_macs": ("macs", "max"),
+    "max_params": ("params", "max"),
+    "max_bitops": ("bitops", "max"),
+}
+
+
+def by_cost(constraints: object) -> object:
+    """Constraints as plain values, their old keys as what these mean: ``{"max_macs": 9}`` as ``{"macs": {"max": 9}}``.
+
+    Raises:
+        ValueError: an old and a new key name the same bound and do not agree.
+    """
+    if not isinstance(constraints, dict):
+        return constraints
+    found = {name: bounds for name, bounds in constraints.items() if name not in OLD_BOUNDS}
+    for key, (name, side) in OLD_BOUNDS.items():
+        if key not in constraints or not isinstance(bounds := found.get(name) or {}, dict):
+            continue
+        old, new = constraints[key], bounds.get(side)
+        if None not in (old, new) and count(old) != count(new):
+            raise ValueError(f"{key} {old} and {name}.{side} {new} are the same bound: give one of them")
+        found[name] = {**bounds, side: new if old is None else old}
+    return found
+
+
+def _that_bind(constraints: dict[str, Bounds]) -> dict[str, Bounds]:
+    """Without those that have no bound: what old experiments wrote out for every cost."""
+    return {name: bounds for name, bounds in constraints.items() if (bounds.min, bounds.max) != (None, None)}
+
+
+def _known_search(name: str) -> str:
+    plugins.find("search", name)
+    return name
+
+
+def _own_cost(given: object) -> object:
+    """The options of a cost of one's own, of plain values, as its section."""
+    if not isinstance(given, dict):
+        return given
+    if not isinstance(name := given.get("name"), str):
+        raise ValueError(f"name: given {name!r}; allowed: my_module:MyCost")
+    return _options(plugins.find("cost", name).Options, given, name)
+
+
+def _options(section: type[Section], given: dict[str, Any], owner: str) -> Section:
+    """The options that plain values mean, with the owner's keys where one is unknown."""
+    if stray := [key for key in given if key not in section.model_fields]:
+        known = ", ".join(section.model_fields) or "none"
+        raise ValueError(f"unknown key {', '.join(stray)}; options of {owner}: {known}")
+    return section.model_validate(given)
 
 
 class SearchSettings(Section):
     """How children are proposed and judged."""
 
-    algorithm: Annotated[Literal["evolution", "fittest", "random"], Kind.IDENTITY] = Field(default="evolution", description="who proposes")
+    algorithm: Annotated[str, AfterValidator(_known_search), Kind.IDENTITY] = Field(
+        default="evolution", description="who proposes: evolution, fittest, random, or your own my_module:MySearch"
+    )
+    options: Annotated[SerializeAsAny[Section], Kind.IDENTITY] = Field(
+        default=Section(), validate_default=True, description="the algorithm's own"
+    )
     candidates: Annotated[PositiveInt, Kind.EXTEND] = Field(description="children to judge in all")
     window: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=32, description="candidate k is proposed from the records of 0 .. k - window")
-    initial: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=100, description="algorithm fittest: random candidates before there are children")
     propose_from: Annotated[tuple[str, ...], BeforeValidator(as_tuple), Kind.IDENTITY] = Field(
         default=(), description="finished runs of the recipe differentiable; what they found are the first candidates"
     )
-    constraints: Annotated[Constraints, Kind.EXTEND] = Field(default=Constraints(), description="the budget")
-    metric: Annotated[Literal["accuracy", "cross_entropy", "psnr", "ssim"] | None, Kind.IDENTITY] = Field(
+    costs: Annotated[
+        tuple[Annotated[SerializeAsAny[CostOptions], BeforeValidator(_own_cost)], ...],
+        BeforeValidator(as_tuple),
+        Kind.IDENTITY,
+    ] = Field(default=(), description="costs of your own, each {name: my_module:MyCost} and its options")
+    cost: Annotated[str | None, Kind.IDENTITY] = Field(
+        default=None, description="what is to be small; null: macs, or bitops where bits are chosen too"
+    )
+    constraints: Annotated[
+        dict[str, Bounds], BeforeValidator(by_cost), AfterValidator(_that_bind), Kind.EXTEND
+    ] = Field(default={}, description="what a child may cost, by cost: {macs: {max: 150k}}")
+    metric: Annotated[str | None, Kind.IDENTITY] = Field(
         default=None, description="what is good; null: accuracy of classes, psnr of images; cross_entropy tells close children apart on few images"
     )
     calibration: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=2048, description="training images for a child's batch statistics")
@@ -102,6 +171,29 @@ class SearchSettings(Section):
     batch: Annotated[PositiveInt | None, Kind.FREE] = Field(default=None, description="candidates a trial; null: from the measured time")
     score_batch: Annotated[PositiveInt, Kind.FREE] = Field(default=500, description="images at once in scoring")
     max_minutes: Annotated[PositiveFloat | None, Kind.FREE] = Field(default=None, description="stop after so many minutes; null: no limit")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_initial(cls, given: object) -> object:
+        """``initial`` stood beside ``algorithm`` once; it was written out whatever the algorithm was, and meant something to fittest alone."""
+        if not isinstance(given, dict) or "initial" not in given:
+            return given
+        rest = {key: value for key, value in given.items() if key != "initial"}
+        options = rest.get("options") or {}
+        if rest.get("algorithm") != "fittest" or not isinstance(options, dict):
+            return rest
+        if options.get("initial", given["initial"]) != given["initial"]:
+            raise ValueError(f"initial {given['initial']} and options.initial {options['initial']} are the same: give one of them")
+        return {**rest, "options": {**options, "initial": given["initial"]}}
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _of_the_algorithm(cls, given: object, info: ValidationInfo) -> object:
+        algorithm = info.data.get("algorithm")  # missing where it is refused itself
+        if algorithm is None or not isinstance(given, dict | Section):
+            return Section() if algorithm is None else given
+        plain = given if isinstance(given, dict) else given.model_dump()
+        return _options(plugins.find("search", algorithm).Options, plain, algorithm)
 
     @model_validator(mode="after")
     def _in_flight(self) -> SearchSettings:

@@ -19,8 +19,10 @@ from nas.rundir.log import Lines, parsed
 from nas.search.core import Objective
 from nas.search.journal import Record
 from nas.search.pareto import front, hypervolume
+from nas.space import COSTS, Measure
 
 REFERENCE = 10.0  # the hypervolume counts up to this many times the first candidate's cost, so that it is known from then on
+LEAST = 1e-9  # a cost of zero has no decade; this counts in its place
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -58,6 +60,7 @@ class History:
     Attributes:
         supernet: sha256 of the weights that it belongs to, empty until the header is read.
         objective: what the search wanted.
+        measures: what its costs are for people, by name.
         records: by k; of two records of one candidate the first counts.
         progress: a point for each candidate that did not fail, in the order of k, as far as there is no gap.
     """
@@ -66,6 +69,7 @@ class History:
         self.path = path
         self.supernet = ""
         self.objective = Objective()
+        self.measures: Mapping[str, Measure] = COSTS
         self.records: dict[int, Record] = {}
         self.progress: list[Progress] = []
         self._lines = Lines(path)
@@ -80,6 +84,8 @@ class History:
             if "raynas_journal" in line:
                 self.supernet = str(line.get("supernet", ""))
                 self.objective = Objective(**line.get("objective", {}))
+                own = {name: Measure(cost["label"], cost["unit"]) for name, cost in line.get("costs", {}).items()}
+                self.measures = {**COSTS, **own}
             elif "k" in line:
                 record = Record.from_json(line)
                 self.records.setdefault(record.k, record)
@@ -90,6 +96,10 @@ class History:
     def point(self, record: Record) -> tuple[float, float]:
         """(metric, cost), both to be minimised; NaN for both where the candidate failed."""
         return (math.nan, math.nan) if record.error is not None else self.objective.point(record.metrics, record.cost)
+
+    def measure(self, cost: str) -> Measure:
+        """What a cost is for people; one that nobody has declared is called by its name."""
+        return self.measures.get(cost, Measure(cost))
 
     def failed(self, record: Record) -> bool:
         """Whether it gave no figure that the search could use."""
@@ -109,7 +119,7 @@ class History:
         if self.failed(record):
             return
         metric, cost = self.point(record)
-        now = (metric, math.log10(max(cost, 1.0)))
+        now = (metric, math.log10(max(cost, LEAST)))
         if self._corner is None:
             self._corner = (0.0 if self.objective.better == "higher" else 2 * metric, now[1] + math.log10(REFERENCE))
         points = np.vstack([self._front, now])
@@ -144,6 +154,13 @@ def metric_of(history: History | None, children: Mapping[str, Mapping[str, Any]]
     return next((name for child in children.values() for name in child.get("validation") or {}), Objective().metric)
 
 
+def shown_costs(history: History | None) -> dict[str, Measure]:
+    """The costs that a table of children shows: what the search wanted to be small, then those that every table has."""
+    history = history or History(Path())
+    aim = history.objective.cost
+    return {aim: history.measure(aim)} | {name: measure for name, measure in history.measures.items() if measure.shown}
+
+
 def read_pictures(run: RunDir) -> dict[str, list[dict[str, Any]]]:
     """The pictures of every exported child that has some, by id: ``title`` and ``panels``, whose ``file`` is a path.
 
@@ -168,22 +185,22 @@ def front_table(run: RunDir) -> list[dict[str, Any]]:
     """The front and the exported children, cheapest first.
 
     Returns:
-        A row a child: ``id``, ``k``, ``front``, ``macs``, ``params``, ``bitops``, ``validation`` (what the search saw), ``exported``, and,
-        measured on the exported child, ``exported_validation`` and ``test``; None where there is no such figure. ``metric`` and ``cost`` are
-        what these are of, ``tested`` has all test figures by metric.
+        A row a child: ``id``, ``k``, ``front``, its costs by name, ``validation`` (what the search saw), ``exported``, and, measured on
+        the exported child, ``exported_validation`` and ``test``; None where there is no such figure. ``metric`` and ``cost`` are what
+        these are of, ``tested`` has all test figures by metric.
     """
     history, children = read_history(run), read_children(run)
     on_front = history.front() if history else []
     by_id = {record.id: record for record in reversed(history.records.values())} if history else {}
     by_id |= {record.id: record for record in on_front}
     metric = metric_of(history, children)
-    cost = history.objective.cost if history else Objective().cost
+    cost, measures = (history.objective.cost, history.measures) if history else (Objective().cost, COSTS)
     rows = []
     for name in {record.id: None for record in on_front} | dict.fromkeys(children):
         record, child = by_id.get(name), children.get(name, {})
         if history and record and child and child["supernet"] != history.supernet:  # of an earlier training: another network
             record, child = (record, {}) if record in on_front else (None, child)
-        costs = {key: child.get(key, (record.cost if record else {}).get(key)) for key in ("macs", "params", "bitops")}
+        costs = {key: child.get(key, (record.cost if record else {}).get(key)) for key in dict.fromkeys((*measures, cost))}
         rows.append(
             {"id": name, "k": record.k if record else None, "front": record in on_front, **costs}
             | {"validation": history.metric(record) if history and record else None, "exported": bool(child)}

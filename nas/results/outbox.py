@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from nas.results.history import History, front_table, read_children
+from nas.results.history import History, front_table, read_children, shown_costs
 from nas.rundir.directory import RunDir
 from nas.rundir.log import EventLine, Lines, PanelLine, StepLine, TrainingLines
 from nas.search.journal import Record
@@ -240,7 +240,7 @@ def view(history: History) -> str:
     choices = [name for name, values in seen.items() if len(values) > 1][:AXES]
     card = {"metricSectionId": "raynas", "isGenerated": False, "deleted": False}
     axes = {"xaxis": {"key": cost, "type": "METRIC"}, "yaxis": {"key": metric, "type": "METRIC"}}
-    figures = [f"metrics.`{name}`" for name in dict.fromkeys((metric, cost, "macs", "params"))]
+    figures = [f"metrics.`{name}`" for name in dict.fromkeys((metric, *shown_costs(history)))]
     return json.dumps(
         {
             "searchFilter": "tags.`raynas.kind` = 'candidate'",

@@ -27,7 +27,6 @@ GREY, BLUE, ORANGE, GREEN, RED, PURPLE = "#8a929c", "#3b82d6", "#e07b28", "#2f9e
 COLOURS = {"largest": ORANGE, "random": GREY, "smallest": BLUE}
 OTHERS = (GREEN, PURPLE, "#b8860b", "#4aa8b5", "#c2569b")
 MANY = 2000  # points from which a cloud is drawn as an image
-COSTS = {"macs": "MACs", "params": "parameters", "bitops": "BitOPs", "bytes": "bytes"}
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10,
@@ -79,7 +78,7 @@ def search_picture(history: History, exported: Mapping[str, Any]) -> str:
             _label(axes, out, ox, oy)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _round(human(value))))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(COSTS.get(cost, cost))
+        axes.set_xlabel(history.measure(cost).title)
         axes.set_ylabel(f"{history.objective.metric}, validation")
         axes.margins(x=0.14)
         axes.legend(loc="lower right" if history.objective.better == "higher" else "upper right")
@@ -98,9 +97,8 @@ def _label(axes: Axes, records: Sequence[Record], xs: Sequence[float], ys: Seque
 
 def _tip(history: History, record: Record) -> str:
     what = history.objective
-    return f"{record.id} (candidate {record.k}): {what.metric} {_metric(history, record):.4g}, " + ", ".join(
-        f"{human(record.cost[name])} {COSTS[name]}" for name in COSTS if name in record.cost
-    )
+    costs = ", ".join(history.measure(name).told(human(value)) for name, value in record.cost.items())
+    return f"{record.id} (candidate {record.k}): {what.metric} {_metric(history, record):.4g}, {costs}"
 
 
 def progress_picture(history: History) -> str:

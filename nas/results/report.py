@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from nas.results.history import History, front_table, metric_of, read_children, read_history, read_json, read_pictures
-from nas.results.plots import COSTS, human, progress_picture, search_picture, training_picture
+from nas.results.history import History, front_table, metric_of, read_children, read_history, read_json, read_pictures, shown_costs
+from nas.results.plots import human, progress_picture, search_picture, training_picture
 from nas.rundir.atomic import write_atomic
 from nas.rundir.directory import RunDir
 from nas.rundir.log import Training, read_training
@@ -90,9 +90,8 @@ def _summary(run: RunDir, history: History | None, training: Training) -> Iterat
 
 def _child(history: History, record: Record) -> str:
     what, reached = history.objective, _figure(history.metric(record))
-    return (
-        f"{record.id}, reaches {what.metric} {reached} on validation with {human(record.cost[what.cost])} {COSTS.get(what.cost, what.cost)}"
-    )
+    price = history.measure(what.cost).told(human(record.cost[what.cost]))
+    return f"{record.id}, reaches {what.metric} {reached} on validation with {price}"
 
 
 def _search(run: RunDir, history: History | None) -> Iterator[str]:
@@ -133,13 +132,13 @@ def _table(run: RunDir, history: History | None) -> Iterator[str]:
     children = read_children(run)
     name = metric_of(history, children)
     metric = escape(name)
-    bits = history is not None and history.objective.cost == "bitops"
+    costs = shown_costs(history)
     again = any(row["exported_validation"] is not None and row["exported_validation"] != row["validation"] for row in rows)
-    heads = ["id", *(["BitOPs"] if bits else []), "MACs", "parameters", f"validation {metric}"]
+    heads = ["id", *(escape(measure.title) for measure in costs.values()), f"validation {metric}"]
     heads += [*([f"validation {metric}, as exported"] if again else []), f"test {metric}", "files"]
     yield '<div class="wide"><table><thead><tr>' + "".join(f'<th scope="col">{head}</th>' for head in heads) + "</tr></thead><tbody>"
     for row in rows:
-        cells = [f"<code>{escape(row['id'])}</code>", *([human(row["bitops"])] if bits else []), human(row["macs"]), human(row["params"])]
+        cells = [f"<code>{escape(row['id'])}</code>", *(human(row[cost]) for cost in costs)]
         cells += [_figure(row["validation"]), *([_figure(row["exported_validation"])] if again else []), _figure(row["test"])]
         place = f"children/{quote(row['id'])}/"
         cells.append(f'<a href="{place}">{escape(place)}</a>' if row["exported"] else "")

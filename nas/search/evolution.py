@@ -8,18 +8,15 @@ front, and what lies between two parents is found by crossover.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
-from nas.search.core import ANYTHING, Budget, Cost, Objective, Search
+from nas.config.section import Section
+from nas.search.core import Search
 from nas.search.pareto import crowding, ranks
 from nas.space import Arch, Space
-
-PARENTS = 20
-RATE = 0.2
-FLIPS = 2.0
-CROSSOVER = 0.9
 
 
 def select(points: np.ndarray, violations: np.ndarray, size: int) -> np.ndarray:
@@ -57,59 +54,39 @@ def child(space: Space, parents: tuple[Arch, Arch], rng: np.random.Generator, cr
     return space.mutate(crossed, rng, rate)
 
 
+class EvolutionOptions(Section):
+    """How evolution chooses parents and changes their children."""
+
+    parents: Annotated[int, Field(ge=2)] = Field(default=20, description="how many of the best may have children")
+    rate: Annotated[float, Field(gt=0, le=1)] = Field(default=0.2, description="chance of each choice to mutate")
+    flips: Annotated[float, Field(gt=0)] = Field(
+        default=2.0, description="most choices that mutate on average, which lowers the rate where there are many"
+    )
+    crossover: Annotated[float, Field(ge=0, le=1)] = Field(default=0.9, description="chance that a child has two parents")
+
+
 class Evolution(Search):
     """The smallest and the largest network, random ones until records are known, then children of the best.
 
-    Args:
-        space, cost, objective, budget, seed, window: see `Search`.
-        parents: how many of the best may have children.
-        rate: the chance of each choice to mutate; AttentiveNAS's 0.2.
-        flips: how many choices mutate on average at most, which lowers the rate where there are many: 45 choices at 0.2
-            would change nine at once and lose what the parents had found.
-        crossover: the chance that a child has two parents.
-
-    Raises:
-        ValueError: an option out of range, or what `Search` raises.
+    The rate is AttentiveNAS's; 45 choices at 0.2 would change nine at once and lose what the parents had found, hence ``flips``.
     """
 
     name = "evolution"
     tag = 2
+    Options = EvolutionOptions
+    options: EvolutionOptions
 
-    def __init__(
-        self,
-        space: Space,
-        cost: Cost,
-        objective: Objective,
-        budget: Budget = ANYTHING,
-        *,
-        seed: int = 0,
-        window: int = 32,
-        parents: int = PARENTS,
-        rate: float = RATE,
-        flips: float = FLIPS,
-        crossover: float = CROSSOVER,
-    ) -> None:
-        if parents < 2:
-            raise ValueError(f"parents is {parents}; at least 2 are needed")
-        if not (0 < rate <= 1 and flips > 0 and 0 <= crossover <= 1):
-            raise ValueError(f"rate {rate} must lie in (0, 1], flips {flips} above 0, crossover {crossover} in [0, 1]")
-        super().__init__(space, cost, objective, budget, seed=seed, window=window)
-        self.parents, self.rate, self.flips, self.crossover = parents, rate, flips, crossover
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """As every search's, and the options."""
-        options = {"parents": self.parents, "rate": self.rate, "flips": self.flips, "crossover": self.crossover}
-        return super().identity | {"options": options}
-
-    def draws(self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator) -> Iterator[Arch]:
+    def draws(
+        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+    ) -> Iterator[Arch]:
         """Both ends first, then random ones while fewer than two records can be parents, then children."""
         if k < 2:
             yield (self.space.smallest, self.space.largest)[k]()
-        pool = [archs[i] for i in select(points, violations, self.parents)]
+        options = self.options
+        pool = [archs[i] for i in select(points, violations, options.parents)]
         while len(pool) < 2:
             yield self.space.sample(rng)
         while True:
             pair = pool[tournament(len(pool), rng)], pool[tournament(len(pool), rng)]
-            rate = min(self.rate, self.flips / max(len(pair[0]), 1))
-            yield child(self.space, pair, rng, self.crossover, rate)
+            rate = min(options.rate, options.flips / max(len(pair[0]), 1))
+            yield child(self.space, pair, rng, options.crossover, rate)

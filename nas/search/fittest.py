@@ -8,10 +8,11 @@ networks are shrunk from the largest one until they fit the window, ours are uni
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
+from pydantic import Field, PositiveInt
 
+from nas.config.section import Section
 from nas.search.core import Search
 from nas.space import Arch
 
@@ -20,24 +21,32 @@ MOST_PARENTS = 75  # ... and 75 later
 RATE = 0.3  # chance of each choice to mutate
 
 
-class Fittest(Search):
-    """Random networks at first, then by turns a mutant of one of the fittest and a crossover of two of them.
+class FittestOptions(Section):
+    """How long fittest draws at random."""
 
-    Args:
-        space, cost, objective, budget, seed, window: see `Search`.
-        initial: random candidates before there are children; the paper draws 500 of its 3,350.
-    """
+    initial: PositiveInt = Field(
+        default=100, description="random candidates before there are children; the paper draws 500 of its 3,350"
+    )
+
+
+class Fittest(Search):
+    """Random networks at first, then by turns a mutant of one of the fittest and a crossover of two of them."""
 
     name = "fittest"
     tag = 3
+    Options = FittestOptions
+    options: FittestOptions
 
-    def __init__(self, *given: Any, initial: int = 100, **named: Any) -> None:
-        super().__init__(*given, **named)
-        self.initial = initial
+    @property
+    def identity(self) -> dict[str, object]:
+        """As every search's, without the options: journals had none when they began, and replay tells another `initial`."""
+        return {name: value for name, value in super().identity.items() if name != "options"}
 
-    def draws(self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator) -> Iterator[Arch]:
-        """Uniform draws for the first candidates; then children, within the budget or not: the caller takes the first that is."""
-        pool = [] if k < self.initial else [archs[i] for i in fittest(points[:, 0], violations)]
+    def draws(
+        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+    ) -> Iterator[Arch]:
+        """Uniform draws for the first candidates; then children, within the constraints or not: the caller looks."""
+        pool = [] if k < self.options.initial else [archs[i] for i in fittest(points[:, 0], violations)]
         while len(pool) < 2:
             yield self.space.sample(rng)
         while True:

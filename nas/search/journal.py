@@ -1,7 +1,7 @@
 """The history of a search: candidates, records, and the append-only file that keeps them.
 
 The file is JSON lines. The first is the header, ``{"raynas_journal": 1, ...}``: what the history belongs to. Every other line is a
-record of one candidate or a budget, ``{"from_k": 200, "constraints": {"macs": [null, 600000]}}``. A line is written at once
+record of one candidate or constraints, ``{"from_k": 200, "constraints": {"macs": [null, 600000]}}``. A line is written at once
 and fsynced before the next, so a crash can damage the last line only; that one is cut off when the file is opened again.
 """
 
@@ -16,12 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from nas.search.constraints import Constraints
 from nas.space import Arch
 
 VERSION = 1
-
-Constraints = Mapping[str, tuple[float | None, float | None]]
-
 
 @dataclass(frozen=True)
 class Candidate:
@@ -56,7 +54,7 @@ class Record:
         k: the candidate's number.
         arch: its architecture.
         metrics: name to value, or None for a candidate that failed.
-        cost: name to exact cost (macs, params, ...), empty where it failed before that was known.
+        cost: name to exact cost, empty where it failed before that was known.
         seconds: how long the evaluation took, wall clock. No algorithm looks at it.
         error: what went wrong, None where nothing did.
     """
@@ -64,7 +62,7 @@ class Record:
     k: int
     arch: Arch
     metrics: Mapping[str, float] | None
-    cost: Mapping[str, int]
+    cost: Mapping[str, float]
     seconds: float
     error: str | None
 
@@ -74,11 +72,11 @@ class Record:
         return self.arch.id
 
     def to_json(self) -> dict[str, Any]:
-        """Plain, strict JSON; metrics that JSON has no number for become ``"nan"``, ``"inf"``, ``"-inf"``."""
+        """Plain, strict JSON; metrics that JSON has no number for become ``"nan"``, ``"inf"``, ``"-inf"``. Whole costs are whole."""
         metrics = None
         if self.metrics is not None:
             metrics = {name: float(v) if math.isfinite(v) else repr(float(v)) for name, v in self.metrics.items()}
-        cost = {name: int(value) for name, value in self.cost.items()}
+        cost = {name: int(v) if float(v).is_integer() else float(v) for name, v in self.cost.items()}
         return {"k": self.k, "id": self.id, "arch": dict(self.arch), "metrics": metrics, "cost": cost} | {
             "seconds": float(self.seconds),
             "error": self.error,
@@ -99,7 +97,7 @@ class Record:
 
 
 class Journal:
-    """An append-only file of records and budgets. One process writes it at a time; whoever opens it sees to that.
+    """An append-only file of records and constraints. One process writes it at a time; whoever opens it sees to that.
 
     Opening creates the file, or reads it and cuts off a torn last line.
 
@@ -109,7 +107,7 @@ class Journal:
 
     Attributes:
         records: all records, in the order of the file.
-        budgets: pairs (from_k, constraints), in the order of the file.
+        constraints: pairs (from_k, constraints), in the order of the file.
 
     Raises:
         ValueError: the file has another header (the message shows the difference), is no journal, or is damaged before its end.
@@ -118,7 +116,7 @@ class Journal:
     def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.records: list[Record] = []
-        self.budgets: list[tuple[int, Constraints]] = []
+        self.constraints: list[tuple[int, Constraints]] = []
         self._by_k: dict[int, Record] = {}
         head = _line({"raynas_journal": VERSION, **header})
         data = self.path.read_bytes() if self.path.exists() else b""
@@ -146,7 +144,7 @@ class Journal:
             try:
                 self._take(form)
             except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise ValueError(f"{self.path}, line {number} is neither a record nor a budget: {error}") from error
+                raise ValueError(f"{self.path}, line {number} is neither a record nor constraints: {error}") from error
         return end
 
     def _check_header(self, line: bytes, head: bytes) -> None:
@@ -164,7 +162,8 @@ class Journal:
 
     def _take(self, form: Mapping[str, Any]) -> None:
         if "from_k" in form:
-            self.budgets.append((form["from_k"], {name: (low, high) for name, (low, high) in form["constraints"].items()}))
+            bounds = {name: (low, high) for name, (low, high) in form["constraints"].items()}
+            self.constraints.append((form["from_k"], Constraints(bounds)))
         else:
             self._keep(Record.from_json(form))
 
@@ -193,9 +192,10 @@ class Journal:
         self._write(_line(record.to_json()))
         return self._keep(record)
 
-    def append_budget(self, from_k: int, constraints: Constraints) -> None:
-        """Write down that candidates from `from_k` on obey `constraints`: cost name to (least or None, most or None)."""
-        form = {"from_k": int(from_k), "constraints": {name: list(window) for name, window in constraints.items()}}
+    def append_constraints(self, from_k: int, constraints: Constraints) -> None:
+        """Write down what candidates from `from_k` on may cost."""
+        bounds = {name: list(window) for name, window in constraints.bounds.items()}
+        form = {"from_k": int(from_k), "constraints": bounds}
         self._write(_line(form))
         self._take(form)
 

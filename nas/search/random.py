@@ -12,11 +12,13 @@ from nas.space import Arch
 
 
 class Random(Search):
-    """Every choice uniform and independent, within the budget by rejection."""
+    """Every choice uniform and independent, within the constraints by rejection."""
 
     name = "random"
     tag = 1
 
-    def draws(self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator) -> Iterator[Arch]:
+    def draws(
+        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+    ) -> Iterator[Arch]:
         """Uniform draws; nothing that was found is looked at."""
         return samples(self.space, rng)

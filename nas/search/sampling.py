@@ -1,4 +1,4 @@
-"""Finding an architecture that is new and within a budget, in a bounded number of tries."""
+"""Finding an architecture that is new and within constraints, in a bounded number of tries."""
 
 from __future__ import annotations
 

@@ -10,7 +10,6 @@ import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -19,15 +18,16 @@ import torch
 from ray import tune
 from ray.tune.search import Searcher
 
-from nas.build import found_by, load_task, make_supernet, proposed
+from nas.build import load_task, make_supernet, open_journal, open_search
 from nas.children.evaluate import Evaluator
 from nas.config.experiment import Experiment, parse
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
-from nas.search import Budget, Candidate, Exhausted, Journal, Objective, Record, Search, check_budget, resume, searcher
+from nas.search.constraints import Constraints
+from nas.search.core import Exhausted, Search
+from nas.search.journal import Candidate, Journal, Record
 from nas.space import Arch
-from nas.supernet import Supernet
 from nas.workers.session import check_room, gpus, has_gpus, session
 from nas.workers.stopping import aside
 
@@ -191,65 +191,6 @@ class Asker(Searcher):
         """Nothing: see `save`."""
 
 
-def open_search(experiment: Experiment, net: Supernet, task: Any, trained: Checkpoint | None = None) -> Search:
-    """The search that an experiment describes, over the children of `net`, with nothing asked yet.
-
-    Args:
-        trained: the supernet's checkpoint. What the recipe differentiable found there is the first candidate.
-
-    Raises:
-        ValueError: the space cannot meet the constraints; says by how much.
-    """
-    settings = experiment.search
-    objective, budget = objective_of(experiment, task, net), budget_of(experiment)
-    how = {"seed": experiment.seed, "window": settings.window} | ({"initial": settings.initial} if settings.algorithm == "fittest" else {})
-    search = searcher(settings.algorithm, net.space, lambda arch: vars(net.cost(arch)), objective, budget, **how)
-    own = [found_by(trained, net)] if trained and experiment.recipe.name == "differentiable" else []
-    search.begin_with([*own, *(proposed(Path(run), net) for run in settings.propose_from)])
-    return search
-
-
-def objective_of(experiment: Experiment, task: Any, net: Supernet) -> Objective:
-    """What the search wants: the experiment's metric or the task's own, against MACs, or BitOPs where bits are chosen too.
-
-    Raises:
-        ValueError: the task does not give that metric.
-    """
-    metric = experiment.search.metric or task.metric
-    if metric not in task.metrics:
-        raise ValueError(f"search.metric {metric!r} is not a metric of data.name {experiment.data.name!r}; it has: {', '.join(task.metrics)}")
-    return Objective(metric, "bitops" if net.quantizes else "macs", task.metrics[metric])
-
-
-def budget_of(experiment: Experiment) -> Budget:
-    """The constraints of an experiment, by cost."""
-    limits = experiment.search.constraints
-    windows = {"macs": (limits.min_macs, limits.max_macs), "params": (None, limits.max_params), "bitops": (None, limits.max_bitops)}
-    return Budget({name: window for name, window in windows.items() if window != (None, None)})
-
-
-def open_journal(experiment: Experiment, run: RunDir, supernet: str, search: Search) -> tuple[Journal, list[Candidate]]:
-    """The journal with the search brought to where it stands, and the candidates that were in flight when its writer died.
-
-    Constraints other than the last ones hold from the next candidate on.
-    """
-    path = run.journal(supernet)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    journal = Journal(path, {"supernet": supernet, **search.identity, "space": f"{experiment.space.name} {experiment.space.size}".strip()})
-    if not journal.budgets:
-        journal.append_budget(0, search.budget(0).constraints)
-    missing = resume(search, journal)
-    wanted = budget_of(experiment)
-    if search.budget(search.next_k) != wanted:
-        journal.append_budget(search.extend(wanted), wanted.constraints)
-    return journal, missing
-
-
-def check_constraints(experiment: Experiment, net: Supernet) -> None:
-    """Refuse constraints that no child meets, by how much."""
-    check_budget(net.space, lambda arch: vars(net.cost(arch)), budget_of(experiment))
-
-
 def search_children(
     experiment: Experiment, run: RunDir, fence: Fence, trained: Checkpoint, notify: Callable[[Record], None] = lambda _: None
 ) -> str | None:
@@ -264,8 +205,9 @@ def search_children(
         SearchFailed: no worker could judge anything.
     """
     task, settings = load_task(experiment), experiment.search
-    search = open_search(experiment, make_supernet(experiment, task), task, trained)
-    journal, missing = open_journal(experiment, run, trained.sha, search)
+    net = make_supernet(experiment, task)
+    search = open_search(experiment, net, task, trained)
+    journal, missing = open_journal(experiment, run, trained.sha, search, net)
     with journal:
         if len(journal.records) >= settings.candidates:
             return None
@@ -279,11 +221,19 @@ def search_children(
 
 
 def _check_first(search: Search, candidates: int) -> None:
-    """Refuse a budget that leaves nothing of what other searches found, where little else would be looked at."""
-    budget, first = search.budget(search.next_k), search.first
-    if first and candidates <= len(first) and all(budget.violation(search.cost(arch)) for arch in first):
-        costs = "; ".join(f"{arch.id}: " + ", ".join(f"{name} {search.cost(arch)[name]:,}" for name in budget.constraints) for arch in first)
-        raise ValueError(f"search.constraints ({budget}) exclude what was found ({costs}), and search.candidates is {candidates}: raise one of them")
+    """Refuse constraints that leave nothing of what other searches found, where little else would be looked at."""
+    constraints, first = search.constraints(search.next_k), search.first
+    if first and candidates <= len(first) and all(constraints.violation(search.cost(arch)) for arch in first):
+        costs = "; ".join(f"{arch.id}: {_bound(search.cost(arch), constraints)}" for arch in first)
+        raise ValueError(
+            f"search.constraints ({constraints}) exclude what was found ({costs}), and search.candidates is {candidates}: "
+            "raise one of them"
+        )
+
+
+def _bound(cost: Mapping[str, float], constraints: Constraints) -> str:
+    """Those costs that are constrained, for people."""
+    return ", ".join(f"{name} {cost[name]:,.15g}" for name in constraints.bounds)
 
 
 def _run(experiment: Experiment, run: RunDir, fence: Fence, asker: Asker, trained: Checkpoint) -> None:

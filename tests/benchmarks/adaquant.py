@@ -76,7 +76,7 @@ def trained(preset: str, seed: int) -> tuple[nn.Module, Task]:
     net = make_supernet(experiment, task)
     rng = np.random.default_rng(seed)
     drawn = (net.space.sample(rng) for _ in range(10_000))
-    arch = next((arch for arch in drawn if 1.5e6 < net.cost(arch).macs < 2.5e6), None)
+    arch = next((arch for arch in drawn if 1.5e6 < net.cost(arch)["macs"] < 2.5e6), None)
     if arch is None:
         raise ValueError(f"{preset}: none of 10,000 draws has 1.5 to 2.5 million MACs; give one whose space has such")
     child = net.extract(arch).train()

@@ -90,7 +90,7 @@ def measure(nets: dict[str, Supernet], count: int, batch: int, steps: int) -> tu
     """Milliseconds an example of every way at every step, and the mean share of the largest network's MACs."""
     grouped = nets["grouped"]
     x, y = torch.rand(batch, *grouped.input_shape), torch.randint(0, 10, (batch,))
-    space, rng, most = grouped.space, np.random.default_rng(0), grouped.cost(grouped.space.largest()).macs
+    space, rng, most = grouped.space, np.random.default_rng(0), grouped.cost(grouped.space.largest())["macs"]
     times: dict[str, list[float]] = {"grouped": [], "masked": [], "sandwich": []}
     shares = []
     for number in range(steps + 1):
@@ -100,7 +100,7 @@ def measure(nets: dict[str, Supernet], count: int, batch: int, steps: int) -> tu
         four: list[Arch | list[Arch]] = [space.largest(), space.sample(rng), space.sample(rng), space.smallest()]
         times["sandwich"].append(spent(lambda four=four: step(grouped, x, y, four)))  # type: ignore[misc]
         if number:  # the first step warms up
-            shares.append(np.mean([grouped.cost(arch).macs / most for arch in archs]))
+            shares.append(np.mean([grouped.cost(arch)["macs"] / most for arch in archs]))
     return {name: 1000 * np.array(taken[1:]) / batch for name, taken in times.items()}, float(np.mean(shares))
 
 
@@ -125,7 +125,7 @@ def main() -> None:
     nets = {multi: load_supernet("vit_resnas", args.size, multi=multi) for multi in ("grouped", "masked")}
     print(f"{args.size}, batch {args.batch}, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}\n")
     print("| A | MACs | grouped | masked | ratio | sandwich |\n| --- | --- | --- | --- | --- | --- |")
-    fastest, most = peak(), nets["grouped"].cost(nets["grouped"].space.largest()).macs
+    fastest, most = peak(), nets["grouped"].cost(nets["grouped"].space.largest())["macs"]
     for count in args.archs:
         times, share = measure(nets, count, args.batch, args.steps)
         cells = {name: "{1:.3g} ({0:.3g}-{2:.3g})".format(*np.quantile(values, (0.25, 0.5, 0.75))) for name, values in times.items()}

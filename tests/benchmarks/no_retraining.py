@@ -46,7 +46,8 @@ from nas.build import load_recipe, load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator, recalibrate, score
 from nas.config.experiment import Experiment, load_experiment
 from nas.recipes.recipe import decayed, schedule
-from nas.search import Record, front
+from nas.search.journal import Record
+from nas.search.pareto import front
 from nas.space import Arch
 from nas.supernet import Pass
 from nas.training.loop import make_feeds, total_steps
@@ -130,7 +131,7 @@ def compare(options: argparse.Namespace, train: Trainer) -> None:
             gains.append(solo["cross_entropy"] - cut["cross_entropy"])
             accuracies.append(cut["accuracy"] - solo["accuracy"])
             figures = f"{cut['accuracy']:.2f} | {cut['cross_entropy']:.4f} | {solo['accuracy']:.2f} | {solo['cross_entropy']:.4f}"
-            print(f"| {seed} | {arch.id} | {evaluator.net.cost(arch).macs:,} | {figures} |", flush=True)
+            print(f"| {seed} | {arch.id} | {evaluator.net.cost(arch)['macs']:,} | {figures} |", flush=True)
     for name, values in (("cross-entropy, alone minus cut", gains), ("accuracy, cut minus alone", accuracies)):
         print(f"{name}: {mean(values):+.4f} (standard deviation over {len(values)} pairs {stdev(values):.4f})")
 

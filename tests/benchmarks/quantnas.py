@@ -139,13 +139,13 @@ class Bench:
     def alone(self, arch: Arch, net: Supernet, seed: int, size: str, share: int = 1) -> Figures:
         """The network trained from scratch with real quantizers, for the given share of the steps, and tested."""
         told = self.experiment(ALONE, self.o.steps // share, seed, size, arch, quant="real")
-        return {"GBitOPs": net.cost(arch).bitops / 1e9, **self.tested(self.train(told, f"alone-{size}-{arch.id}-{seed}"))}
+        return {"GBitOPs": net.cost(arch)["bitops"] / 1e9, **self.tested(self.train(told, f"alone-{size}-{arch.id}-{seed}"))}
 
     def finetuned(self, arch: Arch, net: Supernet, seed: int) -> Figures:
         """The network trained on from the weights that it inherits, with real quantizers, and tested."""
         found = Checkpoint.newest(RunDir(self.o.dir / f"supernet-{SIZE}-{seed}").checkpoints)
         told = self.experiment(ALONE, self.o.steps, seed, SIZE, arch, found and found.directory, quant="real")
-        return {"GBitOPs": net.cost(arch).bitops / 1e9, **self.tested(self.train(told, f"finetuned-{SIZE}-{arch.id}-{seed}"))}
+        return {"GBitOPs": net.cost(arch)["bitops"] / 1e9, **self.tested(self.train(told, f"finetuned-{SIZE}-{arch.id}-{seed}"))}
 
     def tested(self, found: Evaluator) -> Figures:
         """PSNR of a space of one on every test set."""
@@ -166,7 +166,7 @@ class Bench:
         shared = self.train(self.experiment(SUPERNET, self.o.steps, seed, SIZE, quant="noise", paths=SHARED), f"supernet-{SIZE}-{seed}")
         net = shared.net
         eight, four = hand_made(net, 8), hand_made(net, 4)
-        low, high = net.cost(four).bitops, net.cost(eight).bitops
+        low, high = net.cost(four)["bitops"], net.cost(eight)["bitops"]
         middle = round((low * high) ** 0.5)
         yield "hand-made, 8 bits", self.finetuned(eight, net, seed)
         yield "hand-made, 4 bits", self.finetuned(four, net, seed)
@@ -223,8 +223,8 @@ class Bench:
         told = self.experiment(ALONE, 1, seed, "basic-c12", quant="off", options={"bits": [32]})
         net = make_supernet(told, load_task(told))
         rng = np.random.default_rng(0)
-        arch = min((net.space.sample(rng) for _ in range(500)), key=lambda arch: abs(net.cost(arch).macs - FSRCNN))
-        print(f"{net.cost(arch).macs / 32**2:.0f} MACs a low-resolution pixel, {net.cost(arch).params:,} parameters", flush=True)
+        arch = min((net.space.sample(rng) for _ in range(500)), key=lambda arch: abs(net.cost(arch)["macs"] - FSRCNN))
+        print(f"{net.cost(arch)['macs'] / 32**2:.0f} MACs a low-resolution pixel, {net.cost(arch)['params']:,} parameters", flush=True)
         told = self.experiment(ALONE, 20 * self.o.steps, seed, "basic-c12", arch, quant="off", options={"bits": [32]})
         yield "long", self.tested(self.train(told, f"long-{seed}"))
 
@@ -240,7 +240,7 @@ def best_bits(shared: Evaluator, arch: Arch, budget: int) -> Arch:
     found = []
     for code in range(2 ** len(slots)):
         given = net.space.arch({**arch, **{slot: 8 if code >> i & 1 else 4 for i, slot in enumerate(slots)}})
-        if net.cost(given).bitops <= budget:
+        if net.cost(given)["bitops"] <= budget:
             found.append((shared(given)["psnr"], given))
     return max(found, key=lambda pair: pair[0])[1]
 

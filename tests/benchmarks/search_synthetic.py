@@ -29,7 +29,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from nas.search import Candidate, Evolution, Random, Search, hypervolume
+from nas.search.core import Search
+from nas.search.evolution import Evolution
+from nas.search.journal import Candidate
+from nas.search.pareto import hypervolume
+from nas.search.random import Random
 from nas.space import Arch
 from tests.synthetic import OBJECTIVE, REFERENCE, SPACE, cost, evaluate, objectives
 

@@ -65,7 +65,7 @@ def main() -> None:
         archs = [space.largest(), space.sample(rng), space.sample(rng), space.smallest()]
         elastic = [lambda x, arch=arch: net(x, arch) for arch in archs]
         static = [net.extract(arch).train() for arch in archs]
-        macs = sum(net.cost(arch).macs for arch in archs)
+        macs = sum(net.cost(arch)["macs"] for arch in archs)
         pair = (seconds(lambda run=elastic: step(run, x, y)), seconds(lambda run=static: step(run, x, y)))
         optimizer_time = seconds(lambda: (optimizer.step(), optimizer.zero_grad()))
         rows.append((*pair, optimizer_time, macs))

@@ -14,17 +14,16 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from nas.build import load_task, make_supernet
+from nas.build import load_task, make_supernet, open_search
 from nas.children.evaluate import Evaluator
 from nas.config.experiment import Experiment
 from nas.rundir import atomic
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
-from nas.search import Record
+from nas.search.journal import Record
 from nas.space import Arch
 from nas.training.loop import Loop
-from nas.workers.trials import open_search
 
 CPU = torch.device("cpu")
 Figures = dict[str, float]

@@ -48,6 +48,7 @@ from torch import Tensor
 from nas.build import load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator, score
 from nas.config.experiment import Experiment, load_experiment
+from nas.config.sections import Bounds
 from nas.space import Arch
 from tests.benchmarks.trainings import CPU, Figures, Trainer, report, searched
 
@@ -129,8 +130,8 @@ class Bench:
         found = self.supernet(8, seed)
         yield "multi-architectural, 8", tested(found, some(found))
         net, rng = found.net, np.random.default_rng(1)
-        usual = mean(net.cost(net.space.sample(rng)).macs for _ in range(500))
-        a_step = net.cost(net.space.largest()).macs + net.cost(net.space.smallest()).macs + 2 * usual
+        usual = mean(net.cost(net.space.sample(rng))["macs"] for _ in range(500))
+        a_step = net.cost(net.space.largest())["macs"] + net.cost(net.space.smallest())["macs"] + 2 * usual
         batch = round(BATCH * usual / a_step)
         found = self.train(experiment(SANDWICH.format(batch=batch), seed, self.examples * batch // BATCH), f"sandwich-{batch}-{seed}")
         yield "sandwich rule", tested(found, some(found))
@@ -138,16 +139,16 @@ class Bench:
     def search(self, seed: int) -> Iterator[tuple[str, Figures]]:
         supernet = self.supernet(8, seed)
         given = hand_made()
-        macs = supernet.net.cost(given).macs
+        macs = supernet.net.cost(given)["macs"]
         chosen = {"hand-made": given, **{name: self.best(name, supernet, macs, seed) for name in ("fittest", "random")}}
         for name, arch in chosen.items():
             found = self.train(experiment(SINGLE, seed, self.examples, arch), f"alone-{arch.id}-{seed}")
-            yield name, {"MMACs": supernet.net.cost(arch).macs / 1e6, **tested(found, [found.net.space.largest()])}
+            yield name, {"MMACs": supernet.net.cost(arch)["macs"] / 1e6, **tested(found, [found.net.space.largest()])}
 
     def best(self, algorithm: str, evaluator: Evaluator, macs: int, seed: int) -> Arch:
         """The best of so many candidates of about these MACs by validation cross-entropy on inherited weights."""
         told = experiment(SINGLE, seed, BATCH)
-        constraints = told.search.constraints.model_copy(update={"min_macs": round(WINDOW[0] * macs), "max_macs": round(WINDOW[1] * macs)})
+        constraints = {"macs": Bounds(min=round(WINDOW[0] * macs), max=round(WINDOW[1] * macs))}
         update = {"algorithm": algorithm, "constraints": constraints, "candidates": CANDIDATES}
         told = told.model_copy(update={"search": told.search.model_copy(update=update)})
 

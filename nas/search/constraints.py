@@ -1,0 +1,87 @@
+"""What a child may cost, and whether a space has any such child."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+
+from nas.search.sampling import SMALL, TRIES, find, samples
+from nas.space import Arch, Space
+
+CostFunction = Callable[[Arch], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """The least and the most that a child may cost, by cost.
+
+    Attributes:
+        bounds: cost name to (least or None, most or None), both included. Empty: anything.
+    """
+
+    bounds: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+
+    def violation(self, cost: Mapping[str, float]) -> float:
+        """By how much `cost` misses them: relative to each bound, summed; 0 within them."""
+        total = 0.0
+        for name, (low, high) in self.bounds.items():
+            if low is not None:
+                total += max(0.0, low - cost[name]) / (abs(low) or 1.0)
+            if high is not None:
+                total += max(0.0, cost[name] - high) / (abs(high) or 1.0)
+        return total
+
+    def __str__(self) -> str:
+        told: list[str] = []
+        for name, (low, high) in self.bounds.items():
+            told += [] if low is None else [f"min_{name} {low:,.15g}"]
+            told += [] if high is None else [f"max_{name} {high:,.15g}"]
+        return ", ".join(told) or "no constraints"
+
+
+ANYTHING = Constraints()
+
+
+def check_attainable(space: Space, cost: CostFunction, constraints: Constraints) -> None:
+    """Refuse constraints that no child meets, before anything is evaluated.
+
+    A small space is listed, so the answer is exact; in a large one none is taken to be there after a bounded number of tries.
+
+    Raises:
+        ValueError: an unknown cost, bounds that cross, or out of reach; the message says by how much.
+    """
+    small, large = cost(space.smallest()), cost(space.largest())
+    for name, (low, high) in constraints.bounds.items():
+        if name not in small:
+            raise ValueError(f"the constraints name the cost {name!r}; this network has {', '.join(small)}")
+        if any(bound is not None and math.isnan(bound) for bound in (low, high)):
+            raise ValueError(f"the constraint on {name!r} is not a number")
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"min_{name} {low:,.15g} is above max_{name} {high:,.15g} (by {low - high:,.15g})")
+    if constraints.violation(small) == 0 or constraints.violation(large) == 0:
+        return
+    rng = np.random.default_rng(0)
+    draws, beyond = samples(space, rng), _beyond_the_ends(constraints, small, large)
+    # Of most costs the two ends are the least and the most; of a user's own a few draws tell whether they are.
+    if beyond and space.cardinality > SMALL and all(constraints.violation(cost(arch)) for arch in islice(draws, TRIES)):
+        raise ValueError(beyond)
+    if find(space, lambda arch: constraints.violation(cost(arch)), set(), draws, rng) is None:
+        count = f"{space.cardinality:,}"
+        none = f"none of all {count} architectures" if space.cardinality <= SMALL else f"in {TRIES:,} draws no architecture"
+        wide = f"{none} lies within {constraints}; widen the window"
+        raise ValueError(beyond or wide)
+
+
+def _beyond_the_ends(constraints: Constraints, small: Mapping[str, float], large: Mapping[str, float]) -> str:
+    """By how much a bound lies outside what the smallest and the largest network cost; empty where all lie between."""
+    for name, (low, high) in constraints.bounds.items():
+        least, most = sorted((small[name], large[name]))
+        if high is not None and high < least:
+            return f"max_{name} {high:,.15g} is below the smallest network's {least:,.15g} {name} (by {least - high:,.15g})"
+        if low is not None and low > most:
+            return f"min_{name} {low:,.15g} is above the largest network's {most:,.15g} {name} (by {low - most:,.15g})"
+    return ""
