@@ -137,7 +137,7 @@ def test_the_average_of_the_weights() -> None:
     wanted = 0.0
     for index, value in enumerate(values):
         nn.init.constant_(net.weight, value)
-        recipe.stepped(net, step_of(None, index, 20))  # type: ignore[arg-type]
+        recipe.stepped(net, step_of(index, 20))  # type: ignore[arg-type]
         keep = min(index / (index + 1), 1 - 1 / 6)
         wanted = keep * wanted + (1 - keep) * value
         if index < 6:
@@ -188,12 +188,20 @@ def test_the_panel_judges_the_average(zero_stage: int, supernet: Path, tmp_path:
     assert parameters and all(torch.equal(seen[-1][name], judged[name]) for name in parameters)
 
 
+def derived_from(
+    experiment: Experiment, folder: Path, record: Record, teacher: Path | None, runs: Path | None = None
+) -> Experiment:
+    """The finetune of a child whose supernet's checkpoint is `folder` / step, in a run of the folder `runs`."""
+    trained = SimpleNamespace(directory=folder / "step")
+    return finetune_experiment(experiment, RunDir((runs or folder) / "run"), record, trained, teacher)  # type: ignore[arg-type]
+
+
 def test_the_experiment_of_a_finetune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run's own, with the space fixed, the recipe of its finetune section, no budget, and the same MLflow store."""
     experiment = load_experiment("vit-resnas-digits")
     arch = load_supernet("vit_resnas", "d8").space.smallest()
     record = Record(3, arch, {"accuracy": 1.0}, {"macs": 1}, 0.0, None)
-    derived = finetune_experiment(experiment, tmp_path / "run", record, tmp_path / "step-00000009", tmp_path / "teacher")
+    derived = derived_from(experiment, tmp_path, record, tmp_path / "teacher")
     assert experiment.finetune is not None and experiment.finetune.fresh
     assert derived.space.child == dict(arch) and derived.space.inherit is None
     assert derived.recipe.name == "single" and derived.recipe.epochs == experiment.finetune.recipe.epochs
@@ -201,11 +209,11 @@ def test_the_experiment_of_a_finetune(tmp_path: Path, monkeypatch: pytest.Monkey
     assert derived.data == experiment.data and derived.finetune is None and not derived.search.constraints
     assert derived.tracking.uri == f"sqlite:///{tmp_path / 'mlflow.db'}" and derived.tracking.experiment == "vit-resnas-digits"
     inheriting = experiment.model_copy(update={"finetune": experiment.finetune.model_copy(update={"fresh": False})})
-    moved = [finetune_experiment(inheriting, tmp_path / "run", record, folder / "step", folder / "child") for folder in (tmp_path, tmp_path / "moved")]
+    moved = [derived_from(inheriting, folder, record, folder / "child", tmp_path) for folder in (tmp_path, tmp_path / "moved")]
     assert moved[0].space.inherit == str(tmp_path / "step")
     assert {row.kind for row in difference(*moved)} == {Kind.FREE} and len(difference(*moved)) == 2, "a run that was moved goes on"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:hunter2@db/mlflow")
-    assert "hunter2" not in dump(finetune_experiment(experiment, tmp_path / "run", record, tmp_path / "step", None)), "it is written to files"
+    assert "hunter2" not in dump(derived_from(experiment, tmp_path, record, None)), "it is written to files"
 
 
 def test_a_batch_that_the_workers_cannot_share_is_refused_before_anything_begins(tmp_path: Path) -> None:
@@ -215,7 +223,7 @@ def test_a_batch_that_the_workers_cannot_share_is_refused_before_anything_begins
     experiment = load_experiment("vit-resnas-digits", ["finetune.recipe.batch=63", "finetune.children=0"])
     record = Record(3, load_supernet("vit_resnas", "d8").space.smallest(), {"accuracy": 1.0}, {"macs": 1}, 0.0, None)
     with pytest.raises(ExperimentError, match=r"the section finetune: .*\n.*batch 63 does not divide"):
-        finetune_experiment(experiment, tmp_path / "run", record, tmp_path / "step", None)
+        derived_from(experiment, tmp_path, record, None)
 
 
 def test_a_space_of_one_has_a_panel_of_one() -> None:

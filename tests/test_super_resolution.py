@@ -105,7 +105,8 @@ def test_figures_against_scikit_image(photos: SuperResolution) -> None:
     a, b = (16 + np.round(t[0].numpy() * 255).transpose(1, 2, 0).astype(float) @ [65.481, 128.553, 24.966] / 255 for t in (up, y))
     for border, whole in ((2, False), (4, True)):
         cut = [luma[border:-border, border:-border] for luma in ((np.round(a), np.round(b)) if whole else (a, b))]
-        task = SimpleNamespace(scale=2, settings=settings(border=None if border == 2 else border, round_luma=whole), metrics=photos.metrics)
+        options = settings(border=None if border == 2 else border, round_luma=whole)
+        task = SimpleNamespace(scale=2, options=options, metrics=photos.metrics)
         task._lumas = lambda *pair, task=task: SuperResolution._lumas(task, *pair)  # type: ignore[arg-type]
         found = SuperResolution.summarise(task, SuperResolution.scores(task, up, y))  # type: ignore[arg-type]
         assert found["psnr"] == pytest.approx(peak_signal_noise_ratio(*cut, data_range=255), abs=1e-4)
