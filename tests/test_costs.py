@@ -193,7 +193,7 @@ def test_people_read_of_it_what_it_says_of_itself(table: Path, tmp_path: Path) -
     _dumped(opened.experiment, tmp_path)
     opened.drive(tmp_path, 6)
     page = write_report(RunDir(tmp_path)).read_text()
-    assert "latency, ms</th>" in page and "ms latency, " in page
+    assert "latency, ms</th>" in page and " ms latency</title>" in page
     assert {"macs", "params", "bitops", "bytes", "latency"} <= front_table(RunDir(tmp_path))[0].keys()
     costs = costs_of(opened.experiment, opened.net)
     figures = {**costs(opened.net.space.smallest()), "id": "x", "validation": {}, "test": {}, "baselines": {}, "parity": {}}
@@ -254,6 +254,42 @@ def test_bounds_are_met_where_the_smallest_network_is_not_the_cheapest(table: Pa
     check_constraints(opened.experiment, opened.net)
     with pytest.raises(ValueError, match=r"max_latency 0.4 is below the smallest network's 3.7 latency \(by 3.3"):
         check_constraints(own(table, "search.constraints={latency: {max: 0.4}}"), opened.net)
+
+
+# --- algorithms of one's own
+
+
+LOCAL = """
+from nas.config.section import Section
+from nas.search.core import Search
+
+class LocalOptions(Section):
+    start: int = 3
+
+class Local(Search):
+    name, tag, Options = "local", 9001, LocalOptions
+
+    def draws(self, k, archs, points, violations, rng):
+        while True:
+            yield self.space.sample(rng) if k < self.options.start else self.space.mutate(archs[-1], rng, 0.1)
+"""
+
+
+def test_an_algorithm_of_ones_own_is_a_class_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_local.py").write_text(LOCAL)
+    given = ["search.algorithm=my_local:Local", "search.window=2", "search.trials=1"]
+    journal = Opened(load_experiment("bignas-digits", [*given, "search.options.start=5"])).drive(tmp_path, 8)
+    header = json.loads(journal.path.read_text().splitlines()[0])
+    assert (header["algorithm"], header["options"]) == ("local", {"start": 5})
+    with pytest.raises(ValueError, match="belongs to another search .*options"):
+        Opened(load_experiment("bignas-digits", given)).drive(tmp_path, 9)
+    for override, said in (
+        ("search.options.stop=5", "unknown key stop; options of my_local:Local: start"),
+        ("search.algorithm=my_local:LocalOptions", "which is no search"),
+    ):
+        with pytest.raises(ExperimentError, match=said):
+            load_experiment("bignas-digits", [*given, override])
 
 
 # --- figures

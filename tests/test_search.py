@@ -69,6 +69,21 @@ def test_front_against_brute_force(points: list[tuple[float, ...]]) -> None:
     assert front(points).tolist() == want
 
 
+def test_of_two_at_the_same_second_figure_the_better_first_alone_is_on_the_front() -> None:
+    """And whoever equals it in both; in two objectives, where the front is one sweep, as in three."""
+    points = [(1.0, 2.0), (2.0, 2.0), (1.0, 2.0), (0.5, 3.0), (3.0, 2.0), (3.0, 1.0)]
+    assert front(points).tolist() == [0, 2, 3, 5]
+    assert front([(*point, 0.0) for point in points]).tolist() == [0, 2, 3, 5]
+
+
+def test_of_one_front_the_loneliest_are_selected() -> None:
+    """Both ends first, then by the distance between the neighbours; the next front comes after all of them."""
+    line = np.array([[0.0, 10.0], [1.0, 9.0], [2.0, 8.0], [6.0, 4.0], [10.0, 0.0], [11.0, 11.0]])
+    chosen = select(line, np.zeros(6), 6).tolist()
+    assert set(chosen[:2]) == {0, 4} and chosen[2:] == [3, 2, 1, 5]
+    assert select(line, np.zeros(6), 3).tolist() == chosen[:3]
+
+
 @given(any_cloud)
 def test_ranks_against_peeling(points: list[tuple[float, ...]]) -> None:
     left = {i: p for i, p in enumerate(points) if np.isfinite(p).all()}
