@@ -203,7 +203,7 @@ net.load_state_dict(unpack(net, load_file("packed.safetensors")))
 """
 INTEGERS = """
 `model.onnx` carries the same levels and steps, between QuantizeLinear and DequantizeLinear of bytes. On x86 CPUs without VNNI, ONNX Runtime's
-kernels for 8-bit weights can saturate; its session option `session.x64quantprecision` = `1` avoids that.
+kernels for 8-bit weights can saturate; its session option `graph_optimization_level` = `ORT_ENABLE_BASIC` avoids that.
 """
 
 

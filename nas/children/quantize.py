@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -162,12 +163,19 @@ class OnnxFile:
 
     def __init__(self, path: Path) -> None:
         options = onnxruntime.SessionOptions()
-        options.add_session_config_entry("session.x64quantprecision", "1")  # else kernels without VNNI saturate 16 bits
+        if not integers_are_exact():
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # no integer kernels
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, x: Tensor) -> Tensor:
         (pixels,) = self.session.get_inputs()
         return torch.from_numpy(self.session.run(None, {pixels.name: x.cpu().numpy()})[0]).to(x.device)
+
+
+def integers_are_exact() -> bool:
+    """Whether ONNX Runtime's kernels for 8 bits are exact on this CPU: those of x86 without VNNI add pairs in 16 bits, which saturate."""
+    cpu = Path("/proc/cpuinfo")
+    return platform.machine() not in ("x86_64", "AMD64") or not cpu.exists() or "vnni" in cpu.read_text()
 
 
 @torch.no_grad()
@@ -234,9 +242,9 @@ net = load_quantized({name}(**about["network"]), about["quantization"], load_fil
 
 This computes in floats what integers would give. `model.onnx` computes with integers of 8 bits, which carry the levels
 of fewer bits too:
-`onnxruntime.InferenceSession("model.onnx", options).run(None, {{"pixels": array}})`, after
-`options = onnxruntime.SessionOptions(); options.add_session_config_entry("session.x64quantprecision", "1")`: without that, 8-bit kernels of
-x86 CPUs that lack VNNI saturate, and give something else. With raynas: `nas.load_child(".")`.
+`onnxruntime.InferenceSession("model.onnx").run(None, {{"pixels": array}})`. On x86 CPUs without VNNI these kernels saturate: there give the
+session `options = onnxruntime.SessionOptions()` with `options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC`,
+which computes the same in floats. With raynas: `nas.load_child(".")`.
 
 | layer | weight bits | input bits |
 | --- | --- | --- |
