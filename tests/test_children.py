@@ -22,7 +22,7 @@ from nas.children.evaluate import Batches, Evaluator
 from nas.children.export import export_child, write_onnx
 from nas.cli.commands import app
 from nas.config.experiment import dump, load_experiment
-from nas.results.tracking import Tracker, default_uri, register
+from nas.results.tracking import Tracker, default_uri, register_model
 from nas.rundir import atomic
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
@@ -123,7 +123,7 @@ def test_a_version_keeps_its_files_whatever_is_registered_after_it(child: Path, 
     assert not torch.allclose(nas.load_child(child)(x), nas.load_child(other)(x))
 
     enlarger = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.PixelShuffle(2)).eval()
-    register(RunDir(run), default_uri(RunDir(run)), "bignas-digits", enlarger, child.name, "enlarger", (1, 8, 8), True, "enlarger", None)
+    register_model(RunDir(run), default_uri(RunDir(run)), "bignas-digits", enlarger, child.name, "enlarger", (1, 8, 8), True, "enlarger", None)
     x = torch.rand(1, 1, 14, 9)
     torch.testing.assert_close(mlflow.pytorch.load_model("models:/enlarger/1")(x), enlarger(x))
 

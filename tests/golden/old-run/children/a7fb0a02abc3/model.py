@@ -1,0 +1,157 @@
+"""The classes of this child. Needs torch alone."""
+
+from __future__ import annotations
+
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Pixels(nn.Module):
+    """The input of a child: pixels in [0, 1], normalised per channel and resized (bicubic) to the child's resolution."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: list[float], std: list[float], resolution: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+        self.resolution = resolution
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: ``(N, C, H, W)`` -> ``(N, C, resolution, resolution)``."""
+        return resize((x - self.mean) / self.std, self.resolution)
+
+
+def resize(x: Tensor, side: int) -> Tensor:
+    """x: ``(N, C, H, W)`` -> ``(N, C, side, side)``, bicubic; untouched where it has that size."""
+    if x.shape[-2:] == (side, side):
+        return x
+    return F.interpolate(x, (side, side), mode="bicubic", align_corners=False)
+
+
+class ConvNorm(nn.Module):
+    """Bias-free convolution with padding ``kernel // 2``, then batch norm, then SiLU unless `act` is false."""
+
+    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, act: bool = True) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(c_out)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return F.silu(x) if self.act else x
+
+
+class SqueezeExcite(nn.Module):
+    """Channel gate: mean over space, reduce, ReLU, expand, hard sigmoid."""
+
+    def __init__(self, channels: int, squeezed: int) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(channels, squeezed)
+        self.expand = nn.Linear(squeezed, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = F.relu(self.reduce(x.mean((2, 3))))
+        return x * F.hardsigmoid(self.expand(gate))[:, :, None, None]
+
+
+class MBConv(nn.Module):
+    """Inverted residual: 1x1 expand (where ``mid != c_in``), depthwise, squeeze-excite, 1x1 project, and its shortcut.
+
+    Args:
+        c_in, mid, c_out: channels before, inside and after.
+        expanded: whether there is an expand convolution.
+        squeezed: width inside squeeze-excite; 0 for none.
+        shortcut: ``"none"``, ``"identity"`` or ``"conv"`` (average pooling for the stride, a bias-free 1x1 convolution for the width).
+    """
+
+    def __init__(self, c_in: int, mid: int, c_out: int, kernel: int, stride: int, expanded: bool, squeezed: int, shortcut: str) -> None:
+        super().__init__()
+        self.expand = ConvNorm(c_in, mid, 1) if expanded else None
+        self.depthwise = ConvNorm(mid, mid, kernel, stride, groups=mid)
+        self.se = SqueezeExcite(mid, squeezed) if squeezed else None
+        self.project = ConvNorm(mid, c_out, 1, act=False)
+        self.shortcut = nn.Conv2d(c_in, c_out, 1, bias=False) if shortcut == "conv" and c_in != c_out else None
+        self.residual = shortcut != "none"
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = x if self.expand is None else self.expand(x)
+        out = self.depthwise(out)
+        if self.se is not None:
+            out = self.se(out)
+        out = self.project(out)
+        if not self.residual:
+            return out
+        x = shrink(x, self.stride)
+        return out + (x if self.shortcut is None else self.shortcut(x))
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same values, channels innermost: what convolutions are quickest on. A one-channel image has no such order of its own."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def shrink(x: Tensor, stride: int) -> Tensor:
+    """Average pooling over windows of `stride`, so that the side becomes ``ceil(side / stride)``; odd sides are padded by one."""
+    if stride == 1:
+        return x
+    return F.avg_pool2d(x, stride, padding=x.shape[-1] % 2)
+
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+
+class BigNASChild(nn.Module):
+    """A convolutional classifier cut out of a BigNAS supernet: pixels in [0, 1] to logits.
+
+    Args:
+        mean, std: of the pixels, one number a channel.
+        resolution: side in pixels that the input is resized to.
+        stem: its channels; `stem_stride` its stride.
+        stages: for each stage its blocks, each the keyword arguments of `MBConv`.
+        head: channels of the 1x1 convolution before pooling.
+        feature: width of the layer between pooling and classifier; 0 for none.
+        classes: how many there are.
+    """
+
+    def __init__(
+        self,
+        mean: list[float],
+        std: list[float],
+        resolution: int,
+        stem: int,
+        stem_stride: int,
+        stages: list[list[dict[str, Any]]],
+        head: int,
+        feature: int,
+        classes: int,
+    ) -> None:
+        super().__init__()
+        sizes = {"resolution": resolution, "stem": stem, "stem_stride": stem_stride, "stages": stages}
+        self.config = {"mean": mean, "std": std, **sizes, "head": head, "feature": feature, "classes": classes}
+        self.pixels = Pixels(mean, std, resolution)
+        self.stem = ConvNorm(len(mean), stem, 3, stem_stride)
+        self.stages = nn.ModuleList(nn.ModuleList(MBConv(**block) for block in stage) for stage in stages)
+        self.head = ConvNorm(stages[-1][-1]["c_out"], head, 1)
+        self.feature = nn.Linear(head, feature, bias=False) if feature else None
+        self.classifier = nn.Linear(feature or head, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: ``(N, C, H, W)``, pixels in [0, 1] -> logits ``(N, classes)``."""
+        x = channels_last(self.stem(channels_last(self.pixels(x))))
+        for stage in self.stages:
+            for block in stage:  # type: ignore[attr-defined]
+                x = block(x)
+        x = self.head(x).mean((2, 3))
+        if self.feature is not None:
+            x = F.silu(self.feature(x))
+        return self.classifier(x)
