@@ -117,7 +117,7 @@ def _denied(address: str, code: int, had_token: bool) -> str:
 
 
 def _get(url: str, headers: dict[str, str], timeout_s: float) -> HTTPResponse:
-    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout_s)  # type: ignore[no-any-return]
+    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout_s)
 
 
 def _masked(address: str) -> str:

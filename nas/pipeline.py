@@ -29,6 +29,7 @@ from nas.children.quantize import QuantizedFigures, done_before, quantize_child
 from nas.config.experiment import Experiment, parse
 from nas.device import driver
 from nas.quantization.compare import QuantizationTarget
+from nas.recipes.recipe import Recipe
 from nas.results.history import History
 from nas.results.report import write_report
 from nas.results.tracking import Tracker, address, default_uri
@@ -45,7 +46,6 @@ from nas.training.loop import total_steps
 from nas.workers.session import leaving, session
 from nas.workers.stopping import Stopper, watching
 from nas.workers.train import finished, train
-from nas.workers.trials import search_children
 
 FLUSH_SECONDS = 30.0  # at the end, for what MLflow does not have yet
 
@@ -101,8 +101,18 @@ class Pipeline:
         worked: whether any stage had something to do.
     """
 
-    def __init__(self, experiment: Experiment, task: Task, net: Supernet, run: RunDir, fence: Fence, tracker: Tracker, watch: Watcher) -> None:
-        self.experiment, self.task, self.net = experiment, task, net
+    def __init__(
+        self,
+        experiment: Experiment,
+        task: Task,
+        net: Supernet,
+        recipe: Recipe,
+        run: RunDir,
+        fence: Fence,
+        tracker: Tracker,
+        watch: Watcher,
+    ) -> None:
+        self.experiment, self.task, self.net, self.recipe = experiment, task, net, recipe
         self.run, self.fence, self.tracker, self.watch = run, fence, tracker, watch
         self._trained: Checkpoint | None = None  # verified once a command
         self.ray, self.stopper = ExitStack(), Stopper(fence, watch.say)
@@ -131,7 +141,8 @@ class Pipeline:
             )
         objective_of(experiment, task, net)
         check_constraints(experiment, net)
-        load_recipe(task, experiment.recipe).optimizer(net)  # refuses a network that it cannot train
+        recipe = load_recipe(task, experiment.recipe)
+        recipe.optimizer(net)  # refuses a network that it cannot train
         tracking = experiment.tracking
         kept = Mirror(mirror, run.path, watch.say) if mirror else None
         if kept:
@@ -140,7 +151,7 @@ class Pipeline:
             tracker = Tracker(run, address(run, tracking.uri), tracking.experiment or experiment.name)
             try:
                 tracker.start()
-                pipeline = cls(experiment, task, net, run, fence, tracker, watch)
+                pipeline = cls(experiment, task, net, recipe, run, fence, tracker, watch)
                 if kept:
                     kept.lost = lambda: pipeline.ask("another attempt has taken over the run: saving and ending")
                 with pipeline.stopper.listening(), pipeline.ray:
@@ -153,10 +164,16 @@ class Pipeline:
                 watch.say(f"{missed} items could not be sent to MLflow; they are kept, and the same command sends them")
         shutil.rmtree(run.ray, ignore_errors=True)
 
+    def all(self) -> list[str]:
+        """Every stage but the report, as far as it is not done yet. Returns the ids of the exported children."""
+        self.train()
+        self.search()
+        ids = self.export()
+        return ids + [self.finetune(child) for child in self.to_finetune(ids)]
+
     def train(self) -> None:
         """The supernet, to the end of its schedule or of its time."""
-        recipe = load_recipe(self.task, self.experiment.recipe)
-        total = total_steps(self.experiment, len(self.task.train), recipe)
+        total = total_steps(self.experiment, len(self.task.train), self.recipe)
         newest = self._newest()
         if newest and finished(newest, self.experiment, total):
             self.watch.say(f"train: done before ({newest.state.step:,} steps)")
@@ -179,6 +196,8 @@ class Pipeline:
 
     def search(self) -> None:
         """Candidates, until there are as many as asked for."""
+        from nas.workers.trials import search_children  # brings in Ray Tune, which training does without
+
         newest, history = self._supernet(), self._history()
         target, began, before = self.experiment.search.candidates, time.monotonic(), len(history.records)
         if before >= target:
@@ -194,7 +213,7 @@ class Pipeline:
             self.watch.advance(done, target, note, "candidates", None)
             self.tracker.poke()
 
-        why = search_children(self.experiment, self.run, self.fence, newest, notify)
+        why = search_children(self.experiment, self.task, self.net, self.run, self.fence, newest, notify)
         history.update()
         if why:
             self.watch.say(why)

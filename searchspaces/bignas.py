@@ -368,7 +368,7 @@ class BigNAS(Supernet):
         if kind == -1:
             return self._head_cost(side, *rest)
         cost = PartCost()
-        for block in self._stage(kind, *rest):  # type: ignore[call-arg]
+        for block in self._stage(kind, *rest):
             cost += block.cost(side)
             side = -(-side // block.stride)
         return cost

@@ -149,7 +149,7 @@ class QuantNAS(Supernet):
         return {**sizes, "mean": self.mean_given, "slots": slots}
 
     def fix(self, arch: Arch, fresh: bool = False) -> QuantNAS:
-        fixed = QuantNAS(self.table, noise=self.noise, mean=self.mean_given, image=self.input_shape[-1], settled=arch)  # type: ignore[arg-type]
+        fixed = QuantNAS(self.table, noise=self.noise, mean=self.mean_given, image=self.input_shape[-1], settled=arch)
         if not fresh:
             inherit(fixed, self)
         return fixed

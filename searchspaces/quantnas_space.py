@@ -119,7 +119,7 @@ def _value(choice: Choice, value: Number | str) -> Number:
     if code not in choice.values:
         allowed = [NAMES[int(code)] for code in choice.values] if is_operation else list(choice.values)
         raise ValueError(f"settled {choice.name!r} is {value!r}; allowed: {', '.join(map(str, allowed))}")
-    return code  # type: ignore[return-value]
+    return code
 
 
 def conv_cost(c_in: int, c_out: int, taps: int, pixels: int, bits: int, input_bits: int | None) -> PartCost:

@@ -85,13 +85,13 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_
         search = open_search(experiment("single_path", f"search.propose_from=[{tmp_path / 'whole'}]"), net, task)
         asked = search.ask()
         assert asked is not None and asked.arch == found and search.identity["first"] == [found.id]
-        own = open_search(told, make_supernet(told, task), task, whole[-1]).ask()
+        own = open_search(told, make_supernet(told, task), task, Checkpoint.open(whole[-1])).ask()
         assert own is not None and own.arch == found, "a run's own search begins with what it found"
         tight = experiment(recipe, "search.candidates=1", f"search.constraints.max_bitops={net.cost(net.space.smallest())['bitops']}")
         with pytest.raises(ValueError, match=rf"exclude what was found \({found.id}: bitops .*search\.candidates is 1"):
-            search_children(tight, tmp_path / "whole", Fence.take(tmp_path / "whole"), whole[-1])
+            search_children(tight, task, net, RunDir(tmp_path / "whole"), Fence.take(tmp_path / "whole"), Checkpoint.open(whole[-1]))
         with pytest.raises(ValueError, match="before the logits learn"):
-            open_search(told, net, task, whole[0])
+            open_search(told, net, task, Checkpoint.open(whole[0]))
         line = read_training(RunDir(tmp_path / "whole").training_log).panels[-1]
         figures, net = dict(line.figures()), make_supernet(told, task)
         assert figures["recipe/entropy"] == pytest.approx(float(entropy(net, alpha))) and 0 < figures["recipe/entropy"] < entropy(net, 0 * alpha)

@@ -109,10 +109,7 @@ def run(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes
     """
     kept = object_store(mirror) if mirror else None
     with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes), kept) as pipeline:
-        pipeline.train()
-        pipeline.search()
-        ids = pipeline.export()
-        ids += [pipeline.finetune(child) for child in pipeline.to_finetune(ids)]
+        ids = pipeline.all()
         if not pipeline.worked:
             console.print("all is done; more candidates (--set search.candidates=N) or epochs (--set recipe.epochs=N) extend the run", highlight=False)
         finish(pipeline, ids)

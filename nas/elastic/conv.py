@@ -25,7 +25,7 @@ class ElasticConv2d(nn.Conv2d):
         super().__init__(max_in, max_out, max_kernel, stride, bias=bias, groups=groups)
         self.group_width = group_width
 
-    def forward(self, x: Tensor, out: int | None = None, kernel: int | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, out: int | None = None, kernel: int | None = None) -> Tensor:
         """x: ``(N, c, H, W)`` -> ``(N, out, ceil(H / stride), ceil(W / stride))``; `out` of a grouped layer follows from c."""
         channels = x.shape[1]
         kernel, largest = kernel or self.kernel_size[0], self.kernel_size[0]

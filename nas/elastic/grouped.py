@@ -25,7 +25,7 @@ Prefix = tuple[int, int, int]  # rows, input features, output features of a laye
 class GroupedLinear(nn.Linear):
     """A linear layer that runs any number of prefixes of itself; without `groups`, all of itself."""
 
-    def forward(self, x: Tensor, groups: Sequence[Prefix] | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, groups: Sequence[Prefix] | None = None) -> Tensor:
         """x: flat, ``rows * in`` for each group -> flat, ``rows * out``; without `groups` ``(..., in)`` -> ``(..., out)``."""
         return F.linear(x, self.weight, self.bias) if groups is None else _linear(x, self.weight, self.bias, groups)
 
@@ -33,7 +33,7 @@ class GroupedLinear(nn.Linear):
 class GroupedConv2d(nn.Conv2d):
     """A convolution that runs any number of prefixes of itself on patches that were cut out already (`torch.nn.functional.unfold`)."""
 
-    def forward(self, x: Tensor, groups: Sequence[Prefix] | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, groups: Sequence[Prefix] | None = None) -> Tensor:
         """x: flat, ``rows * in * kernel * kernel`` for each group -> flat, ``rows * out``; without `groups` an image, as usual."""
         if groups is None:
             return super().forward(x)
@@ -61,7 +61,7 @@ class _GroupedLinear(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         (x, weight), groups = ctx.saved_tensors, ctx.groups
         of_x, of_weight, of_bias, pitch = torch.empty_like(x), torch.zeros_like(weight), weight.new_zeros(len(weight)), weight.stride(0)
         ins, outs = [(rows, i) for rows, i, _ in groups], [(rows, o) for rows, _, o in groups]
@@ -81,7 +81,7 @@ class _Reorder(torch.autograd.Function):
         return x.index_select(0, order)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         return _Reorder.apply(gradient, *ctx.orders), None, None
 
 

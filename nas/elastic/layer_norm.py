@@ -67,7 +67,7 @@ class _GroupedLayerNorm(torch.autograd.Function):
         return torch.cat([out.view(-1) for out in outs])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         x, weight, bias = ctx.saved_tensors
         groups = ctx.groups
         of_x, of_weight, of_bias = [], torch.zeros_like(weight), torch.zeros_like(bias)

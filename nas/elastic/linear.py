@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class ElasticLinear(nn.Linear):
     """A linear layer whose input width comes from the input and whose output width is an argument of each call."""
 
-    def forward(self, x: Tensor, out: int | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, out: int | None = None) -> Tensor:
         """x: ``(..., i)`` -> ``(..., out)``, the first i columns and `out` rows of the weight."""
         out = out or self.out_features
         if out > self.out_features:

@@ -28,6 +28,8 @@ from nas.search.constraints import Constraints
 from nas.search.core import Exhausted, Search
 from nas.search.journal import Candidate, Journal, Record
 from nas.space import Arch
+from nas.supernet import Supernet
+from nas.tasks.task import Task
 from nas.workers.session import check_room, gpus, has_gpus, session
 from nas.workers.stopping import aside
 
@@ -192,9 +194,18 @@ class Asker(Searcher):
 
 
 def search_children(
-    experiment: Experiment, run: RunDir, fence: Fence, trained: Checkpoint, notify: Callable[[Record], None] = lambda _: None
+    experiment: Experiment,
+    task: Task,
+    net: Supernet,
+    run: RunDir,
+    fence: Fence,
+    trained: Checkpoint,
+    notify: Callable[[Record], None] = lambda _: None,
 ) -> str | None:
     """Judge children of the trained supernet until there are as many records as the experiment asks for.
+
+    Args:
+        task, net: the experiment's; of the network only the space and the costs are asked here.
 
     Returns:
         Why there will be no more, where the space is exhausted before.
@@ -204,8 +215,7 @@ def search_children(
         ValueError: the constraints cannot be met, or the journal belongs to another search.
         SearchFailed: no worker could judge anything.
     """
-    task, settings = load_task(experiment), experiment.search
-    net = make_supernet(experiment, task)
+    settings = experiment.search
     search = open_search(experiment, net, task, trained)
     journal, missing = open_journal(experiment, run, trained.sha, search, net)
     with journal:

@@ -24,6 +24,8 @@ from tests.benchmarks.peer_space import BATCH, peer_space
 class Images:
     """Random pixels: what is in them takes no time."""
 
+    at_once = None
+
     def __init__(self, count: int, shape: tuple[int, ...]) -> None:
         self.x, self.y = torch.rand(count, *shape), torch.randint(0, 10, (count,))
 

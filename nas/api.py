@@ -1,0 +1,101 @@
+"""raynas from Python, in a notebook say: run an experiment, look at a run.
+
+    run = nas.run("bignas-digits", ["search.candidates=40"])
+    run.front                               # a pandas frame, cheapest first
+    net = run.child(run.front.index[0])     # an exported child, in evaluation mode
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from nas.children.export import child_packages, load_child
+from nas.cli.progress import Screen
+from nas.config.experiment import Experiment, load_experiment
+from nas.pipeline import Pipeline
+from nas.results.history import front_table, read_history
+from nas.rundir.directory import RunDir
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from torch import nn
+
+
+class Run:
+    """A run that is there.
+
+    Args:
+        directory: of the run.
+
+    Raises:
+        ValueError: it holds no run.
+    """
+
+    def __init__(self, directory: Path | str) -> None:
+        self.directory = RunDir(Path(directory))
+        if not self.directory.is_run():
+            raise ValueError(f"{directory} holds no run; give the directory of one, for example runs/bignas-digits")
+
+    @property
+    def experiment(self) -> Experiment:
+        """What was run."""
+        return load_experiment(self.directory.experiment)
+
+    @property
+    def candidates(self) -> DataFrame:
+        """Every candidate of the newest search by its number ``k``: ``id``, its metrics on validation, its costs, its choices, ``error``."""
+        from pandas import DataFrame
+
+        history = read_history(self.directory)
+        records = [history.records[k] for k in sorted(history.records)] if history else []
+        rows = [{"k": r.k, "id": r.id, **(r.metrics or {}), **r.cost, **r.arch, "error": r.error} for r in records]
+        return DataFrame(rows, columns=None if rows else ["k", "id", "error"]).set_index("k")
+
+    @property
+    def front(self) -> DataFrame:
+        """The front and the exported children by id, cheapest first; the columns are those of `nas.results.history.front_table`."""
+        from pandas import DataFrame
+
+        rows = front_table(self.directory)
+        return DataFrame(rows, columns=None if rows else ["id"]).set_index("id")
+
+    def child(self, name: str) -> nn.Module:
+        """An exported child, in evaluation mode.
+
+        Raises:
+            ValueError: there is no such child; says which are.
+            Damaged: it is not whole.
+        """
+        return load_child(self.directory.exported_child(name).path, child_packages(self.experiment.space.name))
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.directory.path)!r})"
+
+
+def run(experiment: str | Path | Experiment, overrides: Sequence[str] = (), run_dir: Path | str | None = None) -> Run:
+    """Train, search, export, finetune where the experiment says so, report: what the command ``nas run`` does. Called again it continues.
+
+    Args:
+        experiment: a preset's name, a file, or an experiment.
+        overrides: such as ``"recipe.lr=0.1"``; not with an experiment that is loaded already.
+        run_dir: where the run lives; ``runs/<name>`` by default.
+
+    Raises:
+        ValueError: a mistake in the experiment, or a directory that is another run's.
+    """
+    if isinstance(experiment, Experiment) and overrides:
+        raise ValueError("overrides are for a preset or a file; change the experiment that you give with model_copy")
+    told = experiment if isinstance(experiment, Experiment) else load_experiment(experiment, overrides)
+    directory = Path(run_dir) if run_dir else Path("runs") / told.name
+    screen = Screen(Console(soft_wrap=True))
+    try:
+        with Pipeline.open(told, directory, screen) as pipeline:
+            pipeline.all()
+            pipeline.report()
+    finally:
+        screen.stop()
+    return Run(directory)
