@@ -227,7 +227,8 @@ def check_cost(net: Supernet, x: Tensor) -> None:
         cost, params = net.cost(arch), sum(parameter.numel() for parameter in child.parameters())
         found, wanted = (cost["macs"], cost["params"]), (counter.get_total_flops() / 2, params)
         assert found == wanted, (
-            f"cost({arch}) says {found[0]:,} MACs and {found[1]:,} parameters; the child has {wanted[0]:,.15g} and {wanted[1]:,}"
+            f"cost({arch}) says {found[0]:,} MACs and {found[1]:,} parameters; "
+            f"the child has {wanted[0]:,.15g} and {wanted[1]:,}"
         )
 
 
