@@ -234,7 +234,8 @@ def check_micro_batches(make: Make) -> None:
     for part, run in enumerate((first, second)):
         drain(recipe.losses(run, net, batches_of(recipe, TOTAL // 2, part), step_of(TOTAL // 2)))
     assert_archs(
-        *passes,
+        first,
+        second,
         (0, 0),
         "the next micro-batch",
         lambda archs, row: type(archs) if isinstance(archs, Soft) else asked(archs, row),

@@ -1,4 +1,4 @@
-"""A supernet of three linear layers: a step of any recipe takes milliseconds on it, and it can do all that a family may."""
+"""A supernet of three linear layers: a step of any recipe takes milliseconds on it."""
 
 from __future__ import annotations
 
