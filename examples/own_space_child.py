@@ -49,6 +49,6 @@ class ResNetChild(nn.Module):
         """x: ``(N, C, H, W)`` -> logits ``(N, classes)``."""
         x = F.relu(self.norm(self.stem((x - self.mean) / self.std)))
         for stage in self.stages:
-            for block in stage:
+            for block in stage.children():
                 x = block(x)
         return self.classifier(x.mean((2, 3)))
