@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from nas.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear
 from nas.space import Arch, Choice, Space
-from nas.supernet import Cost, Pass, Supernet, fp32, inherit
+from nas.supernet import PartCost, Pass, Supernet, fp32, inherit
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class ElasticResNet(Supernet):
         """The child as values whose costs add up: stem and classifier are counted with the first and the last stage."""
         return self._stages(arch)
 
-    def part_cost(self, part: Stage) -> Cost:
+    def part_cost(self, part: Stage) -> PartCost:
         """Convolutions and the classifier count as MACs; the parameters of norms and biases count as parameters."""
         last, channels = len(self.table.widths) - 1, self.input_shape[0]
         side, macs, params = self.input_shape[1], 0, 0

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nas.elastic import ElasticBatchNorm2d, ElasticConv2d
 from nas.space import Arch, Choice, Space
-from nas.supernet import Cost, Pass, Supernet, fp32, inherit
+from nas.supernet import PartCost, Pass, Supernet, fp32, inherit
 
 
 def segmenter(size: str = "", **data: Any) -> Segmenter:
@@ -81,7 +81,7 @@ class Segmenter(Supernet):
     def parts(self, arch: Arch) -> Iterator[tuple[int, int]]:
         yield int(arch["width"]), int(arch["depth"])
 
-    def part_cost(self, part: tuple[int, int]) -> Cost:
+    def part_cost(self, part: tuple[int, int]) -> PartCost:
         (width, depth), (channels, side, _) = part, self.input_shape
         first, other, head = 9 * channels * width, 9 * width**2, width * self.classes
         macs = (first + head) * side**2 + (1 + depth) * other * (side // 2) ** 2

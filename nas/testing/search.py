@@ -13,7 +13,7 @@ import json
 import math
 import random
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +21,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from nas.search.core import ANYTHING, Budget, Exhausted, Objective, Search, resume
+from nas.config.section import Section
+from nas.search.constraints import ANYTHING, Constraints, CostFunction
+from nas.search.core import Exhausted, Objective, Search, resume
 from nas.search.journal import Candidate, Journal, Record
 from nas.space import Arch, Choice, Space
 
@@ -38,9 +40,10 @@ class Make(Protocol):
     def __call__(
         self,
         space: Space,
-        cost: Callable[[Arch], Mapping[str, int]],
+        cost: CostFunction,
         objective: Objective,
-        budget: Budget = ANYTHING,
+        constraints: Constraints = ANYTHING,
+        options: Section | None = None,
         *,
         seed: int = 0,
         window: int = 32,
@@ -72,8 +75,8 @@ def judge(candidate: Candidate) -> Record:
     return Record(candidate.k, candidate.arch, {"accuracy": accuracy}, cost(candidate.arch), 0.0, None)
 
 
-def fresh(make: Make, budget: Budget = ANYTHING, seed: int = 3, window: int = WINDOW) -> Search:
-    return make(SPACE, cost, OBJECTIVE, budget, seed=seed, window=window)
+def fresh(make: Make, constraints: Constraints = ANYTHING, seed: int = 3, window: int = WINDOW) -> Search:
+    return make(SPACE, cost, OBJECTIVE, constraints, seed=seed, window=window)
 
 
 def proposals(
@@ -222,20 +225,22 @@ def check_new(make: Make) -> None:
     assert len(set(archs)) == len(archs), f"{len(archs)} candidates are {len(set(archs))} different architectures"
 
 
-def check_budget(make: Make) -> None:
-    """Every candidate costs what the budget allows, and from another budget's first candidate on what that allows.
+def check_constraints(make: Make) -> None:
+    """Every candidate keeps the constraints, and other ones from the candidate on from which they hold.
 
-    Look for an `ask` of your own; the one of `Search` takes the first of `draws` that is within the budget.
+    Look for an `ask` of your own; the one of `Search` takes the first of `draws` that keeps them.
     """
     most = cost(SPACE.largest())["macs"]
-    narrow, wide = Budget({"macs": (0.3 * most, 0.35 * most)}), Budget({"macs": (None, 0.2 * most)})
+    narrow, wide = Constraints({"macs": (0.3 * most, 0.35 * most)}), Constraints({"macs": (None, 0.2 * most)})
     search = fresh(make, narrow)
     archs = proposals(search, MANY // 2)
     start = search.extend(wide)
     archs += proposals(search, MANY)
     for k, arch in enumerate(archs):
         allowed, found = wide if k >= start else narrow, cost(arch)
-        assert allowed.violation(found) == 0, f"candidate {k} costs {found['macs']:,} MACs; its budget is {allowed}"
+        assert allowed.violation(found) == 0, (
+            f"candidate {k} costs {found['macs']:,} MACs; its constraints are {allowed}"
+        )
 
 
 def check_exhausted(make: Make) -> None:
@@ -304,7 +309,7 @@ CHECKS: tuple[Callable[[Make], None], ...] = (
     check_replay,
     check_failures,
     check_new,
-    check_budget,
+    check_constraints,
     check_exhausted,
     check_first,
     check_globals,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nas.elastic import ElasticLinear
 from nas.space import Arch, Choice, Space
-from nas.supernet import Cost, Pass, Soft, Supernet, fp32
+from nas.supernet import PartCost, Pass, Soft, Supernet, fp32
 
 WIDTHS = (4, 8, 16)
 CLASSES = 5
@@ -48,7 +48,7 @@ class Toy(Supernet):
     def parts(self, arch: Arch) -> Iterable[tuple[int, int]]:
         return [(int(arch["first.width"]), int(arch["second.width"]))]
 
-    def part_cost(self, part: tuple[int, int]) -> Cost:
+    def part_cost(self, part: tuple[int, int]) -> PartCost:
         first, second = part
         macs = 48 * first + first * second + CLASSES * second
         return fp32(macs, macs + first + second + CLASSES)
