@@ -47,7 +47,7 @@ class Energy(Cost):
         return (TABLE,)
 
     def __call__(self, net: Supernet, arch: Arch) -> float:
-        """In microjoules; `net.cost` has what the network counts itself, ``macs``, ``params``, ``bitops`` and ``bytes``."""
+        """In microjoules; `net.cost` has what the network counts: ``macs``, ``params``, ``bitops``, ``bytes``."""
         counted = net.cost(arch)
         reads = counted["bytes"] * self.options.weight_reads
         return float(self.table["mac"] * counted["macs"] + self.table["dram_byte"] * reads) / 1e6

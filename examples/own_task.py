@@ -66,7 +66,7 @@ class Pasted:
         return self.count
 
     def batch(self, indices: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
-        """Pixels float32 ``(n, 3, SIDE, SIDE)`` in [0, 1], classes int64 ``(n, SIDE, SIDE)``; other scenes in every epoch."""
+        """Pixels float32 ``(n, 3, SIDE, SIDE)`` in [0, 1], classes int64 ``(n, SIDE, SIDE)``; each epoch has its own."""
         scenes = [
             self._scene(int(bits(self.seed, f"scene {self.part}", (epoch or 0), int(index))[0])) for index in indices
         ]
