@@ -2,7 +2,7 @@
 
 In this folder:
 
-    nas check own_task:Scenes --space own_task_space:segmenter
+    nas check own_task:Scenes --set space.name=own_task_space:segmenter
     nas run own_task.yaml
 
 A task says what "good" means: the data in three parts, the loss, what a teacher tells, the figures. Here every pixel
@@ -66,7 +66,7 @@ class Pasted:
         return self.count
 
     def batch(self, indices: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
-        """Pixels float32 ``(n, 3, SIDE, SIDE)`` in [0, 1], classes int64 ``(n, SIDE, SIDE)``; each epoch has its own."""
+        """Pixels float32 ``(n, 3, SIDE, SIDE)`` in [0, 1], classes int64 ``(n, SIDE, SIDE)``; other ones each epoch."""
         scenes = [
             self._scene(int(bits(self.seed, f"scene {self.part}", (epoch or 0), int(index))[0])) for index in indices
         ]
