@@ -17,8 +17,8 @@ from nas.elastic import ElasticBatchNorm2d, ElasticSqueezeExcite
 from nas.space import Arch
 from nas.static import shrink
 from nas.supernet import Pass
+from nas.testing.space import assert_equal, check_cost, check_extracted, check_order, ready
 from searchspaces.bignas import SIZES, BigNAS, BigNASSpace, Stage, Table, drop_path, dropout, round_channels
-from tests.conformance import assert_equal, check_cost, check_extracted, check_order, ready
 
 # AttentiveNAS's networks (README of facebookresearch/AttentiveNAS); MMACs as recomputed by its own counter.
 PUBLISHED = {

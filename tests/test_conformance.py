@@ -9,10 +9,9 @@ import torch
 
 from nas.build import built_in_spaces, find_space, load_supernet
 from nas.supernet import Supernet
-from tests.conformance import CHECKS, Check, ready
+from nas.testing.space import CHECKS, Check, images, ready
 
 SIZES = [(space, size) for space in built_in_spaces() for size in find_space(space).SIZES]
-MOST_PIXELS = 64  # a side of the input, which the networks resize: real images of 224 pixels would show nothing more
 
 
 @pytest.fixture(scope="module", params=SIZES, ids=lambda named: "-".join(named))
@@ -30,9 +29,7 @@ def net(request: pytest.FixtureRequest) -> Iterator[Supernet]:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_contract(net: Supernet, check: Check) -> None:
-    channels, side, _ = net.input_shape
-    side = min(side, MOST_PIXELS)
-    check(net, torch.rand(4, channels, side, side, generator=torch.Generator().manual_seed(5)))
+    check(net, images(net))
 
 
 def test_all_families_are_held_to_it() -> None:

@@ -19,7 +19,7 @@ from nas.recipes.single_path import SinglePathOptions as SinglePathSettings
 from nas.recipes.single_path import opening_archs
 from nas.space import Choice, Space
 from nas.supernet import Pass, Supernet
-from tests.conformance import ready
+from nas.testing.space import ready
 
 
 class Enlarging:

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from nas.recipes.recipe import decayed
 from nas.space import Arch
 from nas.supernet import Supernet
+from nas.testing.space import ready
 from searchspaces.bignas import BigNAS, Stage, Table
-from tests.conformance import ready
 
 STAGES = (0, 1, 2, 3)
 ROWS = 12

@@ -17,7 +17,7 @@ from nas.config.section import Kind
 from nas.recipes.recipe import Step
 from nas.tasks.datasets import ClassificationOptions
 from nas.tasks.pairs import SuperResolutionOptions
-from tests.conformance import ready
+from nas.testing.space import ready
 
 OWN = '''
 from typing import Annotated

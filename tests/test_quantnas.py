@@ -17,10 +17,10 @@ from nas.quantization import learned
 from nas.quantization.learned import QuantConv2d
 from nas.space import Arch
 from nas.supernet import Pass, Soft, inherit
+from nas.testing.space import assert_equal, one_hot, ready
 from searchspaces.quantnas import QuantNAS
 from searchspaces.quantnas_child import OPERATIONS, QuantNASChild, Residual, Slot
 from searchspaces.quantnas_space import NAMES
-from tests.conformance import assert_equal, one_hot, ready
 
 G = 1e9
 

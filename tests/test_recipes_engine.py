@@ -26,8 +26,8 @@ from nas.recipes.recipe import Recipe, Step
 from nas.recipes.single_path import SinglePath
 from nas.recipes.single_path import SinglePathOptions as SinglePathSettings
 from nas.supernet import Pass, Soft, Supernet
+from nas.testing.space import ready
 from nas.training.engine import Engine, RanksDiffer
-from tests.conformance import ready
 from tests.test_differentiable import Enlarging
 
 STAGES = (0, 1, 2, 3)

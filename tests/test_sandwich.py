@@ -19,8 +19,8 @@ from nas.rundir.checkpoint import State
 from nas.space import Arch
 from nas.supernet import Pass, Supernet
 from nas.tasks.classification import Classification
+from nas.testing.space import ready
 from nas.training.loop import Attempt
-from tests.conformance import ready
 
 Batch = tuple[Tensor, Tensor]
 

@@ -37,8 +37,8 @@ from nas.tasks.pairs import TRAIN_PHOTOS, Crops, Photo, SuperResolutionOptions, 
 from nas.tasks.pictures import most_different
 from nas.tasks.super_resolution import SuperResolution
 from nas.tasks.tiles import in_tiles
+from nas.testing.space import ready
 from nas.training.loop import Diverged, Loop
-from tests.conformance import ready
 from tests.tiny_sr_child import TinyChild
 
 # Bicubic PSNR on Y, x2 x3 x4, as published (SRCNN, VDSR and others) and measured again with imresize: mean over the images.

@@ -14,7 +14,7 @@ import typer.core
 from rich.console import Console
 from rich.table import Column, Table
 
-from nas.cli import cluster
+from nas.cli import check, cluster
 from nas.config.cluster import object_store
 from nas.config.experiment import Experiment, ExperimentError, load_experiment
 
@@ -302,7 +302,7 @@ def ui(run: Annotated[Path, RUN], port: Annotated[int, typer.Option(help="On thi
     raise typer.Exit(subprocess.call(command))
 
 
-for command in cluster.COMMANDS:
+for command in (check.check, *cluster.COMMANDS):
     app.command()(command)
 
 

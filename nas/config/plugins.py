@@ -124,6 +124,11 @@ def built_in(kind: str) -> list[str]:
     return [name for name, module in found if _is_a(getattr(module, _camel(name), None), kind)]
 
 
+def kind_of(thing: object) -> str | None:
+    """Which kind of plug-in a class is: that of the contract that it subclasses; None: of none."""
+    return next((kind for kind in CONTRACTS if _is_a(thing, kind)), None)
+
+
 def load(name: str) -> Any:
     """What ``my_module:thing`` names; modules of the current directory are found after all others.
 
