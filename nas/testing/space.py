@@ -89,7 +89,7 @@ def kinds(net: Supernet) -> list[str]:
 def cut(net: Supernet, arch: Arch, quant: str = "off") -> nn.Module:
     """The extracted child on batch statistics, its quantizers (if any) on or off."""
     child = net.extract(arch).train()
-    return child.quantize(quant == "real") if net.quantizes else child  # type: ignore[operator, no-any-return]
+    return child.quantize(quant == "real") if net.quantizes else child  # type: ignore[operator]
 
 
 def assert_equal(found: Tensor, wanted: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
