@@ -284,7 +284,7 @@ def check_globals(make: Make) -> None:
     def states() -> dict[str, str]:
         return {
             "random": str(random.getstate()),
-            "numpy.random": str(np.random.get_state()[1].tolist()),  # type: ignore[index, union-attr]
+            "numpy.random": str(np.random.get_state()[1].tolist()),  # type: ignore[index]
             "torch": str(torch.get_rng_state().tolist()),
         }
 
