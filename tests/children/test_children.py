@@ -29,7 +29,7 @@ from nas.rundir.fence import Fence
 from nas.search.journal import Journal, Record
 from nas.supernet import CostModel
 
-PAGE = Path(__file__).parent.parent / "docs" / "children.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "children.md"
 ARGUMENTS = ["search.calibration=64", "search.calibration_batch=64"]
 
 

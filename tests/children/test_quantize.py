@@ -34,7 +34,7 @@ from nas.quantization.integer import IntegerConv2d, IntegerLinear, fake_quantize
 from nas.quantization.levels import top_level
 from nas.rundir.fence import Fence
 from nas.supernet import CostModel
-from tests.test_run import STRANGER
+from tests.driving import STRANGER
 
 CPU = torch.device("cpu")
 

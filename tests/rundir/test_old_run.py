@@ -22,7 +22,7 @@ from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.rundir.log import read_training
 
-OLD = Path(__file__).parent / "golden" / "old-run"
+OLD = Path(__file__).parent.parent / "golden" / "old-run"
 CHILD = "a7fb0a02abc3"
 MORE = ["search.candidates=28", "export.onnx=false", "search.trials=1"]
 FINETUNE = "finetune={recipe: {name: single, epochs: 0.2, batch: 64}}"

@@ -20,16 +20,7 @@ from nas.recipes.single_path import opening_archs
 from nas.space import Choice, Space
 from nas.supernet import Pass, Supernet
 from nas.testing.space import ready
-
-
-class Enlarging:
-    """Mean absolute difference of images, unmixed."""
-
-    def mix(self, x: Tensor, target: Tensor, grid: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return x, target
-
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return F.l1_loss(output, target)
+from tests.recipes.toys import Enlarging
 
 
 def network(size: str = "basic-c12") -> Supernet:

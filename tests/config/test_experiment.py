@@ -207,7 +207,7 @@ def test_every_field_has_a_kind_and_a_description() -> None:
 
 def test_the_sections_of_plug_ins_are_what_they_were_when_runs_that_exist_began() -> None:
     """Keys and values of the presets' data, recipe and finetune, on the commit before each went into its plug-in's file."""
-    known = json.loads((Path(__file__).parent / "golden" / "preset_sections.json").read_text())
+    known = json.loads((Path(__file__).parent.parent / "golden" / "preset_sections.json").read_text())
     assert set(known) <= set(presets())
     for name, sections in known.items():
         now = load_experiment(name).model_dump(mode="json")

@@ -39,7 +39,7 @@ from nas.tasks.super_resolution import SuperResolution
 from nas.tasks.tiles import in_tiles
 from nas.testing.space import ready
 from nas.training.loop import Diverged, Loop
-from tests.tiny_sr_child import TinyChild
+from tests.tasks.tiny_sr_child import TinyChild
 
 # Bicubic PSNR on Y, x2 x3 x4, as published (SRCNN, VDSR and others) and measured again with imresize: mean over the images.
 PUBLISHED = {"Set5": (33.66, 30.39, 28.42), "Set14": (30.24, 27.55, 26.00), "BSD100": (29.56, 27.21, 25.96)}
@@ -285,7 +285,7 @@ def test_broken_folders_are_told(nowhere: Path) -> None:
 
 EXPERIMENT = """
 name: tiny
-space: {name: "tests.test_super_resolution:tiny"}
+space: {name: "tests.tasks.test_super_resolution:tiny"}
 data: {name: photos, scale: 2, patch: 16, validation: 8}
 recipe: {name: sandwich, batch: 16, epochs: 1, lr: 0.5, weight_decay: 0, label_smoothing: 0, dropout: 0}
 train: {workers: 1, zero_stage: 0, checkpoint_every: 12}

@@ -28,7 +28,7 @@ from tests.loopback import BIN, Loopback, cluster, free_ports
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 PATIENCE = 500.0
-PAGE = Path(__file__).parent.parent / "docs" / "cluster.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "cluster.md"
 EPOCHS = 16  # long enough for a command to come between
 STEPS = EPOCHS * 18
 SHORT = [f"recipe.epochs={EPOCHS}", "recipe.warmup_epochs=1", "search.candidates=8", "search.window=8", "export.children=2"]

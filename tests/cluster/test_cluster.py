@@ -32,7 +32,7 @@ from nas.config.experiment import ExperimentError, load_experiment
 from nas.rundir.fence import Fence
 from nas.workers.stopping import Stopper, watching
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent.parent / "golden"
 SET = ["cluster.storage=/mnt/runs", "cluster.image=registry/raynas:1", "cluster.claim=runs", "train.use_gpu=true", "train.workers=4"]
 
 

@@ -19,7 +19,7 @@ import pytest
 from nas.rundir import atomic
 from nas.rundir.checkpoint import directories
 from nas.rundir.directory import RunDir
-from tests.test_run import PATIENCE, check_tracked, command, environment, flip_byte, metrics, records, sets, start, supernet
+from tests.driving import PATIENCE, check_tracked, command, environment, flip_byte, metrics, records, sets, start, supernet
 
 SETTINGS = ["recipe.epochs=6", "recipe.warmup_epochs=1", "train.checkpoint_every=10", "search.candidates=40", "search.window=8"]
 WORDS: list[str | Path] = ["run", "bignas-digits", *sets([*SETTINGS, "export.children=3", "export.onnx=false"])]

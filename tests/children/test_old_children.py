@@ -18,7 +18,7 @@ from nas.children.quantize import SOURCES
 from nas.quantization.learned import QuantConv2d, unpack
 from searchspaces.quantnas import QuantNAS
 
-CHILDREN = Path(__file__).parent / "golden" / "children"
+CHILDREN = Path(__file__).parent.parent / "golden" / "children"
 
 
 @torch.no_grad()

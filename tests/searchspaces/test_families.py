@@ -18,7 +18,7 @@ from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.rundir.log import read_training
 from nas.training.loop import Loop
-from tests.test_run import PARITY, PATIENCE, command, records, sets
+from tests.driving import PARITY, PATIENCE, command, records, sets
 
 TRANSFORMERS = ["recipe.epochs=3", "recipe.warmup_epochs=1", "search.candidates=40", "search.initial=16", "search.window=8", "export.children=2"]
 TAUGHT = ["finetune.fresh=false", "finetune.teacher=largest", "finetune.recipe.epochs=2", "finetune.recipe.warmup_epochs=1"]

@@ -21,7 +21,7 @@ from nas.testing import cost, recipe, search, task
 from nas.testing.suite import Outcome, outcomes
 from nas.testing.toy import Toy
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 BUILT_IN = [
     "sandwich",
     "multi_arch",

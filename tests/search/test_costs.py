@@ -26,7 +26,7 @@ from nas.space import COSTS, Arch
 from nas.supernet import Supernet
 from nas.tasks.task import Task
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent.parent / "golden"
 SUPERNET = "5a" * 32
 LATENCY = '''
 import csv

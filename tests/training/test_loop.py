@@ -89,7 +89,7 @@ def tiny(size: str, **options: Any) -> Tiny:
 def experiment(*overrides: str) -> Experiment:
     """Twelve steps of the tiny space unless told otherwise, on the digits."""
     usual = [
-        "space={name: 'tests.test_loop:tiny', size: '', options: {}}",
+        "space={name: 'tests.training.test_loop:tiny', size: '', options: {}}",
         f"recipe.batch={BATCH}",
         "recipe.epochs=2",
         "recipe.warmup_epochs=0",

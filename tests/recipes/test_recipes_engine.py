@@ -28,7 +28,7 @@ from nas.recipes.single_path import SinglePathOptions as SinglePathSettings
 from nas.supernet import Pass, Soft, Supernet
 from nas.testing.space import ready
 from nas.training.engine import Engine, RanksDiffer
-from tests.test_differentiable import Enlarging
+from tests.recipes.toys import Enlarging
 
 STAGES = (0, 1, 2, 3)
 STEPS = 3

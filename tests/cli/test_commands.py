@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_run import Ended, command, sets
+from tests.driving import Ended, command, sets
 
 SCREEN = 24  # lines of a terminal
 COMMANDS = ("run", "train", "search", "export", "finetune", "quantize", "register", "report", "spaces", "doctor", "ui")
