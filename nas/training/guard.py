@@ -43,7 +43,9 @@ def check_panel(state: State, now: float, task: Task) -> None:
     Raises:
         Diverged: it fell back to chance.
     """
-    best = state.best
-    if best is not None and now - task.chance < LOST * (best - task.chance) and best > task.learnt:
-        raise Diverged(f"at step {state.step} the largest child's {task.metric} fell from {best:.4g} to {now:.4g}: chance")
-    state.best = now if best is None else max(best, now)
+    best, sign = state.best, 1 if task.metrics[task.metric] == "higher" else -1
+    learnt = best is not None and sign * (best - task.learnt) > 0
+    if best is not None and learnt and sign * (now - task.chance) < LOST * sign * (best - task.chance):
+        told = f"the largest child's {task.metric} fell from {best:.4g} to {now:.4g}: chance"
+        raise Diverged(f"at step {state.step} {told}")
+    state.best = now if best is None else sign * max(sign * best, sign * now)

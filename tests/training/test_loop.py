@@ -31,7 +31,7 @@ from nas.rundir.log import Log, StepLine
 from nas.space import Arch, Choice, Space
 from nas.supernet import PartCost, Pass, Supernet, fp32
 from nas.training.feeds import Feed, make_feeds
-from nas.training.guard import Diverged
+from nas.training.guard import Diverged, check_panel
 from nas.training.loop import Loop, read_rollbacks, total_steps
 
 BATCH, AN_EPOCH = 200, 6  # 1,200 digits to train on
@@ -492,6 +492,17 @@ def test_time_bounds_a_training_and_its_schedule(tmp_path: Path, changed: Any) -
 
 
 # --- the guard
+
+
+def test_a_metric_that_is_better_when_lower_collapses_upwards() -> None:
+    """An error that falls is progress; back at that of guessing, after it was clearly below, is a divergence."""
+    task: Any = SimpleNamespace(metrics={"error": "lower"}, metric="error", chance=90.0, learnt=60.0)
+    state = State(3, 12)
+    for error in (89.0, 70.0, 20.0, 30.0):
+        check_panel(state, error, task)
+    assert state.best == 20.0
+    with pytest.raises(Diverged, match="error fell from 20 to 88"):
+        check_panel(state, 88.0, task)
 
 
 def once(index: int, change: Callable[[Tensor], Tensor], name: str) -> Callable[[Tensor, str, Step], Tensor]:
