@@ -1,4 +1,5 @@
-"""Before a run is submitted: has the cluster what it needs? Asked by a short job that looks from inside, answered on one screen."""
+"""Before a run is submitted: has the cluster what it needs? Asked by a short job that looks from inside, answered on
+one screen."""
 
 from __future__ import annotations
 
@@ -57,17 +58,33 @@ def check(cluster: Cluster, work: Work, needs: Needs) -> list[str]:
     has = f"{len(seen['nodes'])} nodes, {seen['cpus']:g} CPUs, {seen['gpus']:g} GPUs"
     said = [f"{cluster.address}: {has}; storage, data and versions are in order"]
     if not (needs.tracking or "MLFLOW_TRACKING_URI" in work.env):
-        said.append(f"MLflow writes SQLite into {work.storage}; a network file system may damage that: set tracking.uri to an `mlflow server`")
+        said.append(
+            f"MLflow writes SQLite into {work.storage}; a network file system may damage that: set tracking.uri to an "
+            "`mlflow server`"
+        )
     return said
 
 
 def _look(cluster: Cluster, work: Work, needs: Needs) -> dict[str, Any]:
     """What the probe found, from a job that ends before anything else is started."""
     id_, token = f"raynas-check-{secrets.token_hex(4)}", secrets.token_hex(4)
-    question = {"storage": work.storage, "token": token, "experiment": EXPERIMENT, "tracking": needs.tracking, "mirror": work.mirror}
+    question = {
+        "storage": work.storage,
+        "token": token,
+        "experiment": EXPERIMENT,
+        "tracking": needs.tracking,
+        "mirror": work.mirror,
+    }
     script = Path(probe.__file__)
     files = {**work.files, script.name: script.read_bytes(), EXPERIMENT: work.experiment.encode()}
-    launch(cluster, id_, shlex.join(["python", script.name, json.dumps(question)]), files, work.env_vars(), {"raynas": "check"})
+    launch(
+        cluster,
+        id_,
+        shlex.join(["python", script.name, json.dumps(question)]),
+        files,
+        work.env_vars(),
+        {"raynas": "check"},
+    )
     try:
         status = ended(cluster, id_)
         text = cluster.client.get_job_logs(id_)
@@ -80,7 +97,9 @@ def _look(cluster: Cluster, work: Work, needs: Needs) -> dict[str, Any]:
         if line.startswith(probe.MARK):
             return dict(json.loads(line.removeprefix(probe.MARK)))
     said = "\n  ".join(text.strip().splitlines()[-MOST_LINES:])
-    raise Refused(f"nothing was submitted: the check on the head ended as {status} without an answer; it said\n  {said}")
+    raise Refused(
+        f"nothing was submitted: the check on the head ended as {status} without an answer; it said\n  {said}"
+    )
 
 
 def ended(cluster: Cluster, id_: str) -> str:
@@ -104,7 +123,10 @@ def _problems(seen: dict[str, Any], work: Work, needs: Needs) -> Iterator[str]:
         lower = "lower train.workers, train.cpus_per_worker or search.trials"
         yield f"the cluster has {seen['cpus']:g} CPUs and the run asks for {needs.cpus:g}: {lower}"
     if gpus > seen["gpus"]:
-        yield f"the cluster has {seen['gpus']:g} GPUs and the run asks for {gpus}: lower train.workers, or set train.use_gpu=false"
+        yield (
+            f"the cluster has {seen['gpus']:g} GPUs and the run asks for {gpus}: lower train.workers, or set "
+            "train.use_gpu=false"
+        )
     if seen["storage"]:
         yield f"cluster.storage {work.storage} {seen['storage']} (on the head)"
     if seen["mirror"]:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 DEFAULT = "http://127.0.0.1:8265"
 PATIENCE_S = 10.0
-OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")  # with these set, Ray's client goes there, whatever address it is given
+OVERRIDES = (
+    "RAY_API_SERVER_ADDRESS",
+    "RAY_ADDRESS",
+)  # with these set, Ray's client goes there, whatever address it is given
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ def connect(address: str | None) -> Cluster:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path or parts.username or parts.password:
         raise Refused(
-            f"{_masked(address)!r} is no address of a Jobs server; write http://HOST:8265, that of the head's dashboard, without a password"
+            f"{_masked(address)!r} is no address of a Jobs server; write http://HOST:8265, that of the head's "
+            "dashboard, without a password"
         )
     headers = {"Authorization": f"Bearer {token}"} if (token := find_token()) else {}
     version = _hello(address, headers)
@@ -69,7 +73,8 @@ def connect(address: str | None) -> Cluster:
 
 
 def find_token() -> str | None:
-    """The token for the cluster, from where Ray looks for it: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token."""
+    """The token for the cluster, from where Ray looks for it: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH,
+    ~/.ray/auth_token."""
     if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
         return None
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
@@ -95,13 +100,16 @@ def _hello(address: str, headers: dict[str, str]) -> str:
         why = getattr(error, "reason", error)
         raise Refused(
             f"no Ray cluster answers at {address}: {why}\n"
-            "Give --address, or cluster.address in the experiment: that of the head's dashboard, port 8265 by default.\n"
-            "A head listens on its own loopback alone unless it was started with --dashboard-host; then forward the port:\n"
+            "Give --address, or cluster.address in the experiment: that of the head's dashboard, port 8265 by "
+            "default.\n"
+            "A head listens on its own loopback alone unless it was started with --dashboard-host; then forward the "
+            "port:\n"
             "  ssh -L 8265:127.0.0.1:8265 HEAD        or  kubectl port-forward service/HEAD-SERVICE 8265:8265"
         ) from None
     except (ValueError, KeyError, TypeError):
         raise Refused(
-            f"what answers at {address} is no Ray cluster; the address is that of the head's dashboard, port 8265 by default"
+            f"what answers at {address} is no Ray cluster; the address is that of the head's dashboard, port 8265 by "
+            "default"
         ) from None
 
 
@@ -111,7 +119,8 @@ def _denied(address: str, code: int, had_token: bool) -> str:
     which = "another token than the one found here" if had_token else "a token, and none was found here"
     return (
         f"the cluster at {address} wants {which}.\n"
-        "Set RAY_AUTH_TOKEN to the cluster's token, or RAY_AUTH_TOKEN_PATH to a file with it, or put it into ~/.ray/auth_token;\n"
+        "Set RAY_AUTH_TOKEN to the cluster's token, or RAY_AUTH_TOKEN_PATH to a file with it, or put it into "
+        "~/.ray/auth_token;\n"
         "looked for in that order. The cluster's administrator has it: `ray get-auth-token` on the head."
     )
 

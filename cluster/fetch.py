@@ -1,7 +1,9 @@
-"""Children and report back to this machine: copied where the shared storage is mounted here too, else through the Jobs server.
+"""Children and report back to this machine: copied where the shared storage is mounted here too, else through the Jobs
+server.
 
-Through the server it is a short job whose output is a tar, read back by the server's log endpoint, which gives any bytes. So fetching needs
-what submitting needs, one address and the token: no other port (Ray Client), no pickles, no store between, nothing to clean up on the head.
+Through the server it is a short job whose output is a tar, read back by the server's log endpoint, which gives any
+bytes. So fetching needs what submitting needs, one address and the token: no other port (Ray Client), no pickles, no
+store between, nothing to clean up on the head.
 """
 
 from __future__ import annotations
@@ -80,7 +82,14 @@ def _copy(run: Path, into: Path) -> None:
 
 def _stream(cluster: Cluster, job: Job, into: Path) -> None:
     id_, script = f"raynas-fetch-{secrets.token_hex(4)}", Path(pack.__file__)
-    launch(cluster, id_, shlex.join(["python", script.name, job.run_dir]), {script.name: script.read_bytes()}, {}, {"raynas": "fetch"})
+    launch(
+        cluster,
+        id_,
+        shlex.join(["python", script.name, job.run_dir]),
+        {script.name: script.read_bytes()},
+        {},
+        {"raynas": "fetch"},
+    )
     status = ended(cluster, id_)
     if status != "SUCCEEDED":
         said = cluster.client.get_job_logs(id_).strip().splitlines()
@@ -88,7 +97,9 @@ def _stream(cluster: Cluster, job: Job, into: Path) -> None:
     # By node and file: Ray 2.60 answers the same question by submission_id with HTTP 500.
     log = {"node_id": cluster.client.get_job_info(id_).driver_node_id, "filename": f"job-driver-{id_}.log"}
     try:
-        with cluster.get("/api/v0/logs/file?" + urlencode({**log, "lines": -1, "timeout": TRANSFER_S}), timeout_s=60) as answer:
+        with cluster.get(
+            "/api/v0/logs/file?" + urlencode({**log, "lines": -1, "timeout": TRANSFER_S}), timeout_s=60
+        ) as answer:
             unpack(answer, into)
     except (URLError, OSError, HTTPException) as error:
         raise Refused(f"the connection to {cluster.address} broke while files came ({error}); try again") from None
@@ -113,7 +124,9 @@ def unpack(stream: IO[bytes], into: Path) -> None:
     except tarfile.TarError as error:
         raise Refused(f"what came from the cluster is cut or damaged ({error}); try again") from None
     if missing:
-        raise Refused(f"what came from the cluster is cut: {len(missing)} files are missing, {min(missing)} among them; try again")
+        raise Refused(
+            f"what came from the cluster is cut: {len(missing)} files are missing, {min(missing)} among them; try again"
+        )
 
 
 def _members(tar: tarfile.TarFile, into: Path) -> set[str]:
@@ -155,7 +168,10 @@ def verify(child: Path) -> None:
     have = {str(path.relative_to(child)): pack.digest(path) for path in child.rglob("*") if path.is_file()}
     have.pop(MANIFEST)
     if wrong := sorted(name for name in want.keys() | have.keys() if want.get(name) != have.get(name)):
-        raise Refused(f"the child {child.name} is not what its manifest says: {', '.join(wrong[:5])}; try again, or export it again")
+        raise Refused(
+            f"the child {child.name} is not what its manifest says: {', '.join(wrong[:5])}; try again, or export it "
+            "again"
+        )
 
 
 def _settle(beside: Path, target: Path) -> None:

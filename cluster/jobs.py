@@ -1,4 +1,5 @@
-"""Runs as Ray jobs: submit, list, follow, stop. A job is one attempt at a run, and knows a command line and a run directory."""
+"""Runs as Ray jobs: submit, list, follow, stop. A job is one attempt at a run, and knows a command line and a run
+directory."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from ray.dashboard.modules.job.pydantic_models import JobDetails
 
 EXPERIMENT = "experiment.yaml"
-GRACE_S = 180  # between SIGTERM and SIGKILL: a step, a checkpoint, and MLflow's last items; Ray's own 3 s are for none of it
+GRACE_S = (
+    180  # between SIGTERM and SIGKILL: a step, a checkpoint, and MLflow's last items; Ray's own 3 s are for none of it
+)
 LIVE = ("PENDING", "RUNNING")
 RACES = 3  # submits of one run at the same moment, of which one gets the number
 
@@ -55,7 +58,9 @@ class Work:
 
     def command(self, experiment: str) -> str:
         """The command line that runs an experiment file."""
-        return shlex.join(["nas", "run", experiment, "--run-dir", self.run_dir, *(["--mirror", self.mirror] if self.mirror else [])])
+        return shlex.join(
+            ["nas", "run", experiment, "--run-dir", self.run_dir, *(["--mirror", self.mirror] if self.mirror else [])]
+        )
 
     @property
     def digest(self) -> str:
@@ -118,7 +123,8 @@ def submit(cluster: Cluster, work: Work) -> Submitted:
 def _answer(live: Job, work: Work) -> Submitted:
     if live.run_dir != work.run_dir:
         raise Refused(
-            f"the run {work.run!r} in {live.run_dir} is live there as {live.id}; yours would be in {work.run_dir}: name it otherwise (--set name=...)"
+            f"the run {work.run!r} in {live.run_dir} is live there as {live.id}; yours would be in {work.run_dir}: "
+            "name it otherwise (--set name=...)"
         )
     return Submitted(live, new=False, differs=live.digest != work.digest)
 
@@ -129,17 +135,28 @@ def _start(cluster: Cluster, work: Work, id_: str) -> None:
     launch(cluster, id_, work.entrypoint, files, work.env_vars(), metadata)
 
 
-def launch(cluster: Cluster, id_: str, entrypoint: str, files: Mapping[str, bytes], env: Mapping[str, str], metadata: Mapping[str, str]) -> None:
-    """Start a job in a working directory that holds `files` and nothing else, so that nothing of this machine is sent by accident."""
+def launch(
+    cluster: Cluster,
+    id_: str,
+    entrypoint: str,
+    files: Mapping[str, bytes],
+    env: Mapping[str, str],
+    metadata: Mapping[str, str],
+) -> None:
+    """Start a job in a working directory that holds `files` and nothing else, so that nothing of this machine is
+    sent by accident."""
     with tempfile.TemporaryDirectory(prefix="raynas-") as folder:
         for name, content in files.items():
             (Path(folder) / safe(name, "the file")).write_bytes(content)
         runtime_env: dict[str, Any] = {"working_dir": folder, "env_vars": dict(env)}
-        cluster.client.submit_job(entrypoint=entrypoint, submission_id=id_, runtime_env=runtime_env, metadata=dict(metadata))
+        cluster.client.submit_job(
+            entrypoint=entrypoint, submission_id=id_, runtime_env=runtime_env, metadata=dict(metadata)
+        )
 
 
 def listed(cluster: Cluster) -> list[Job]:
-    """All attempts at runs that the cluster remembers, oldest first. A head that was restarted has forgotten those before."""
+    """All attempts at runs that the cluster remembers, oldest first. A head that was restarted has forgotten those
+    before."""
     jobs = [job for details in cluster.client.list_jobs() if (job := _job(details))]
     return sorted(jobs, key=lambda job: (job.began or 0, job.attempt))
 
@@ -151,7 +168,16 @@ def _job(details: JobDetails) -> Job | None:
         return None
     began, ended = (stamp / 1000 if stamp else None for stamp in (details.start_time, details.end_time))
     status, message = str(getattr(details.status, "value", details.status)), details.message or ""
-    return Job(str(details.submission_id), *parts, status, metadata.get("run_dir", ""), metadata.get("experiment", ""), began, ended, message)
+    return Job(
+        str(details.submission_id),
+        *parts,
+        status,
+        metadata.get("run_dir", ""),
+        metadata.get("experiment", ""),
+        began,
+        ended,
+        message,
+    )
 
 
 def found(cluster: Cluster, name: str) -> Job:
@@ -164,7 +190,10 @@ def found(cluster: Cluster, name: str) -> Job:
     jobs = listed(cluster)
     exact, attempts = ([job for job in jobs if of(job) == name] for of in (attrgetter("id"), attrgetter("run")))
     if exact and attempts:
-        raise Refused(f"{name!r} is a job, attempt {exact[-1].attempt} at the run {exact[-1].run!r}, and a run too: give {attempts[-1].id!r} for that one")
+        raise Refused(
+            f"{name!r} is a job, attempt {exact[-1].attempt} at the run {exact[-1].run!r}, and a run too: give "
+            f"{attempts[-1].id!r} for that one"
+        )
     if not (exact or attempts):
         known = ", ".join(job.id for job in jobs[-10:]) or "none"
         raise Refused(f"no job and no run {name!r} on {cluster.address}; the last ones it knows: {known}")
@@ -191,7 +220,9 @@ def follow(cluster: Cluster, job: Job) -> Iterator[str]:
         except (RuntimeError, OSError):
             failures += 1
             time.sleep(2**failures)
-    raise Refused(f"the connection to {cluster.address} broke again and again; the job goes on: nas logs {job.id} --follow")
+    raise Refused(
+        f"the connection to {cluster.address} broke again and again; the job goes on: nas logs {job.id} --follow"
+    )
 
 
 def _tail(cluster: Cluster, id_: str) -> Iterator[str]:

@@ -1,7 +1,8 @@
-"""The same run as files for those who start clusters: a RayJob for KubeRay (ray.io/v1), and a cluster for `ray up` on machines of your own.
+"""The same run as files for those who start clusters: a RayJob for KubeRay (ray.io/v1), and a cluster for `ray up` on
+machines of your own.
 
-Plain dictionaries; whoever writes them dumps them as YAML. There is no secret in them: the token comes from a Kubernetes Secret that
-KubeRay makes, or from a file on the machines.
+Plain dictionaries; whoever writes them dumps them as YAML. There is no secret in them: the token comes from a
+Kubernetes Secret that KubeRay makes, or from a file on the machines.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ def rayjob(work: Work, pods: Pods) -> list[dict[str, Any]]:
     """
     name = work.run.lower().replace("_", "-").replace(".", "-")
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?", name):
-        raise Refused(f"the run's name {work.run!r} becomes {name!r}; Kubernetes wants a letter first, and up to 47 letters, digits and -")
+        raise Refused(
+            f"the run's name {work.run!r} becomes {name!r}; Kubernetes wants a letter first, and up to 47 letters, "
+            "digits and -"
+        )
     labels = {"app.kubernetes.io/name": "raynas", "app.kubernetes.io/instance": name}
     files = {EXPERIMENT: work.experiment, **{file: content.decode() for file, content in work.files.items()}}
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": labels}, "data": files}
@@ -81,21 +85,38 @@ def _ray_cluster(name: str, work: Work, pods: Pods) -> dict[str, Any]:
 
 
 def _pod(name: str, container: str, cpus: int, gpus: int, work: Work, pods: Pods) -> dict[str, Any]:
-    amounts: dict[str, Any] = {"cpu": str(cpus), "memory": f"{MEMORY_GI * cpus}Gi", **({"nvidia.com/gpu": str(gpus)} if gpus else {})}
-    mounts = [{"name": "storage", "mountPath": work.storage}, {"name": "experiment", "mountPath": FOLDER, "readOnly": True}]
+    amounts: dict[str, Any] = {
+        "cpu": str(cpus),
+        "memory": f"{MEMORY_GI * cpus}Gi",
+        **({"nvidia.com/gpu": str(gpus)} if gpus else {}),
+    }
+    mounts = [
+        {"name": "storage", "mountPath": work.storage},
+        {"name": "experiment", "mountPath": FOLDER, "readOnly": True},
+    ]
     volumes = [
         {"name": "storage", "persistentVolumeClaim": {"claimName": pods.claim}},
         {"name": "experiment", "configMap": {"name": name}},
     ]
-    drain = [{"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": str(GRACE_S)}]  # when the pod is ended: time for a checkpoint
-    main = {"name": container, "image": pods.image, "resources": {"requests": amounts, "limits": dict(amounts)}, "env": drain, "volumeMounts": mounts}
+    drain = [
+        {"name": "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "value": str(GRACE_S)}
+    ]  # when the pod is ended: time for a checkpoint
+    main = {
+        "name": container,
+        "image": pods.image,
+        "resources": {"requests": amounts, "limits": dict(amounts)},
+        "env": drain,
+        "volumeMounts": mounts,
+    }
     return {"spec": {"terminationGracePeriodSeconds": GRACE_S + 20, "containers": [main], "volumes": volumes}}
 
 
 def ray_up(name: str, hosts: Sequence[str], user: str) -> dict[str, Any]:
-    """A cluster for `ray up` on machines of your own, the first of them the head; raynas, the storage and the token are there already.
+    """A cluster for `ray up` on machines of your own, the first of them the head; raynas, the storage and the token are
+    there already.
 
-    It listens on the machines' own addresses for each other, while the dashboard and the Jobs server stay on the head's loopback.
+    It listens on the machines' own addresses for each other, while the dashboard and the Jobs server stay on the head's
+    loopback.
     """
     head, *workers = hosts
     start = "RAY_AUTH_MODE=token ray start --disable-usage-stats"

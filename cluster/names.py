@@ -20,7 +20,10 @@ def safe(name: str, what: str) -> str:
         Refused: it cannot.
     """
     if not NAME.fullmatch(name) or ".." in name:
-        raise Refused(f"{what} {name[:120]!r} is not a name; allowed: up to 100 letters, digits, . _ - with no leading . and no ..")
+        raise Refused(
+            f"{what} {name[:120]!r} is not a name; allowed: up to 100 letters, digits, . _ - with no leading . and no "
+            ".."
+        )
     return name
 
 

@@ -1,4 +1,5 @@
-"""What of a run is taken away, as a stream: sent to the cluster's head as a script, it writes a tar to its standard output.
+"""What of a run is taken away, as a stream: sent to the cluster's head as a script, it writes a tar to its standard
+output.
 
 It needs the standard library alone. The first member says what the others must be.
 """
@@ -21,11 +22,16 @@ CHILDREN = "children"
 
 
 def wanted(run: Path) -> Iterator[str]:
-    """The files of a run that are taken away, relative to it: the report, the experiment, and every whole child. Links are left."""
+    """The files of a run that are taken away, relative to it: the report, the experiment, and every whole child.
+    Links are left."""
     yield from (name for name in FILES if (run / name).is_file())
     for child in sorted((run / CHILDREN).glob("*/manifest.json")):
         if not child.parent.name.startswith("."):  # one that is being written
-            yield from (str(path.relative_to(run)) for path in sorted(child.parent.rglob("*")) if path.is_file() and not path.is_symlink())
+            yield from (
+                str(path.relative_to(run))
+                for path in sorted(child.parent.rglob("*"))
+                if path.is_file() and not path.is_symlink()
+            )
 
 
 def digest(path: Path) -> str:

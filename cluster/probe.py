@@ -1,4 +1,5 @@
-"""What a cluster looks like from inside: sent to its head as a script, it looks at every node and prints one line of JSON.
+"""What a cluster looks like from inside: sent to its head as a script, it looks at every node and prints one line of
+JSON.
 
 It needs Ray and the standard library alone, since a node may lack all the rest, and saying so is its task.
 """
@@ -61,14 +62,20 @@ def storage_problem(storage: str, token: str) -> str | None:
 
 def doctor(experiment: str) -> str | None:
     """What `nas doctor EXPERIMENT` misses on this machine; None where it misses nothing."""
-    env = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "CUDA_VISIBLE_DEVICES")} | {"COLUMNS": "200"}
+    env = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "CUDA_VISIBLE_DEVICES")} | {
+        "COLUMNS": "200"
+    }
     command = [sys.executable, "-m", "nas.cli", "doctor", experiment]
     try:
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=NODE_S)
     except subprocess.TimeoutExpired:
         return f"nas doctor took more than {NODE_S:g} s"
     said = (done.stdout + done.stderr).strip().splitlines()
-    return "\n".join(line.strip() for line in said[-12:]) or f"nas doctor ended with code {done.returncode}" if done.returncode else None
+    return (
+        "\n".join(line.strip() for line in said[-12:]) or f"nas doctor ended with code {done.returncode}"
+        if done.returncode
+        else None
+    )
 
 
 def server_problem(uri: str | None) -> str | None:
@@ -121,7 +128,9 @@ def nodes(storage: str, token: str, experiment: str) -> list[dict[str, Any]]:
         if node["Alive"]:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             task = ray.remote(look).options(num_cpus=0, scheduling_strategy=there, max_retries=0)
-            asked[task.remote(storage, token, experiment)] = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+            asked[task.remote(storage, token, experiment)] = (
+                f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+            )
     ray.wait(list(asked), num_returns=len(asked), timeout=NODE_S)
     answers = []
     for answer, name in asked.items():

@@ -1,7 +1,7 @@
 """raynas: train one supernet, cut many networks out of it.
 
-``nas.run("bignas-digits")`` does all and gives a `nas.Run`; ``nas.load_supernet("bignas", "attentivenas")`` gives a supernet,
-``nas.load_child("runs/.../children/<id>")`` an exported child.
+``nas.run("bignas-digits")`` does all and gives a `nas.Run`; ``nas.load_supernet("bignas", "attentivenas")`` gives a
+supernet, ``nas.load_child("runs/.../children/<id>")`` an exported child.
 """
 
 from __future__ import annotations

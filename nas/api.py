@@ -1,8 +1,8 @@
 """raynas from Python, in a notebook say: run an experiment, look at a run.
 
-    run = nas.run("bignas-digits", ["search.candidates=40"])
-    run.front                               # a pandas frame, cheapest first
-    net = run.child(run.front.index[0])     # an exported child, in evaluation mode
+run = nas.run("bignas-digits", ["search.candidates=40"])
+run.front                               # a pandas frame, cheapest first
+net = run.child(run.front.index[0])     # an exported child, in evaluation mode
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Run:
 
     @property
     def candidates(self) -> DataFrame:
-        """Every candidate of the newest search by its number ``k``: ``id``, its metrics on validation, its costs, its choices, ``error``."""
+        """Every candidate of the newest search by its number ``k``: ``id``, its metrics on validation, its costs,
+        its choices, ``error``."""
         from pandas import DataFrame
 
         history = read_history(self.directory)
@@ -57,7 +58,8 @@ class Run:
 
     @property
     def front(self) -> DataFrame:
-        """The front and the exported children by id, cheapest first; the columns are those of `nas.results.history.front_table`."""
+        """The front and the exported children by id, cheapest first; the columns are those of
+        `nas.results.history.front_table`."""
         from pandas import DataFrame
 
         rows = front_table(self.directory)
@@ -77,7 +79,8 @@ class Run:
 
 
 def run(experiment: str | Path | Experiment, overrides: Sequence[str] = (), run_dir: Path | str | None = None) -> Run:
-    """Train, search, export, finetune where the experiment says so, report: what the command ``nas run`` does. Called again it continues.
+    """Train, search, export, finetune where the experiment says so, report: what the command ``nas run`` does. Called
+    again it continues.
 
     Args:
         experiment: a preset's name, a file, or an experiment.

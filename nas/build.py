@@ -1,4 +1,5 @@
-"""How an experiment becomes its objects: task, recipe, supernet, costs, search; a command makes each once and hands it down.
+"""How an experiment becomes its objects: task, recipe, supernet, costs, search; a command makes each once and hands it
+down.
 
 And what a differentiable search found, as the first candidate of a search over children.
 """
@@ -44,7 +45,8 @@ def load_recipe(task: Task, options: RecipeOptions) -> Recipe:
 
 
 def make_supernet(experiment: Experiment, task: Task) -> Supernet:
-    """The experiment's network with its first weights: a function of the seed, or those of the checkpoint that a child inherits.
+    """The experiment's network with its first weights: a function of the seed, or those of the checkpoint that a child
+    inherits.
 
     Raises:
         ValueError: the space has no such child.
@@ -109,7 +111,8 @@ def load_supernet(space: str, size: str = "", **options: Any) -> Supernet:
 
 
 def found_by(trained: Checkpoint, net: Supernet) -> Arch:
-    """The architecture of each slot's largest logit in a checkpoint of the recipe differentiable; `net` is the network of that run.
+    """The architecture of each slot's largest logit in a checkpoint of the recipe differentiable; `net` is the network
+    of that run.
 
     Raises:
         ValueError: the logits have not learnt anything yet.
@@ -139,7 +142,10 @@ def proposed(run: Path, net: Supernet) -> Arch:
         raise ValueError(f"search.propose_from names {run}, which is no run directory")
     other, newest = load_experiment(at.experiment), Checkpoint.newest(at.checkpoints)
     if other.recipe.name != "differentiable":
-        raise ValueError(f"search.propose_from names {run}, whose recipe is {other.recipe.name}; only differentiable finds an architecture by itself")
+        raise ValueError(
+            f"search.propose_from names {run}, whose recipe is {other.recipe.name}; only differentiable finds an "
+            "architecture by itself"
+        )
     if newest is None or not finished(newest, other, newest.state.total):
         raise ValueError(f"search.propose_from names {run}, which is not trained to its end: nas train {at.experiment}")
     its_own = make_supernet(other, load_task(other))  # what the logits stand for depends on its data too
@@ -168,7 +174,9 @@ def objective_of(experiment: Experiment, task: Task, net: Supernet) -> Objective
     metric = experiment.search.metric or task.metric
     if metric not in task.metrics:
         known = ", ".join(task.metrics)
-        raise ValueError(f"search.metric {metric!r} is not a metric of data.name {experiment.data.name!r}; it has: {known}")
+        raise ValueError(
+            f"search.metric {metric!r} is not a metric of data.name {experiment.data.name!r}; it has: {known}"
+        )
     cost = experiment.search.cost or ("bitops" if net.quantizes else "macs")
     costs = costs_of(experiment, net).measures
     if cost not in costs:
@@ -218,7 +226,8 @@ def open_search(experiment: Experiment, net: Supernet, task: Task, trained: Chec
 def open_journal(
     experiment: Experiment, run: RunDir, supernet: str, search: Search, net: Supernet
 ) -> tuple[Journal, list[Candidate]]:
-    """The journal with the search brought to where it stands, and the candidates that were in flight when its writer died.
+    """The journal with the search brought to where it stands, and the candidates that were in flight when its writer
+    died.
 
     Constraints other than the last ones hold from the next candidate on.
     """

@@ -1,7 +1,8 @@
-"""Draws that are pure functions of numbers (seed, purpose, counters): the same in any order, batch, process and NumPy version.
+"""Draws that are pure functions of numbers (seed, purpose, counters): the same in any order, batch, process and NumPy
+version.
 
-A counter-based generator in the sense of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); the mixing
-function is splitmix64's (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+A counter-based generator in the sense of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011); the
+mixing function is splitmix64's (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import numpy as np
 
 
 def bits(seed: int, purpose: str, *counters: int | np.ndarray) -> np.ndarray:
-    """uint64 of the counters' broadcast shape (at least 1-d), uniform; other seeds and purposes give unrelated numbers."""
+    """uint64 of the counters' broadcast shape (at least 1-d), uniform; other seeds and purposes give unrelated
+    numbers."""
     state = np.zeros(1, np.uint64)
     for key in (seed % 2**64, zlib.crc32(purpose.encode()), *counters):
         state = _mix(state ^ np.asarray(key).astype(np.uint64))
@@ -30,7 +32,8 @@ def permutation(count: int, seed: int, purpose: str, *counters: int) -> np.ndarr
 
 
 def stratified(labels: np.ndarray, count: int, seed: int, purpose: str) -> np.ndarray:
-    """Positions of `count` random examples, each class in proportion to its size (largest remainders rounded up): sorted int64.
+    """Positions of `count` random examples, each class in proportion to its size (largest remainders rounded up):
+    sorted int64.
 
     Raises:
         ValueError: `count` would leave a class without examples.

@@ -51,7 +51,8 @@ FLUSH_SECONDS = 30.0  # at the end, for what MLflow does not have yet
 
 
 class Watcher(Protocol):
-    """Who is told how the work goes. All calls come from one process; those within a stage may come from a thread of it."""
+    """Who is told how the work goes. All calls come from one process; those within a stage may come from a thread of
+    it."""
 
     def begin(self, stage: str, note: str) -> None: ...
 
@@ -86,9 +87,19 @@ class TrainingNotes:
             case EventLine():
                 self.watch.say(f"{line.event}: {line.reason}")
             case StepLine():
-                note, done, total, unit = f"loss {next(iter(line.loss.values())):.3f}{self.panel}", float(line.step), float(line.total), "steps"
+                note, done, total, unit = (
+                    f"loss {next(iter(line.loss.values())):.3f}{self.panel}",
+                    float(line.step),
+                    float(line.total),
+                    "steps",
+                )
                 if self.max_minutes and line.share > done / total:  # time ends this training, not the schedule
-                    note, done, total, unit = f"step {line.step:,} | {note}", line.seconds / 60, self.max_minutes, "minutes"
+                    note, done, total, unit = (
+                        f"step {line.step:,} | {note}",
+                        line.seconds / 60,
+                        self.max_minutes,
+                        "minutes",
+                    )
                 self.watch.advance(done, total, note, unit, line.seconds)
 
 
@@ -121,14 +132,18 @@ class Pipeline:
 
     @classmethod
     @contextmanager
-    def open(cls, experiment: Experiment, directory: Path, watch: Watcher, mirror: str | None = None) -> Iterator[Pipeline]:
+    def open(
+        cls, experiment: Experiment, directory: Path, watch: Watcher, mirror: str | None = None
+    ) -> Iterator[Pipeline]:
         """Take the run directory, check what can be checked before anything is started, and follow with the tracker.
 
         Args:
-            mirror: where an object store keeps this run as well, ``s3://bucket/prefix/name``; a run that is not here yet is restored from there.
+            mirror: where an object store keeps this run as well, ``s3://bucket/prefix/name``; a run that is not here
+                yet is restored from there.
 
         Raises:
-            ValueError: the space cannot meet the constraints; the directory is occupied; the data or the mirror cannot be used.
+            ValueError: the space cannot meet the constraints; the directory is occupied; the data or the mirror cannot
+                be used.
         """
         driver(experiment.train.use_gpu)
         run = RunDir(directory.absolute())
@@ -136,7 +151,8 @@ class Pipeline:
         net = make_supernet(experiment, task)
         if task.least_side < net.least_side:
             raise ValueError(
-                f"networks of this space need {net.least_side} pixels a side; the data have inputs of {task.least_side}: "
+                f"networks of this space need {net.least_side} pixels a side; the data have inputs of "
+                f"{task.least_side}: "
                 "raise data.patch (or data.tile), and test on larger images"
             )
         objective_of(experiment, task, net)
@@ -178,7 +194,9 @@ class Pipeline:
         if newest and finished(newest, self.experiment, total):
             self.watch.say(f"train: done before ({newest.state.step:,} steps)")
             return
-        open_search(self.experiment, self.net, self.task)  # what the search shall begin with is refused now, not after the training
+        open_search(
+            self.experiment, self.net, self.task
+        )  # what the search shall begin with is refused now, not after the training
         self._begin("train", "starting Ray and the workers")
         self._ray()
         seen = TrainingNotes(self.task.metric, self.experiment.train.max_minutes, self.watch)
@@ -220,7 +238,9 @@ class Pipeline:
         done = len(history.records)
         rate = (done - before) / max(time.monotonic() - began, 1e-9)
         left = "" if done >= target or why else f" of {target:,}; the same command goes on"
-        self.watch.end(f"{done:,} candidates{left}, {len(history.front())} on the front, {rate:.1f} a second with the start of Ray")
+        self.watch.end(
+            f"{done:,} candidates{left}, {len(history.front())} on the front, {rate:.1f} a second with the start of Ray"
+        )
         self.stopper.check()
 
     def export(self, only: str | None = None) -> list[str]:
@@ -237,8 +257,11 @@ class Pipeline:
         self._export([record.arch for record in chosen])
         return [record.id for record in chosen]
 
-    def _export(self, archs: list[Arch], target: Path | None = None, more: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Those children that are not there yet, each in its own directory of RUN/children, or the only one in `target`."""
+    def _export(
+        self, archs: list[Arch], target: Path | None = None, more: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
+        """Those children that are not there yet, each in its own directory of RUN/children, or the only one in
+        `target`."""
         supernet = self._supernet().sha
         places = {arch: target or self.run.child(arch.id).path for arch in archs}
         open_ = [arch for arch in archs if not exported(places[arch], supernet)]
@@ -248,10 +271,18 @@ class Pipeline:
         self._begin("export", "calibrating and scoring on test")
         evaluator, test = self._evaluator()
         space = self.experiment.space
-        about = {"space": space.name, "size": space.size, "supernet": supernet, "data": self.experiment.data.name, **self.task.about}
+        about = {
+            "space": space.name,
+            "size": space.size,
+            "supernet": supernet,
+            "data": self.experiment.data.name,
+            **self.task.about,
+        }
         costs = costs_of(self.experiment, self.net)
         for number, arch in enumerate(open_, 1):
-            export_child(places[arch], arch, costs, evaluator, test, {**about, **more}, self.experiment.export.onnx, self.fence)
+            export_child(
+                places[arch], arch, costs, evaluator, test, {**about, **more}, self.experiment.export.onnx, self.fence
+            )
             self.watch.advance(number, len(open_), places[arch].name, "children", None)
             self.tracker.poke()
             self.stopper.check()
@@ -265,9 +296,11 @@ class Pipeline:
         return [record.id for record in best[: settings.children if settings else 0]]
 
     def finetune(self, child: str) -> str:
-        """Train one child on by itself, as the experiment's section ``finetune`` says, and export it beside the others. Returns its id.
+        """Train one child on by itself, as the experiment's section ``finetune`` says, and export it beside the others.
+        Returns its id.
 
-        It is a run of its own in RUN/finetune/<child>-<supernet>, so it continues like any other. Needs that this run was searched.
+        It is a run of its own in RUN/finetune/<child>-<supernet>, so it continues like any other. Needs that this run
+        was searched.
 
         Raises:
             ValueError: no such candidate, or no such teacher.
@@ -300,7 +333,10 @@ class Pipeline:
             name = arch.id
         child = self.run.child(name)
         if not child.arch.is_file():
-            raise ValueError(f"finetune.teacher {name!r} is no exported child of {self.run.path}: nas export {self.run.path} --child {name}")
+            raise ValueError(
+                f"finetune.teacher {name!r} is no exported child of {self.run.path}: nas export {self.run.path} "
+                f"--child {name}"
+            )
         return child.path
 
     def export_only(self, target: Path, about: dict[str, Any]) -> None:
@@ -308,7 +344,8 @@ class Pipeline:
         self._export([self.net.space.largest()], target, about)
 
     def quantize(self, name: str, target: QuantizationTarget) -> QuantizedFigures:
-        """One exported child, by the name of its directory, with weights and activations of few bits. Returns its figures.
+        """One exported child, by the name of its directory, with weights and activations of few bits. Returns its
+        figures.
 
         Raises:
             ValueError: there is no such child, or it cannot be what is asked for.
@@ -325,7 +362,9 @@ class Pipeline:
 
         settings, modules = self.experiment, child_packages(self.experiment.space.name)
         device, size = driver(settings.train.use_gpu), settings.search.score_batch
-        figures = quantize_child(source, target, self.task, device, self.fence, modules, size, settings.export.onnx, tell)
+        figures = quantize_child(
+            source, target, self.task, device, self.fence, modules, size, settings.export.onnx, tell
+        )
         self.watch.end(str(self.run.child(figures["id"]).path))
         return figures
 
@@ -379,25 +418,45 @@ class Pipeline:
         settings = self.experiment.search
         self.net.load_state_dict(self._supernet().child_weights())
         net: Supernet = self.net.to(device)
-        return Evaluator(net, self.task, settings, device), Batches(self.task.test, len(self.task.test), settings.score_batch, device)
+        return Evaluator(net, self.task, settings, device), Batches(
+            self.task.test, len(self.task.test), settings.score_batch, device
+        )
 
 
-def finetune_experiment(experiment: Experiment, run: RunDir, record: Record, trained: Checkpoint, teacher: Path | None) -> Experiment:
-    """The experiment that trains one child by itself: the space fixed to it, everything else as in the run that it comes from."""
+def finetune_experiment(
+    experiment: Experiment, run: RunDir, record: Record, trained: Checkpoint, teacher: Path | None
+) -> Experiment:
+    """The experiment that trains one child by itself: the space fixed to it, everything else as in the run that it
+    comes from."""
     settings = experiment.finetune
     assert settings is not None
-    space = experiment.space.model_copy(update={"child": dict(record.arch), "inherit": None if settings.fresh else str(trained.directory)})
+    space = experiment.space.model_copy(
+        update={"child": dict(record.arch), "inherit": None if settings.fresh else str(trained.directory)}
+    )
     recipe = settings.recipe.model_copy(update={"teacher": str(teacher) if teacher else settings.recipe.teacher})
-    given = experiment.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")  # the latter may hold a password: it stays where it is
-    tracked = {"uri": experiment.tracking.uri if given else default_uri(run), "experiment": experiment.tracking.experiment or experiment.name}
+    given = experiment.tracking.uri or os.environ.get(
+        "MLFLOW_TRACKING_URI"
+    )  # the latter may hold a password: it stays where it is
+    tracked = {
+        "uri": experiment.tracking.uri if given else default_uri(run),
+        "experiment": experiment.tracking.experiment or experiment.name,
+    }
     tracking = experiment.tracking.model_copy(update=tracked)
     search = experiment.search.model_copy(update={"constraints": {}, "propose_from": ()})
-    changed = {"name": f"{experiment.name}-{record.id}", "space": space, "recipe": recipe, "tracking": tracking, "search": search, "finetune": None}
+    changed = {
+        "name": f"{experiment.name}-{record.id}",
+        "space": space,
+        "recipe": recipe,
+        "tracking": tracking,
+        "search": search,
+        "finetune": None,
+    }
     return parse(experiment.model_copy(update=changed).model_dump(mode="json"), "the section finetune")
 
 
 def choose(history: History, experiment: Experiment, only: str | None = None) -> list[Record]:
-    """Records to export: some of the front within the constraints, evenly spread by rank of cost, both ends among them; or the one named.
+    """Records to export: some of the front within the constraints, evenly spread by rank of cost, both ends among them;
+    or the one named.
 
     Raises:
         ValueError: there is nothing to choose from, or no such candidate.
@@ -405,11 +464,16 @@ def choose(history: History, experiment: Experiment, only: str | None = None) ->
     if only is not None:
         named = [record for record in history.records.values() if only in (record.id, str(record.k))]
         if not named:
-            raise ValueError(f"no candidate {only!r} in {history.path}; give the id or the number of one of its {len(history.records)} records")
+            raise ValueError(
+                f"no candidate {only!r} in {history.path}; give the id or the number of one of its "
+                f"{len(history.records)} records"
+            )
         return named[:1]
     bound = constraints_of(experiment)
     front = history.front(lambda record: bound.violation(record.cost) == 0)
     if not front:
-        raise ValueError(f"no candidate within {bound} was judged in {history.path}; search first: nas search {experiment.name}")
+        raise ValueError(
+            f"no candidate within {bound} was judged in {history.path}; search first: nas search {experiment.name}"
+        )
     places = np.unique(np.linspace(0, len(front) - 1, min(experiment.export.children, len(front))).round().astype(int))
     return [front[place] for place in places]

@@ -61,7 +61,8 @@ class Choice:
     Attributes:
         name: what it is called in an `Arch`, for example ``"stage2.depth"``.
         values: the allowed numbers, from the smallest network's to the largest's.
-        active_if: ``(name of an earlier choice, values)``: this choice counts only where that one counts and has one of these values.
+        active_if: ``(name of an earlier choice, values)``: this choice counts only where that one counts and has one of
+            these values.
     """
 
     name: str
@@ -131,7 +132,9 @@ class Space:
                 if parent not in self.choices:
                     raise ValueError(f"choice {choice.name!r} depends on {parent!r}, which does not stand before it")
                 if stray := set(values) - set(self.choices[parent].values):
-                    raise ValueError(f"choice {choice.name!r} depends on {parent!r} having {sorted(stray)}, which it never has")
+                    raise ValueError(
+                        f"choice {choice.name!r} depends on {parent!r} having {sorted(stray)}, which it never has"
+                    )
             self.choices[choice.name] = choice
 
     def _active(self, choice: Choice, picked: Mapping[str, Number]) -> bool:
@@ -198,7 +201,8 @@ class Space:
         return self._build(pick)
 
     def cross(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch:
-        """Uniform crossover: each choice from either parent with equal chance; one that neither has is drawn uniformly."""
+        """Uniform crossover: each choice from either parent with equal chance; one that neither has is drawn
+        uniformly."""
 
         def pick(choice: Choice) -> Number:
             own = [parent[choice.name] for parent in (first, second) if choice.name in parent]
@@ -207,7 +211,8 @@ class Space:
         return self._build(pick)
 
     def encode(self, arch: Arch) -> np.ndarray:
-        """One-hot, a block for each choice in order, all zeros where it does not count: float64 of shape ``(sum of len(values),)``."""
+        """One-hot, a block for each choice in order, all zeros where it does not count: float64 of shape ``(sum of
+        len(values),)``."""
         vector = np.zeros(sum(len(c.values) for c in self.choices.values()))
         start = 0
         for name, choice in self.choices.items():
@@ -222,7 +227,9 @@ class Space:
         children: dict[str | None, list[Choice]] = {}
         for choice in self.choices.values():
             children.setdefault(choice.active_if[0] if choice.active_if else None, []).append(choice)
-        counts: dict[str, dict[Number, int]] = {}  # for each choice and value of it, the ways to fill all that depends on it
+        counts: dict[
+            str, dict[Number, int]
+        ] = {}  # for each choice and value of it, the ways to fill all that depends on it
         for choice in reversed(self.choices.values()):
             counts[choice.name] = dict.fromkeys(choice.values, 1)
             for child in children.get(choice.name, []):

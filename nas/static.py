@@ -1,4 +1,5 @@
-"""Blocks of extracted children that families share. This file imports torch alone: it is copied beside an exported child.
+"""Blocks of extracted children that families share. This file imports torch alone: it is copied beside an exported
+child.
 
 A block has fixed sizes, and its parameters carry the names and the layout of the elastic block that it is cut from.
 """
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 
 class Pixels(nn.Module):
-    """The input of a child: pixels in [0, 1], normalised per channel and resized (bicubic) to the child's resolution."""
+    """The input of a child: pixels in [0, 1], normalised per channel and resized (bicubic) to the child's
+    resolution."""
 
     mean: Tensor
     std: Tensor
@@ -68,10 +70,13 @@ class MBConv(nn.Module):
         c_in, mid, c_out: channels before, inside and after.
         expanded: whether there is an expand convolution.
         squeezed: width inside squeeze-excite; 0 for none.
-        shortcut: ``"none"``, ``"identity"`` or ``"conv"`` (average pooling for the stride, a bias-free 1x1 convolution for the width).
+        shortcut: ``"none"``, ``"identity"`` or ``"conv"`` (average pooling for the stride, a bias-free 1x1 convolution
+            for the width).
     """
 
-    def __init__(self, c_in: int, mid: int, c_out: int, kernel: int, stride: int, expanded: bool, squeezed: int, shortcut: str) -> None:
+    def __init__(
+        self, c_in: int, mid: int, c_out: int, kernel: int, stride: int, expanded: bool, squeezed: int, shortcut: str
+    ) -> None:
         super().__init__()
         self.expand = ConvNorm(c_in, mid, 1) if expanded else None
         self.depthwise = ConvNorm(mid, mid, kernel, stride, groups=mid)
@@ -94,12 +99,14 @@ class MBConv(nn.Module):
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The same values, channels innermost: what convolutions are quickest on. A one-channel image has no such order of its own."""
+    """The same values, channels innermost: what convolutions are quickest on. A one-channel image has no such order
+    of its own."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def shrink(x: Tensor, stride: int) -> Tensor:
-    """Average pooling over windows of `stride`, so that the side becomes ``ceil(side / stride)``; odd sides are padded by one."""
+    """Average pooling over windows of `stride`, so that the side becomes ``ceil(side / stride)``; odd sides are
+    padded by one."""
     if stride == 1:
         return x
     return F.avg_pool2d(x, stride, padding=x.shape[-1] % 2)

@@ -1,4 +1,5 @@
-"""The contract that every supernet keeps, and what all of them share. Imports torch alone (the space and sections besides).
+"""The contract that every supernet keeps, and what all of them share. Imports torch alone (the space and sections
+besides).
 
 A network is a function of an architecture: `forward` is told the architecture at every call, and no layer remembers it.
 """
@@ -42,8 +43,8 @@ class Soft:
     """A mixture of architectures: what a differentiable search trains in place of one.
 
     Attributes:
-        probabilities: for each of `Supernet.slots` a tensor that sums to one, an axis for each of the slot's choices, in the
-            order of their values. They may carry a gradient.
+        probabilities: for each of `Supernet.slots` a tensor that sums to one, an axis for each of the slot's choices,
+            in the order of their values. They may carry a gradient.
     """
 
     probabilities: Mapping[str, Tensor]
@@ -54,7 +55,10 @@ class Soft:
         for name, choices in net.slots.items():
             table = self.probabilities[name]
             places = torch.unravel_index(table.flatten().argmax(), table.shape)
-            picked |= {choice: net.space.choices[choice].values[int(place)] for choice, place in zip(choices, places, strict=True)}
+            picked |= {
+                choice: net.space.choices[choice].values[int(place)]
+                for choice, place in zip(choices, places, strict=True)
+            }
         return net.space.arch(picked)
 
 
@@ -63,7 +67,8 @@ class Output(NamedTuple):
 
     Attributes:
         main: the logits, those that a child gives too.
-        aux: logits of the auxiliary head, of training alone: ``(N, Supernet.aux_grid ** 2, classes)``, the cells of a grid over the image.
+        aux: logits of the auxiliary head, of training alone: ``(N, Supernet.aux_grid ** 2, classes)``, the cells of a
+            grid over the image.
     """
 
     main: Tensor
@@ -122,12 +127,13 @@ class Supernet(nn.Module):
         input_shape: ``(C, H, W)`` of one example.
         least_side: of inputs that it can work on, pixels.
         aux_grid: side of the grid over the image that the auxiliary head predicts for; 0 where there is no such head.
-        mixes_examples: examples of one sub-network influence each other by more than what all sub-networks share (batch norm in a
-            part that is searched), so that a few examples of each in one pass are not enough to train it.
+        mixes_examples: examples of one sub-network influence each other by more than what all sub-networks share (batch
+            norm in a part that is searched), so that a few examples of each in one pass are not enough to train it.
         quantizes: passes with quant "noise" and "real" differ from "off"; a child is a `QuantizingChild`.
-        slots: what a differentiable search decides, and the choices that each decides together; empty where there is no such search.
-        child: the class of an extracted child: an `nn.Module` made of torch layers, built from plain keyword arguments that it
-            keeps as ``config`` and that JSON can carry.
+        slots: what a differentiable search decides, and the choices that each decides together; empty where there is no
+            such search.
+        child: the class of an extracted child: an `nn.Module` made of torch layers, built from plain keyword arguments
+            that it keeps as ``config`` and that JSON can carry.
         sources: the torch-only files that `child` is defined in, those that others import first; export copies them.
     """
 
@@ -146,7 +152,8 @@ class Supernet(nn.Module):
         self._cost_of_part: dict[Any, PartCost] = {}
 
     def forward(self, x: Tensor, archs: Arch | list[Arch] | Soft, how: Pass = Pass()) -> Tensor | Output:
-        """x: ``(N, C, H, W)``, pixels in [0, 1]. A list of A architectures runs local row j by ``archs[j % A]``; `Soft` is a mixture.
+        """x: ``(N, C, H, W)``, pixels in [0, 1]. A list of A architectures runs local row j by ``archs[j % A]``; `Soft`
+        is a mixture.
 
         Raises:
             ValueError: fewer rows than architectures.
@@ -192,7 +199,8 @@ class Supernet(nn.Module):
         raise NotImplementedError
 
     def fix(self, arch: Arch, fresh: bool = False) -> Supernet:
-        """The same class at the child's sizes, a space of one: what finetune trains. Weights are copied, or as a new network has them."""
+        """The same class at the child's sizes, a space of one: what finetune trains. Weights are copied, or as a new
+        network has them."""
         raise NotImplementedError
 
     def parts(self, arch: Arch) -> Iterable[Any]:
@@ -204,7 +212,8 @@ class Supernet(nn.Module):
         raise NotImplementedError
 
     def extract(self, arch: Arch) -> nn.Module:
-        """The child alone: torch layers with the supernet's weights copied in, its batch statistics not calibrated yet."""
+        """The child alone: torch layers with the supernet's weights copied in, its batch statistics not calibrated
+        yet."""
         child = self.child(**self.child_config(arch)).to(next(self.parameters()).device)
         inherit(child, self)
         return child
@@ -227,8 +236,9 @@ class Supernet(nn.Module):
 class Cost:
     """A cost of one's own, such as latency: a pure function of the architecture, and of files whose contents are known.
 
-    A subclass gives `name`, `label` and `__call__`, and `Options` and `tables` where it has some. In an experiment it is
-    ``search.costs: [{name: "my_module:MyCost", ...its options}]``; then it may be what a search aims at or is bound by.
+    A subclass gives `name`, `label` and `__call__`, and `Options` and `tables` where it has some. In an experiment it
+    is ``search.costs: [{name: "my_module:MyCost", ...its options}]``; then it may be what a search aims at or is bound
+    by.
 
     Attributes:
         name: its key in constraints, journals and files: small letters, digits, _.
@@ -253,7 +263,8 @@ class Cost:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a search's journal is keyed by on its part, as plain JSON: options, measure, the sha256 of each table."""
+        """What a search's journal is keyed by on its part, as plain JSON: options, measure, the sha256 of each
+        table."""
         hashes = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in self.tables}
         tables = {"sha256": hashes} if hashes else {}
         return {**self.options.model_dump(mode="json"), "label": self.label, "unit": self.unit, **tables}
@@ -287,7 +298,9 @@ class CostModel:
             if not re.fullmatch(r"[a-z][a-z0-9_]*", cost.name):
                 raise ValueError(f"a cost is named {cost.name!r}; allowed: small letters, digits and _")
             if cost.name in TAKEN | self.measures.keys():
-                raise ValueError(f"a cost is named {cost.name!r}, which stands for something else: give it another name")
+                raise ValueError(
+                    f"a cost is named {cost.name!r}, which stands for something else: give it another name"
+                )
             self.measures[cost.name] = Measure(cost.label, cost.unit)
 
     def __call__(self, arch: Arch) -> Mapping[str, float]:
@@ -330,7 +343,8 @@ def window(weight: Tensor, shape: torch.Size) -> Tensor:
 
 @torch.no_grad()
 def inherit(net: nn.Module, supernet: nn.Module) -> None:
-    """Copy into each parameter and buffer of `net` the window of the supernet's tensor of the same name, or of that in `Supernet.windows`.
+    """Copy into each parameter and buffer of `net` the window of the supernet's tensor of the same name, or of that in
+    `Supernet.windows`.
 
     A buffer that the supernet does not have (a child's running batch statistics) keeps its own value.
     """

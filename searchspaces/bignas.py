@@ -1,7 +1,8 @@
 """BigNAS: convolutional classifiers of elastic resolution, width, depth, kernel and expansion.
 
-Yu et al., "BigNAS: Scaling Up Neural Architecture Search with Big Single-Stage Models" (ECCV 2020); the published space that is
-built here (`attentivenas`) is that of Wang et al., "AttentiveNAS" (CVPR 2021), Table 7. All choices are per stage.
+Yu et al., "BigNAS: Scaling Up Neural Architecture Search with Big Single-Stage Models" (ECCV 2020); the published space
+that is built here (`attentivenas`) is that of Wang et al., "AttentiveNAS" (CVPR 2021), Table 7. All choices are per
+stage.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from searchspaces import bignas_child
 
 @dataclass(frozen=True)
 class Stage:
-    """The choices of one stage; every block of it shares width, kernel and expansion, and only the first one has the stride."""
+    """The choices of one stage; every block of it shares width, kernel and expansion, and only the first one has the
+    stride."""
 
     width: tuple[int, ...]
     depth: tuple[int, ...]
@@ -42,8 +44,10 @@ class Table:
 
     Attributes:
         resolution: sides in pixels that a child may resize its input to.
-        conv_shortcut: every block has a shortcut (AttentiveNAS); otherwise only those after a stage's first, where it is the identity.
-        wide_head: the head of MobileNetV3: 1x1 convolution to 6 times the last width, pooling, linear to `head`, classifier.
+        conv_shortcut: every block has a shortcut (AttentiveNAS); otherwise only those after a stage's first, where it
+            is the identity.
+        wide_head: the head of MobileNetV3: 1x1 convolution to 6 times the last width, pooling, linear to `head`,
+            classifier.
     """
 
     resolution: tuple[int, ...]
@@ -139,7 +143,8 @@ class Block:
     shortcut: str
 
     def cost(self, side: int) -> PartCost:
-        """For a square input of `side` pixels (convolutions and squeeze-excite count; norms, activations and pooling do not)."""
+        """For a square input of `side` pixels (convolutions and squeeze-excite count; norms, activations and pooling
+        do not)."""
         pixels, out = side**2, (-(-side // self.stride)) ** 2
         widen = self.c_in * self.mid if self.expanded else 0
         gate = 2 * self.mid * self.squeezed
@@ -153,19 +158,28 @@ class Block:
 
 
 class BigNASSpace(Space):
-    """The space of a `Table`: ``resolution``, ``stem``, ``stageN.width/depth/kernel/expand`` for N from 1, and ``head``."""
+    """The space of a `Table`: ``resolution``, ``stem``, ``stageN.width/depth/kernel/expand`` for N from 1, and
+    ``head``."""
 
     def __init__(self, table: Table) -> None:
         choices = [Choice("resolution", table.resolution), Choice("stem", table.stem)]
         for number, stage in enumerate(table.stages, start=1):
-            choices += [Choice(f"stage{number}.{what}", getattr(stage, what)) for what in ("width", "depth", "kernel", "expand")]
+            choices += [
+                Choice(f"stage{number}.{what}", getattr(stage, what)) for what in ("width", "depth", "kernel", "expand")
+            ]
         super().__init__([*choices, Choice("head", table.head)])
         self.num_stages = len(table.stages)
 
     def from_stages(
-        self, resolution: int, width: tuple[int, ...], depth: tuple[int, ...], kernel: tuple[int, ...], expand: tuple[int, ...]
+        self,
+        resolution: int,
+        width: tuple[int, ...],
+        depth: tuple[int, ...],
+        kernel: tuple[int, ...],
+        expand: tuple[int, ...],
     ) -> Arch:
-        """An architecture in the papers' notation: `width` is (stem, every stage, head), the others hold a number a stage.
+        """An architecture in the papers' notation: `width` is (stem, every stage, head), the others hold a number a
+        stage.
 
         Raises:
             ValueError: a tuple of another length, or a value that is not allowed.
@@ -177,7 +191,9 @@ class BigNASSpace(Space):
             ("expand", expand, self.num_stages),
         ):
             if len(given) != length:
-                raise ValueError(f"{name} has {len(given)} numbers; this space has {self.num_stages} stages and takes {length}")
+                raise ValueError(
+                    f"{name} has {len(given)} numbers; this space has {self.num_stages} stages and takes {length}"
+                )
         choices: dict[str, Number] = {"resolution": resolution, "stem": width[0], "head": width[-1]}
         for stage in range(self.num_stages):
             for what, given in (("width", width[1:]), ("depth", depth), ("kernel", kernel), ("expand", expand)):
@@ -188,7 +204,16 @@ class BigNASSpace(Space):
 class ElasticConvNorm(nn.Module):
     """Elastic convolution, then elastic batch norm, then SiLU unless `act` is false."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, depthwise: bool = False, act: bool = True, sync: bool = False) -> None:
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        stride: int = 1,
+        depthwise: bool = False,
+        act: bool = True,
+        sync: bool = False,
+    ) -> None:
         super().__init__()
         self.conv = ElasticConv2d(c_in, c_out, kernel, stride, group_width=1 if depthwise else None)
         self.norm = ElasticBatchNorm2d(c_out, sync=sync)
@@ -223,12 +248,15 @@ class ElasticMBConv(nn.Module):
             return out
         if block.shortcut == "conv":
             x = shrink(x, block.stride)
-            return out + (self.shortcut(x, block.c_out) if self.shortcut is not None and block.c_in != block.c_out else x)
+            return out + (
+                self.shortcut(x, block.c_out) if self.shortcut is not None and block.c_in != block.c_out else x
+            )
         return x + (drop_path(out, drop, generator) if drop else out)
 
 
 def drop_path(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    """Drop whole examples of a residual branch with probability `rate` and scale the others up (stochastic depth, Huang et al. 2016)."""
+    """Drop whole examples of a residual branch with probability `rate` and scale the others up (stochastic depth,
+    Huang et al. 2016)."""
     keep = torch.empty(len(x), 1, 1, 1, device=x.device, dtype=x.dtype).bernoulli_(1 - rate, generator=generator)
     return x * keep / (1 - rate)
 
@@ -289,7 +317,9 @@ class BigNAS(Supernet):
             mid = round_channels(round(c_in * expand)) if expand > 1 else c_in
             shortcut = "conv" if self.table.conv_shortcut and number == 0 else "identity" if number else "none"
             squeezed = round_channels(mid // 4) if spec.se else 0
-            blocks.append(Block(c_in, mid, width, kernel, spec.stride if number == 0 else 1, expand > 1, squeezed, shortcut))
+            blocks.append(
+                Block(c_in, mid, width, kernel, spec.stride if number == 0 else 1, expand > 1, squeezed, shortcut)
+            )
             c_in = width
         return blocks
 
@@ -326,21 +356,41 @@ class BigNAS(Supernet):
 
     def child_config(self, arch: Arch) -> dict[str, Any]:
         stem, stages, head, feature = self._plan(arch)
-        sizes = {"resolution": int(arch["resolution"]), "stem": stem, "stem_stride": self.table.stem_stride, "head": head, "feature": feature}
+        sizes = {
+            "resolution": int(arch["resolution"]),
+            "stem": stem,
+            "stem_stride": self.table.stem_stride,
+            "head": head,
+            "feature": feature,
+        }
         pixels = {"mean": self.pixels.mean.flatten().tolist(), "std": self.pixels.std.flatten().tolist()}
-        return {**pixels, **sizes, "stages": [[asdict(block) for block in stage] for stage in stages], "classes": self.table.classes}
+        return {
+            **pixels,
+            **sizes,
+            "stages": [[asdict(block) for block in stage] for stage in stages],
+            "classes": self.table.classes,
+        }
 
     def fix(self, arch: Arch, fresh: bool = False) -> BigNAS:
         def only(name: str) -> tuple[Any, ...]:
             return (arch[name],)
 
         stages = tuple(
-            Stage(only(f"stage{n}.width"), only(f"stage{n}.depth"), only(f"stage{n}.kernel"), only(f"stage{n}.expand"), spec.stride, spec.se)
+            Stage(
+                only(f"stage{n}.width"),
+                only(f"stage{n}.depth"),
+                only(f"stage{n}.kernel"),
+                only(f"stage{n}.expand"),
+                spec.stride,
+                spec.se,
+            )
             for n, spec in enumerate(self.table.stages, start=1)
         )
         table = replace(self.table, resolution=only("resolution"), stem=only("stem"), head=only("head"), stages=stages)
         mean, std = self.pixels.mean.flatten().tolist(), self.pixels.std.flatten().tolist()
-        fixed = BigNAS(table, image=self.input_shape[-1], mean=tuple(mean), std=tuple(std), sync_batch_norm=self.sync_batch_norm)
+        fixed = BigNAS(
+            table, image=self.input_shape[-1], mean=tuple(mean), std=tuple(std), sync_batch_norm=self.sync_batch_norm
+        )
         if not fresh:
             inherit(fixed, self)
         return fixed

@@ -1,4 +1,5 @@
-"""The child of a BigNAS supernet, as fixed torch layers. Imports torch and the shared blocks alone: export copies this file."""
+"""The child of a BigNAS supernet, as fixed torch layers. Imports torch and the shared blocks alone: export copies
+this file."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""QuantNAS: super-resolution networks whose every slot has an operation and a bit-width to choose, and noise in place of rounding.
+"""QuantNAS: super-resolution networks whose every slot has an operation and a bit-width to choose, and noise in place
+of rounding.
 
-Shvetsov et al., "QuantNAS for super resolution: searching for efficient quantization-friendly architectures against quantization
-noise" (arXiv:2208.14839): the layout of its first version ("basic") and that of the later ones ("rfdn", after RFDN). Unlike there,
-the network adds to the bicubically enlarged image; what that asks of the stem and of the last convolutions is said at the layouts. Nor
-have a slot's single convolutions weights of their own unless asked for: sampled paths agree on features only where they share kernels.
+Shvetsov et al., "QuantNAS for super resolution: searching for efficient quantization-friendly architectures against
+quantization noise" (arXiv:2208.14839): the layout of its first version ("basic") and that of the later ones ("rfdn",
+after RFDN). Unlike there, the network adds to the bicubically enlarged image; what that asks of the stem and of the
+last convolutions is said at the layouts. Nor have a slot's single convolutions weights of their own unless asked for:
+sampled paths agree on features only where they share kernels.
 """
 
 from __future__ import annotations
@@ -47,14 +49,16 @@ class QuantNAS(Supernet):
     Args:
         table: what it may be made of.
         scale, bits, adq, input_bits: the table's own by default; see `Table`.
-        noise: how noise is mixed in: ``"clean"``, or ``"published"``, the authors' way (`nas.quantization.learned.noisy_as_published`);
-            in both, convolutions that are not searched have noise too, where the authors round them.
+        noise: how noise is mixed in: ``"clean"``, or ``"published"``, the authors' way
+            (`nas.quantization.learned.noisy_as_published`); in both, convolutions that are not searched have noise too,
+            where the authors round them.
         channels: of the images; 3.
         mean: of the pixels, one number a channel.
         image: side in pixels of the input that costs are for.
-        shared: a slot's single convolutions are windows of one kernel, so that they agree on what its input means (not in the paper, whose
-            operations have weights of their own: ``False``).
-        settled: choices that are not searched, as in `QuantNASSpace`: all operations for a search of bits alone, or the reverse.
+        shared: a slot's single convolutions are windows of one kernel, so that they agree on what its input means (not
+            in the paper, whose operations have weights of their own: ``False``).
+        settled: choices that are not searched, as in `QuantNASSpace`: all operations for a search of bits alone, or the
+            reverse.
 
     Raises:
         ValueError: a value that is not allowed.
@@ -104,7 +108,9 @@ class QuantNAS(Supernet):
         self._bitops = {name: torch.tensor(self._slot_bitops(name), dtype=torch.float64) for name in self.slots}
 
     def _build(self, shared: bool) -> None:
-        choices = {name: (self._operations(op), self.space.choices[bits].values) for name, (op, bits) in self.slots.items()}
+        choices = {
+            name: (self._operations(op), self.space.choices[bits].values) for name, (op, bits) in self.slots.items()
+        }
         t = self.table
         norm = ElasticBatchNorm2d if t.adq else None
         self.body = build(t.layout, t.channels, t.cells, t.scale, choices, t.image_bits, norm, shared)  # type: ignore[arg-type]
@@ -122,7 +128,8 @@ class QuantNAS(Supernet):
         return self._run(x, picks, how)
 
     def forward_soft(self, x: Tensor, soft: Soft, how: Pass) -> Tensor:
-        """Every slot the mean of its operations, each with the mean of its quantized (or noisy) weights and inputs (section 3)."""
+        """Every slot the mean of its operations, each with the mean of its quantized (or noisy) weights and inputs
+        (section 3)."""
         return self._run(x, soft.probabilities, how)
 
     def _run(self, x: Tensor, picks: Mapping[str, Any], how: Pass) -> Tensor:
@@ -134,8 +141,12 @@ class QuantNAS(Supernet):
         return enlarge(self.body, x, self.mean, self.table.scale, run, how.quant == "real")
 
     def expected_bitops(self, soft: Soft) -> Tensor:
-        """The mean BitOPs over architectures drawn from the probabilities, slot by slot: a float64 number, with gradient."""
-        parts = [(soft.probabilities[name].double() * table.to(soft.probabilities[name].device)).sum() for name, table in self._bitops.items()]
+        """The mean BitOPs over architectures drawn from the probabilities, slot by slot: a float64 number, with
+        gradient."""
+        parts = [
+            (soft.probabilities[name].double() * table.to(soft.probabilities[name].device)).sum()
+            for name, table in self._bitops.items()
+        ]
         return sum(parts[1:], parts[0]) + self._unsearched.bitops
 
     def _slot_bitops(self, name: str) -> list[list[int]]:
@@ -144,7 +155,14 @@ class QuantNAS(Supernet):
 
     def child_config(self, arch: Arch) -> dict[str, Any]:
         t = self.table
-        sizes = {"layout": t.layout, "channels": t.channels, "cells": t.cells, "scale": t.scale, "adq": t.adq, "image_bits": t.image_bits}
+        sizes = {
+            "layout": t.layout,
+            "channels": t.channels,
+            "cells": t.cells,
+            "scale": t.scale,
+            "adq": t.adq,
+            "image_bits": t.image_bits,
+        }
         slots = {name: [NAMES[int(arch[op])], int(arch[bits])] for name, (op, bits) in self.slots.items()}
         return {**sizes, "mean": self.mean_given, "slots": slots}
 

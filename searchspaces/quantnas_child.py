@@ -1,6 +1,8 @@
-"""The networks of QuantNAS: slots, the two layouts, and the child. Imports torch and the quantizers alone: export copies this file.
+"""The networks of QuantNAS: slots, the two layouts, and the child. Imports torch and the quantizers alone: export
+copies this file.
 
-A layout is built the same way for a child, whose slots hold one operation of one bit-width, and for a supernet, whose slots hold all.
+A layout is built the same way for a child, whose slots hold one operation of one bit-width, and for a supernet, whose
+slots hold all.
 """
 
 from __future__ import annotations
@@ -67,7 +69,8 @@ class SlotShape(NamedTuple):
         copies: cells that share the choice, each with its own weights.
         relu: its input goes through ReLU.
         first: its input is the image.
-        last: it changes features that others have made, and starts small; not so the head's first, which makes them differ.
+        last: it changes features that others have made, and starts small; not so the head's first, which makes them
+            differ.
         start: what its fresh weights are multiplied by.
     """
 
@@ -86,11 +89,13 @@ class SlotShape(NamedTuple):
 def shapes(layout: str, channels: int, cells: int, scale: int) -> list[SlotShape]:
     """The slots of a network, in the order in which they are passed.
 
-    What is added to the enlarged image is signed: no ReLU stands before it is made, or the network can learn not to add anything.
+    What is added to the enlarged image is signed: no ReLU stands before it is made, or the network can learn not to add
+    anything.
 
-    What is added starts small. In the first layout, where no norm stands between convolutions, all else does too: from weights as torch
-    has them it learns little but a linear filter for a thousand steps (hand-made, 8 bits, 1,500 steps of 8 crops: 35.8 dB on Set5, so 36.5).
-    It has a price: few steps with real quantizers from scratch get less far (12 channels, 560 steps: 32.3 dB for 32.6).
+    What is added starts small. In the first layout, where no norm stands between convolutions, all else does too: from
+    weights as torch has them it learns little but a linear filter for a thousand steps (hand-made, 8 bits, 1,500 steps
+    of 8 crops: 35.8 dB on Set5, so 36.5). It has a price: few steps with real quantizers from scratch get less far (12
+    channels, 560 steps: 32.3 dB for 32.6).
     """
     c, up = channels, 3 * scale**2
     if layout == "basic":
@@ -124,11 +129,18 @@ class Slot(nn.Module):
         operations, bits: what it may be.
         hidden: channels within a pair of convolutions.
         input_bits: as in `QuantConv2d`, of the first convolution of each.
-        shared: single convolutions are windows of one whole kernel: smaller ones its centre, groups the blocks on its diagonal.
+        shared: single convolutions are windows of one whole kernel: smaller ones its centre, groups the blocks on its
+            diagonal.
     """
 
     def __init__(
-        self, shape: SlotShape, operations: Sequence[str], bits: Sequence[int], hidden: int, input_bits: int | None, shared: bool = False
+        self,
+        shape: SlotShape,
+        operations: Sequence[str],
+        bits: Sequence[int],
+        hidden: int,
+        input_bits: int | None,
+        shared: bool = False,
     ) -> None:
         super().__init__()
         self.name, self.operations, self.bits = shape.name, tuple(operations), tuple(bits)
@@ -154,7 +166,7 @@ class Slot(nn.Module):
             self.add_module(name, chain)
 
     def windows(self) -> dict[str, Tensor]:
-        """The weights of those operations that have a window of the whole kernel, by the names that they have in a child."""
+        """The weights of operations that have a window of the whole kernel, by their names in a child."""
         found = {name: self._window(OPERATIONS[name]) for name in self.operations}
         return {f"{name}.0.weight": window for name, window in found.items() if window is not None}
 
@@ -172,7 +184,8 @@ class Slot(nn.Module):
         """x: ``(N, c_in, H, W)`` -> ``(N, c_out, H, W)``.
 
         Args:
-            pick: one operation and bit-width, or the probabilities ``(operations, bits)`` of a mixture; None for the only ones.
+            pick: one operation and bit-width, or the probabilities ``(operations, bits)`` of a mixture; None for the
+                only ones.
             how: as `QuantConv2d` takes it.
         """
         if not isinstance(pick, Tensor):
@@ -181,7 +194,9 @@ class Slot(nn.Module):
         shares = {}
         for name, row, values in zip(self.operations, pick, pick.detach().tolist(), strict=True):
             if any(values):
-                shares[name] = [(bits, share) for bits, share, value in zip(self.bits, row, values, strict=True) if value]
+                shares[name] = [
+                    (bits, share) for bits, share, value in zip(self.bits, row, values, strict=True) if value
+                ]
         if how["quant"] == "real" or how["published"]:
             parts = [_mass(some) * self._chain(name, x, some, how) for name, some in shares.items()]
         else:
@@ -191,14 +206,15 @@ class Slot(nn.Module):
     def _merged(self, x: Tensor, shares: Mapping[str, list[tuple[int, Any]]], how: Mapping[str, Any]) -> list[Tensor]:
         """The parts of a mixture, of which all single convolutions are one, and all operations see one draw of noise.
 
-        Their outputs are linear in the input and in its noise, which each takes in its own strength: so one convolution of both, with
-        the sums of their kernels, gives the sum of all.
+        Their outputs are linear in the input and in its noise, which each takes in its own strength: so one convolution
+        of both, with the sums of their kernels, gives the sum of all.
         """
         chains = {name: list(self.get_submodule(name).children()) for name in shares}
         first: QuantConv2d = next(iter(chains.values()))[0]  # type: ignore[assignment]
         generator, noise, x = how["generator"], None, first.rectified(x)
         if how["quant"] == "noise":
-            noise = first.input_noise(x, first.input_shares([one for some in shares.values() for one in some]), generator)
+            each = [one for some in shares.values() for one in some]
+            noise = first.input_noise(x, first.input_shares(each), generator)
         parts, kernels, side = [], [], max(OPERATIONS[name].kernel for name in shares)
         for name, (conv, *rest) in chains.items():
             assert isinstance(conv, QuantConv2d)
@@ -208,7 +224,9 @@ class Slot(nn.Module):
             amount = 0.0 if noise is None else strength(conv.input_shares(shares[name]))
             if rest:
                 seen = x if noise is None else x + noise * amount
-                parts.append(_mass(shares[name]) * rest[0](F.conv2d(seen, weight, None, 1, conv.padding), shares[name], **how))
+                parts.append(
+                    _mass(shares[name]) * rest[0](F.conv2d(seen, weight, None, 1, conv.padding), shares[name], **how)
+                )
             else:
                 kernel = _mass(shares[name]) * _whole(weight, conv.groups, side)
                 kernels.append(kernel if noise is None else torch.cat((kernel, kernel * amount), 1))
@@ -231,14 +249,18 @@ def _mass(shares: Sequence[tuple[int, Any]]) -> Any:
 def _whole(weight: Tensor, groups: int, side: int) -> Tensor:
     """The kernels of a grouped or smaller convolution as those of a whole one of `side`: zeros elsewhere."""
     if groups > 1:
-        blocks = [F.pad(part, (0, 0, 0, 0, n * part.shape[1], (groups - 1 - n) * part.shape[1])) for n, part in enumerate(weight.chunk(groups))]
+        blocks = [
+            F.pad(part, (0, 0, 0, 0, n * part.shape[1], (groups - 1 - n) * part.shape[1]))
+            for n, part in enumerate(weight.chunk(groups))
+        ]
         weight = torch.cat(blocks)
     edge = (side - weight.shape[-1]) // 2
     return F.pad(weight, (edge,) * 4) if edge else weight
 
 
 class Residual(nn.Module):
-    """``x + f(x)``, or with ADQ ``x + (gain * deviation(x) + offset) * f(norm(x))`` (QuantNAS, section on ADQ; after AdaDM, arXiv:2111.13905).
+    """``x + f(x)``, or with ADQ ``x + (gain * deviation(x) + offset) * f(norm(x))`` (QuantNAS, section on ADQ; after
+    AdaDM, arXiv:2111.13905).
 
     The norm keeps what is quantized in range; the deviation, over all values of an image, gives its contrast back.
     """
@@ -253,7 +275,8 @@ class Residual(nn.Module):
         if self.norm is None:
             return x + f(x)
         variance = x.var((1, 2, 3), keepdim=True)
-        deviation = variance.clamp_min(1e-12).sqrt()  # a constant image has no gradient here, rather than none that is a number
+        # a constant image has no gradient here, rather than none that is a number
+        deviation = variance.clamp_min(1e-12).sqrt()
         return x + (self.gain * deviation + self.offset) * f(self.norm(x))
 
 
@@ -272,7 +295,8 @@ class BasicCell(nn.Module):
 class Basic(nn.Module):
     """The layout of the first version of the paper: head, cells under a long skip, enlargement, tail.
 
-    The head is residual over the repeated image, so that a random head does not keep changing the basis of the features.
+    The head is residual over the repeated image, so that a random head does not keep changing the basis of the
+    features.
     """
 
     def __init__(self, channels: int, cells: int, scale: int, slot: Callable[[str], Slot], norm: Norm | None) -> None:
@@ -304,7 +328,7 @@ def fixed(c_in: int, c_out: int, kernel: int, relu: bool = False, **rest: Any) -
 
 
 class SpatialAttention(nn.Module):
-    """Enhanced spatial attention (RFANet, Liu et al. 2020), as RFDN has it: a gate for every value, from a much smaller image.
+    """Enhanced spatial attention (RFANet, Liu et al. 2020), as in RFDN: a gate for each value, from a smaller image.
 
     The image must have at least 15 pixels a side.
     """
@@ -326,7 +350,8 @@ class SpatialAttention(nn.Module):
 
 
 class RfdnCell(nn.Module):
-    """Residual feature distillation (RFDN, Liu et al. 2020): three refinements, half of the channels kept before each and at the end."""
+    """Residual feature distillation (RFDN, Liu et al. 2020): three refinements, half of the channels kept before
+    each and at the end."""
 
     def __init__(self, number: int, channels: int, slot: Callable[[str], Slot], norm: Norm | None) -> None:
         super().__init__()
@@ -396,14 +421,20 @@ def build(
     image = None if image_bits is None else 0 if exact else image_bits
 
     def slot(name: str) -> Slot:
-        return Slot(places[name], *choices[name], hidden=channels, input_bits=image if places[name].first else None, shared=shared)
+        return Slot(
+            places[name],
+            *choices[name],
+            hidden=channels,
+            input_bits=image if places[name].first else None,
+            shared=shared,
+        )
 
     net: nn.Module = LAYOUTS[layout](channels, cells, scale, slot, norm)
     return net
 
 
 def enlarge(body: nn.Module, x: Tensor, mean: Tensor, scale: int, run: Run, real: bool) -> Tensor:
-    """x: ``(N, 3, H, W)``, pixels in [0, 1] -> ``(N, 3, scale * H, scale * W)``: bicubic, and what the network adds to it.
+    """x: ``(N, 3, H, W)``, pixels in [0, 1] -> ``(N, 3, scale * H, scale * W)``: bicubic, and what is added to it.
 
     With real quantizers the pixels are put on the 8-bit grid that images have.
     """
@@ -445,7 +476,8 @@ class QuantNASChild(nn.Module):
         slots: dict[str, list[Any]],
     ) -> None:
         super().__init__()
-        sizes = {"layout": layout, "channels": channels, "cells": cells, "scale": scale, "adq": adq, "image_bits": image_bits}
+        sizes = {"layout": layout, "channels": channels, "cells": cells, "scale": scale}
+        sizes |= {"adq": adq, "image_bits": image_bits}
         self.config = {**sizes, "mean": mean, "slots": slots}
         self.scale, self.quant = scale, "real"
         self.register_buffer("mean", pixel_mean(mean))
@@ -459,4 +491,6 @@ class QuantNASChild(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: ``(N, 3, H, W)``, pixels in [0, 1] -> ``(N, 3, scale * H, scale * W)``."""
-        return enlarge(self.body, x, self.mean, self.scale, lambda part, z: part(z, quant=self.quant), self.quant == "real")
+        return enlarge(
+            self.body, x, self.mean, self.scale, lambda part, z: part(z, quant=self.quant), self.quant == "real"
+        )

@@ -1,4 +1,5 @@
-"""The tables, the space and the costs of QuantNAS. Every slot of a network has two choices: an operation and a bit-width."""
+"""The tables, the space and the costs of QuantNAS. Every slot of a network has two choices: an operation and a
+bit-width."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class Table:
         scale: sides of the output over sides of the input.
         bits: the bit-widths of every slot, weights and activations alike; 32 is unquantized.
         adq: adaptive deviation around the residual functions.
-        input_bits: of the image: None for 8, in which images come; ``"slot"`` for the bits of the convolution that sees it (the authors' accounting).
+        input_bits: of the image: None for 8, in which images come; ``"slot"`` for the bits of the convolution that sees
+            it (the authors' accounting).
 
     Raises:
         ValueError: a value that is not allowed.
@@ -73,7 +75,10 @@ class Table:
     def operations(self, shape: SlotShape) -> list[str]:
         """What a slot may hold, by its multiply-accumulates."""
         group = (BASIC if self.layout == "basic" else RFDN)[shape.group]
-        return sorted((name for name in group if OPERATIONS[name].fits(shape.c_in, shape.c_out)), key=lambda name: taps(self, shape, name))
+        return sorted(
+            (name for name in group if OPERATIONS[name].fits(shape.c_in, shape.c_out)),
+            key=lambda name: taps(self, shape, name),
+        )
 
 
 def taps(table: Table, shape: SlotShape, operation: str) -> int:
@@ -86,7 +91,8 @@ class QuantNASSpace(Space):
     """The space of a `Table`: for each slot ``<slot>.op``, the operation's place in `OPERATIONS`, and ``<slot>.bits``.
 
     Args:
-        settled: choices that are not searched: a name or pattern such as ``"body*.op"`` to a value; operations also by name.
+        settled: choices that are not searched: a name or pattern such as ``"body*.op"`` to a value; operations also by
+            name.
 
     Raises:
         ValueError: a pattern that fits no choice, or a value that one of them does not have.
@@ -109,7 +115,9 @@ class QuantNASSpace(Space):
 
     def named(self, choices: Mapping[str, Number | str]) -> Arch:
         """An architecture whose operations are given by name: ``{"head1.op": "conv3", "head1.bits": 8, ...}``."""
-        return self.arch({name: NAMES.index(value) if isinstance(value, str) else value for name, value in choices.items()})
+        return self.arch(
+            {name: NAMES.index(value) if isinstance(value, str) else value for name, value in choices.items()}
+        )
 
 
 def _value(choice: Choice, value: Number | str) -> Number:
@@ -123,7 +131,8 @@ def _value(choice: Choice, value: Number | str) -> Number:
 
 
 def conv_cost(c_in: int, c_out: int, taps: int, pixels: int, bits: int, input_bits: int | None) -> PartCost:
-    """A quantized convolution of `taps` taps a channel pair; ``input_bits`` as of `QuantConv2d` (0: an image of `FIXED_BITS`)."""
+    """A quantized convolution of `taps` taps a channel pair; ``input_bits`` as of `QuantConv2d` (0: an image of
+    `FIXED_BITS`)."""
     inputs = bits if input_bits is None else input_bits or FIXED_BITS
     weights, macs = c_in * c_out * taps, c_in * c_out * taps * pixels
     steps = (c_out if bits < FULL else 0) + (1 if input_bits or (input_bits is None and bits < FULL) else 0)
@@ -134,7 +143,9 @@ def slot_cost(table: Table, shape: SlotShape, operation: str, bits: int, side: i
     """One choice of one slot, in all of the cells that share it, for a square input of `side` pixels."""
     pixels = (side * table.scale if shape.enlarged else side) ** 2
     cost = PartCost()
-    for number, (c_in, c_out, kernel, groups) in enumerate(OPERATIONS[operation].layers(shape.c_in, shape.c_out, table.channels)):
+    for number, (c_in, c_out, kernel, groups) in enumerate(
+        OPERATIONS[operation].layers(shape.c_in, shape.c_out, table.channels)
+    ):
         image = first_bits(table) if shape.first and number == 0 else None
         for _ in range(shape.copies):
             cost += conv_cost(c_in // groups, c_out, kernel[0] * kernel[1], pixels, bits, image)
@@ -142,7 +153,8 @@ def slot_cost(table: Table, shape: SlotShape, operation: str, bits: int, side: i
 
 
 def first_bits(table: Table) -> int | None:
-    """`QuantConv2d.input_bits` of a convolution that sees the image: it lies on its grid unless a norm stands before."""
+    """`QuantConv2d.input_bits` of a convolution that sees the image: it lies on its grid unless a norm stands
+    before."""
     if table.image_bits is None:
         return None
     return 0 if table.layout == "basic" or not table.adq else table.image_bits

@@ -1,7 +1,9 @@
-"""ViT-ResNAS: multi-stage vision transformers of elastic width, heads, hidden width and depth, several of them in one pass.
+"""ViT-ResNAS: multi-stage vision transformers of elastic width, heads, hidden width and depth, several of them in one
+pass.
 
-Liao, Karaman, Sze, "Searching for Efficient Multi-Stage Vision Transformers" (2021). A convolutional stem, three stages of pre-norm
-transformer blocks with a residual spatial reduction between each two, a class token, and in training a second head on the patches.
+Liao, Karaman, Sze, "Searching for Efficient Multi-Stage Vision Transformers" (2021). A convolutional stem, three stages
+of pre-norm transformer blocks with a residual spatial reduction between each two, a class token, and in training a
+second head on the patches.
 """
 
 from __future__ import annotations
@@ -82,8 +84,17 @@ class ElasticBlock(nn.Module):
         self.fc1 = GroupedLinear(width, hidden)
         self.fc2 = GroupedLinear(hidden, width)
 
-    def forward(self, x: Tensor, how: Grouped | Masked, width: Widths, inner: Widths, hidden: Widths, scales: Sequence[Tensor | None]) -> Tensor:
-        """x: the stream, in the form that `how` has; a width for each sub-network; `scales` ``(N,)`` of the two branches."""
+    def forward(
+        self,
+        x: Tensor,
+        how: Grouped | Masked,
+        width: Widths,
+        inner: Widths,
+        hidden: Widths,
+        scales: Sequence[Tensor | None],
+    ) -> Tensor:
+        """x: the stream, in the form that `how` has; a width for each sub-network; `scales` ``(N,)`` of the two
+        branches."""
         y = how.norm(self.norm1, x, width)
         q, k, v = (how.linear(layer, y, width, inner) for layer in (self.q, self.k, self.v))
         x = how.add(x, how.linear(self.proj, how.attend(q, k, v, inner, self.head_dim), inner, width), width, scales[0])
@@ -120,8 +131,9 @@ class ViTResNAS(Supernet):
         mean, std: of the pixels, one number a channel.
         image: side of the images in pixels; by default what the stem sees, without its padding.
         sync_batch_norm: the stem's batch statistics over all ranks.
-        multi: how several sub-networks run in one pass: ``"grouped"`` slices, so that a small one costs what it costs; ``"masked"``
-            is the paper's way, which runs the largest network for every row. Outputs and gradients are the same.
+        multi: how several sub-networks run in one pass: ``"grouped"`` slices, so that a small one costs what it costs;
+            ``"masked"`` is the paper's way, which runs the largest network for every row. Outputs and gradients are the
+            same.
     """
 
     space: ViTResNASSpace
@@ -157,7 +169,9 @@ class ViTResNAS(Supernet):
     def _build(self) -> None:
         table = self.table
         width = max(table.stages[0].width)
-        self.stem = Stem(table.channels, table.stem, width, table.patch, partial(ElasticBatchNorm2d, sync=self.sync_batch_norm))
+        self.stem = Stem(
+            table.channels, table.stem, width, table.patch, partial(ElasticBatchNorm2d, sync=self.sync_batch_norm)
+        )
         self.token = nn.Parameter(torch.zeros(width))
         self.position = nn.Parameter(torch.zeros(1 + table.grid(0) ** 2, width))
         self.stages = nn.ModuleList()
@@ -176,7 +190,8 @@ class ViTResNAS(Supernet):
                 yield names.key, ElasticBlock(width, max(block.heads) * spec.head_dim, spec.head_dim, max(block.hidden))
 
     def _initialise(self) -> None:
-        """Truncated normal of 0.02 for linear layers, class token and positions; convolutions keep torch's own (section 4)."""
+        """Truncated normal of 0.02 for linear layers, class token and positions; convolutions keep torch's own
+        (section 4)."""
         for name, parameter in self.named_parameters():
             if name.endswith(("token", "position")):
                 nn.init.trunc_normal_(parameter, std=0.02)
@@ -220,7 +235,8 @@ class ViTResNAS(Supernet):
         return self._heads(layout.norm(self.norm, x, before), before, layout, examples, how)
 
     def _sizes(self, n: int, names: BlockNames, arch: Arch) -> tuple[int, int] | None:
-        """The widths of that block of stage n within attention and within the two-layer network; None where it is dropped."""
+        """The widths of that block of stage n within attention and within the two-layer network; None where it is
+        dropped."""
         if not names.there(arch):
             return None
         return int(arch[names.heads]) * self.table.stages[n].head_dim, int(arch[names.hidden])
@@ -229,14 +245,17 @@ class ViTResNAS(Supernet):
         classes = [self.table.classes] * len(width)
         token = layout.take(x, width, slice(1))
         if how.dropout:
-            keep = torch.rand(examples, 1, self.head.in_features, generator=how.generator, device=x.device) >= how.dropout
+            keep = (
+                torch.rand(examples, 1, self.head.in_features, generator=how.generator, device=x.device) >= how.dropout
+            )
             token = token * layout.lay(keep.to(x.dtype) / (1 - how.dropout), width)
         main = layout.linear(self.head, token, width, classes)
         aux = layout.linear(self.patch_head, layout.take(x, width, slice(1, None)), width, classes)
         return Output(layout.whole(main, self.table.classes).flatten(1), layout.whole(aux, self.table.classes))
 
     def _drop_path(self, examples: int, how: Pass, like: Tensor) -> Iterator[Sequence[Tensor | None]]:
-        """For each block the factors ``(N,)`` of its two branches: 0 with a probability that grows from 0 to ``how.drop_path``.
+        """For each block the factors ``(N,)`` of its two branches: 0 with a probability that grows from 0 to
+        ``how.drop_path``.
 
         All of a pass is drawn at once, for the rows in their order: so that both ways to run it see the same.
         """
@@ -250,7 +269,11 @@ class ViTResNAS(Supernet):
     def child_config(self, arch: Arch) -> dict[str, Any]:
         stages = []
         for n, spec in enumerate(self.table.stages):
-            blocks = {b.key: {"heads": int(arch[b.heads]), "hidden": int(arch[b.hidden])} for b in self.space.blocks[n] if b.there(arch)}
+            blocks = {
+                b.key: {"heads": int(arch[b.heads]), "hidden": int(arch[b.hidden])}
+                for b in self.space.blocks[n]
+                if b.there(arch)
+            }
             stages.append({"width": int(arch[self.space.widths[n]]), "head_dim": spec.head_dim, "blocks": blocks})
         t = self.table
         sizes = {"side": t.side, "pad": t.pad, "patch": t.patch, "stem": t.stem, "stages": stages, "classes": t.classes}
@@ -262,16 +285,28 @@ class ViTResNAS(Supernet):
             blocks = []
             for b in self.space.blocks[n]:
                 exists = () if b.exists is None else (int(arch[b.exists]),)
-                blocks.append(BlockChoices((int(arch[b.heads]),), (int(arch[b.hidden]),), exists) if b.there(arch) else BlockChoices((), (), exists))
+                blocks.append(
+                    BlockChoices((int(arch[b.heads]),), (int(arch[b.hidden]),), exists)
+                    if b.there(arch)
+                    else BlockChoices((), (), exists)
+                )
             stages.append(replace(spec, width=(int(arch[self.space.widths[n]]),), blocks=tuple(blocks)))
         table = replace(self.table, stages=tuple(stages))
-        fixed = ViTResNAS(table, mean=self.mean, std=self.std, image=self.input_shape[-1], sync_batch_norm=self.sync_batch_norm, multi=self.multi)
+        fixed = ViTResNAS(
+            table,
+            mean=self.mean,
+            std=self.std,
+            image=self.input_shape[-1],
+            sync_batch_norm=self.sync_batch_norm,
+            multi=self.multi,
+        )
         if not fresh:
             inherit(fixed, self)
         return fixed
 
     def parts(self, arch: Arch) -> Iterator[tuple[int, ...]]:
-        """Stage by stage: its number, widths before and in it, and how many blocks, heads and hidden channels it has in all."""
+        """Stage by stage: its number, widths before and in it, and how many blocks, heads and hidden channels it has
+        in all."""
         before = 0
         for n, name in enumerate(self.space.widths):
             blocks = heads = hidden = 0
@@ -287,12 +322,15 @@ class ViTResNAS(Supernet):
     def part_cost(self, part: tuple[int, ...]) -> PartCost:
         """A stage with what stands before it (stem or reduction) and, after the last one, the head.
 
-        Convolutions, linear layers and the two products of attention count; norms, biases, pooling and the patch head do not.
+        Convolutions, linear layers and the two products of attention count; norms, biases, pooling and the patch head
+        do not.
         """
         n, before, d, blocks, heads, hidden = part
         inner, tokens = heads * self.table.stages[n].head_dim, 1 + self.table.grid(n) ** 2
         macs = 4 * d * inner * tokens + 2 * tokens**2 * inner + 2 * tokens * d * hidden
-        params = 4 * d * inner + 3 * inner + 2 * d * hidden + hidden + 6 * d * blocks  # 6 d: two layer norms, biases of proj and fc2
+        params = (
+            4 * d * inner + 3 * inner + 2 * d * hidden + hidden + 6 * d * blocks
+        )  # 6 d: two layer norms, biases of proj and fc2
         cost = fp32(macs, params) + (self._reduction_cost(n, before, d) if n else self._stem_cost(d))
         if n == len(self.table.stages) - 1:
             classes = self.table.classes

@@ -1,4 +1,5 @@
-"""The child of a ViT-ResNAS supernet, as fixed torch layers. Imports torch and the shared blocks alone: export copies this file."""
+"""The child of a ViT-ResNAS supernet, as fixed torch layers. Imports torch and the shared blocks alone: export
+copies this file."""
 
 from __future__ import annotations
 
@@ -13,12 +14,15 @@ from nas.static import Pixels, channels_last
 
 
 class Stem(nn.Module):
-    """Three 3x3 convolutions with a skip from the first to the last, and a projection of patches (spatial stride `patch` in all).
+    """Three 3x3 convolutions with a skip from the first to the last, and a projection of patches (spatial stride
+    `patch` in all).
 
     An odd patch leaves the first convolution without its stride of 2.
     """
 
-    def __init__(self, channels: int, mid: int, width: int, patch: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> None:
+    def __init__(
+        self, channels: int, mid: int, width: int, patch: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d
+    ) -> None:
         super().__init__()
         stride = 1 if patch % 2 else 2
         self.conv1 = nn.Conv2d(channels, mid, 3, stride, 1, bias=False)
@@ -38,7 +42,8 @@ class Stem(nn.Module):
 
 
 def pool(x: Tensor, width: int) -> Tensor:
-    """The parameter-free skip of a spatial reduction: 2x2 means of the patches, the class token as it is, zeros for new channels.
+    """The parameter-free skip of a spatial reduction: 2x2 means of the patches, the class token as it is, zeros for new
+    channels.
 
     x: ``(N, 1 + S * S, c)`` -> ``(N, 1 + S * S / 4, width)``.
     """
@@ -71,7 +76,8 @@ class Reduction(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention whose heads have a fixed size, then a GELU network of two layers, both residual."""
+    """Pre-norm transformer block: attention whose heads have a fixed size, then a GELU network of two layers, both
+    residual."""
 
     def __init__(self, width: int, heads: int, head_dim: int, hidden: int) -> None:
         super().__init__()
@@ -93,7 +99,8 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """A spatial reduction (none in the first stage), then blocks, which keep the numbers that they had in the supernet."""
+    """A spatial reduction (none in the first stage), then blocks, which keep the numbers that they had in the
+    supernet."""
 
     def __init__(self, reduce: nn.Module | None, blocks: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -120,9 +127,28 @@ class ViTResNASChild(nn.Module):
         classes: how many there are.
     """
 
-    def __init__(self, mean: list[float], std: list[float], side: int, pad: int, patch: int, stem: int, stages: list[dict[str, Any]], classes: int) -> None:
+    def __init__(
+        self,
+        mean: list[float],
+        std: list[float],
+        side: int,
+        pad: int,
+        patch: int,
+        stem: int,
+        stages: list[dict[str, Any]],
+        classes: int,
+    ) -> None:
         super().__init__()
-        self.config = {"mean": mean, "std": std, "side": side, "pad": pad, "patch": patch, "stem": stem, "stages": stages, "classes": classes}
+        self.config = {
+            "mean": mean,
+            "std": std,
+            "side": side,
+            "pad": pad,
+            "patch": patch,
+            "stem": stem,
+            "stages": stages,
+            "classes": classes,
+        }
         self.pad = pad
         grid, width = side // patch, stages[0]["width"]
         self.pixels = Pixels(mean, std, side - 2 * pad)

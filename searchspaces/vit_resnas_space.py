@@ -1,4 +1,5 @@
-"""The tables and the space of ViT-ResNAS: what a network may be made of. Widths are chosen once a stage, the rest once a block."""
+"""The tables and the space of ViT-ResNAS: what a network may be made of. Widths are chosen once a stage, the rest
+once a block."""
 
 from __future__ import annotations
 
@@ -56,24 +57,36 @@ class Table:
     def __post_init__(self) -> None:
         cell = self.patch * 2 ** (len(self.stages) - 1)
         if self.side % cell:
-            raise ValueError(f"side {self.side} must be a multiple of {cell}: patch {self.patch}, doubled at each later stage")
+            raise ValueError(
+                f"side {self.side} must be a multiple of {cell}: patch {self.patch}, doubled at each later stage"
+            )
         for before, after in zip(self.stages, self.stages[1:], strict=False):
             if max(before.width) > min(after.width):
-                raise ValueError(f"widths {after.width} follow {before.width}: the skip of a reduction can only add channels")
+                raise ValueError(
+                    f"widths {after.width} follow {before.width}: the skip of a reduction can only add channels"
+                )
 
     def grid(self, stage: int) -> int:
         """Side of the patches' grid in a stage, from 0."""
         return self.side // (self.patch * 2**stage)
 
 
-def stage(width: Sequence[int], heads: Sequence[int], head_dim: int, hidden: Sequence[int], blocks: int, skippable: Sequence[int] = ()) -> StageChoices:
+def stage(
+    width: Sequence[int],
+    heads: Sequence[int],
+    head_dim: int,
+    hidden: Sequence[int],
+    blocks: int,
+    skippable: Sequence[int] = (),
+) -> StageChoices:
     """A stage whose blocks have the same choices; those numbered in `skippable`, from 1, may be dropped."""
     exists = [(0, 1) if number in skippable else () for number in range(1, blocks + 1)]
     return StageChoices(tuple(width), head_dim, tuple(BlockChoices(tuple(heads), tuple(hidden), e) for e in exists))
 
 
 class BlockNames(NamedTuple):
-    """The names of one block's choices. `key` is its number in its stage; `exists` is None for a block that is always there."""
+    """The names of one block's choices. `key` is its number in its stage; `exists` is None for a block that is
+    always there."""
 
     key: str
     exists: str | None
@@ -86,9 +99,11 @@ class BlockNames(NamedTuple):
 
 
 class ViTResNASSpace(Space):
-    """The space of a `Table`: ``stageN.width``, and for each block ``stageN.blockM.exists/heads/hidden``, N and M from 1.
+    """The space of a `Table`: ``stageN.width``, and for each block ``stageN.blockM.exists/heads/hidden``, N and M from
+    1.
 
-    ``exists`` is a choice only of the blocks that may be dropped; where it is 0, the block's other choices do not count.
+    ``exists`` is a choice only of the blocks that may be dropped; where it is 0, the block's other choices do not
+    count.
     """
 
     def __init__(self, table: Table) -> None:
@@ -101,7 +116,9 @@ class ViTResNASSpace(Space):
             self.blocks.append([])
             for m, block in enumerate(spec.blocks, start=1):
                 place = f"stage{n}.block{m}."
-                names = BlockNames(str(m), place + "exists" if block.exists else None, place + "heads", place + "hidden")
+                names = BlockNames(
+                    str(m), place + "exists" if block.exists else None, place + "heads", place + "hidden"
+                )
                 self.blocks[-1].append(names)
                 needs = (names.exists, (1,)) if names.exists else None
                 choices += [Choice(names.exists, block.exists)] if names.exists else []
@@ -110,10 +127,11 @@ class ViTResNASSpace(Space):
         super().__init__(choices)
 
     def from_tuples(self, tuples: Sequence[Sequence[Any]]) -> Arch:
-        """An architecture in the authors' notation: ``(4, d)`` or ``(5, d, C)`` is the stem, ``(1, (d, h, e), (d, f), exists)`` a
-        block, ``(3, c_in, c_out)`` a reduction, ``(2, d, K)`` the head, whose K is not looked at.
+        """An architecture in the authors' notation: ``(4, d)`` or ``(5, d, C)`` is the stem, ``(1, (d, h, e), (d, f),
+        exists)`` a block, ``(3, c_in, c_out)`` a reduction, ``(2, d, K)`` the head, whose K is not looked at.
 
-        A stage that lists fewer blocks than the space has (the published networks do) lacks the last of those it may drop.
+        A stage that lists fewer blocks than the space has (the published networks do) lacks the last of those it may
+        drop.
 
         Raises:
             ValueError: another order or kind of layers, or sizes that this space does not have.
@@ -138,7 +156,10 @@ class ViTResNASSpace(Space):
         skippable = [m for m, name in enumerate(names) if name.exists]
         missing = len(names) - len(given)
         if not 0 <= missing <= len(skippable):
-            raise ValueError(f"stage {n + 1} lists {len(given)} blocks; this space has {len(names)} and may drop {len(skippable)} of them")
+            raise ValueError(
+                f"stage {n + 1} lists {len(given)} blocks; this space has {len(names)} and may drop {len(skippable)} "
+                "of them"
+            )
         for m in skippable[len(skippable) - missing :]:
             given = [*given[:m], None, *given[m:]]
         choices: dict[str, Number] = {}
@@ -166,5 +187,8 @@ def _by_stage(tuples: Sequence[Sequence[Any]]) -> list[tuple[int, list[Any]]]:
         elif kind == 3 and stages and rest[0] == stages[-1][0]:
             stages.append((rest[1], []))
         elif not (kind == 2 and stages and rest[0] == stages[-1][0] and place == len(tuples) - 1):
-            raise ValueError(f"tuple {place} is {tuple(tuples[place])}; allowed: a stem (4 or 5), blocks (1) with reductions (3) of fitting width, a head (2)")
+            raise ValueError(
+                f"tuple {place} is {tuple(tuples[place])}; allowed: a stem (4 or 5), blocks (1) with reductions (3) of "
+                "fitting width, a head (2)"
+            )
     return stages

@@ -19,7 +19,8 @@ from nas.rundir import atomic
 from nas.rundir.checkpoint import Checkpoint
 
 NAS = Path(sys.executable).with_name("nas")
-PATIENCE = 400.0  # seconds for a command that trains or searches; some 40 on a quiet machine, and many times that on a busy one
+# seconds for a command that trains or searches; some 40 on a quiet machine, and many times that on a busy one
+PATIENCE = 400.0
 PARITY = 1e-4
 
 
@@ -45,7 +46,9 @@ def environment(**more: str) -> dict[str, str]:
 def start(*words: str | Path, cwd: Path, log: Path, **env: str) -> subprocess.Popen[bytes]:
     """A `nas` command in the background, in a process group of its own as in a terminal; it writes to `log`."""
     with log.open("wb") as out:
-        return subprocess.Popen([NAS, *words], cwd=cwd, env=environment(**env), stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            [NAS, *words], cwd=cwd, env=environment(**env), stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 def command(*words: str | Path, cwd: Path, patience: float = 120, **env: str) -> Ended:
@@ -57,7 +60,9 @@ def command(*words: str | Path, cwd: Path, patience: float = 120, **env: str) ->
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        pytest.fail(f"nas {' '.join(map(str, words))} took more than {patience:g} s and said:\n{log.read_text()}", pytrace=False)
+        pytest.fail(
+            f"nas {' '.join(map(str, words))} took more than {patience:g} s and said:\n{log.read_text()}", pytrace=False
+        )
     text = log.read_text()
     log.unlink()
     return Ended(code, text, time.monotonic() - began)
@@ -105,7 +110,9 @@ def tracked(run: Path) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {"train": [], "search": [], "candidate": []}
     token = None
     while experiment is not None:
-        page = client.search_runs([experiment.experiment_id], f"tags.`raynas.run` = '{about['id']}'", max_results=1000, page_token=token)
+        page = client.search_runs(
+            [experiment.experiment_id], f"tags.`raynas.run` = '{about['id']}'", max_results=1000, page_token=token
+        )
         for each in page:
             found[each.data.tags["raynas.kind"]].append(each)
         token = page.token

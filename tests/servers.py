@@ -1,4 +1,5 @@
-"""What tests start for themselves: two networks with a cable between them; PostgreSQL with an MLflow server before it."""
+"""What tests start for themselves: two networks with a cable between them; PostgreSQL with an MLflow server before
+it."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-POSTGRES = next((path for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True) if (path / "initdb").exists()), None)
+POSTGRES = next(
+    (path for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True) if (path / "initdb").exists()),
+    None,
+)
 
 
 def no_networks() -> str | None:
@@ -26,7 +30,9 @@ def no_networks() -> str | None:
     name = f"rn-{secrets.token_hex(3)}"
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True)
     if made.returncode == 0:
-        made = subprocess.run(["ip", "netns", "exec", name, "ip", "link", "set", "lo", "up"], capture_output=True, text=True)
+        made = subprocess.run(
+            ["ip", "netns", "exec", name, "ip", "link", "set", "lo", "up"], capture_output=True, text=True
+        )
         subprocess.run(["ip", "netns", "del", name], capture_output=True)
     return f"no network namespaces here (root?): {made.stderr.strip()}" if made.returncode else None
 
@@ -40,7 +46,9 @@ def networks() -> Iterator[tuple[str, str]]:
         for name, address in zip(names, ADDRESSES, strict=True):
             _ip("netns", "add", name)
             _ip("-n", name, "link", "set", "lo", "up")
-            hosts = Path("/etc/netns") / name / "hosts"  # what commands in there see as /etc/hosts: its own name is its own address
+            hosts = (
+                Path("/etc/netns") / name / "hosts"
+            )  # what commands in there see as /etc/hosts: its own name is its own address
             hosts.parent.mkdir(parents=True)
             hosts.write_text(f"127.0.0.1 localhost\n{address} {socket.gethostname()}\n")
         _ip("link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns", names[1])
@@ -90,17 +98,52 @@ def mlflow_server(network: str, address: str, port: int, database: int) -> Itera
         shutil.chown(data, "postgres", "postgres")
         folder.chmod(0o711)
         as_user = ["runuser", "-u", "postgres", "--"]
-    subprocess.run([*as_user, POSTGRES / "initdb", "-D", data, "-U", "raynas", "--auth=trust", "--no-sync"], check=True, capture_output=True, cwd="/")
+    subprocess.run(
+        [*as_user, POSTGRES / "initdb", "-D", data, "-U", "raynas", "--auth=trust", "--no-sync"],
+        check=True,
+        capture_output=True,
+        cwd="/",
+    )
     try:
-        run = [*inside(network), *as_user, str(POSTGRES / "postgres"), "-D", str(data), "-k", "", "-h", "127.0.0.1", "-p", str(database)]
+        run = [
+            *inside(network),
+            *as_user,
+            str(POSTGRES / "postgres"),
+            "-D",
+            str(data),
+            "-k",
+            "",
+            "-h",
+            "127.0.0.1",
+            "-p",
+            str(database),
+        ]
         started.append(_start(run, folder / "postgres.log"))
         ready = [*inside(network), str(POSTGRES / "pg_isready"), "-h", "127.0.0.1", "-p", str(database)]
         _await(lambda: subprocess.run(ready, capture_output=True).returncode == 0, started[-1], folder / "postgres.log")
         store = f"postgresql+psycopg2://raynas@127.0.0.1:{database}/postgres"
-        serve = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--artifacts-destination", str(folder / "artifacts")]
-        started.append(_start([*inside(network), *serve, "--host", address, "--port", str(port), "--workers", "1"], folder / "mlflow.log"))
+        serve = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--backend-store-uri",
+            store,
+            "--artifacts-destination",
+            str(folder / "artifacts"),
+        ]
+        started.append(
+            _start(
+                [*inside(network), *serve, "--host", address, "--port", str(port), "--workers", "1"],
+                folder / "mlflow.log",
+            )
+        )
         health = ["curl", "-sf", f"http://{address}:{port}/health"]
-        _await(lambda: subprocess.run([*inside(network), *health], capture_output=True).returncode == 0, started[-1], folder / "mlflow.log")
+        _await(
+            lambda: subprocess.run([*inside(network), *health], capture_output=True).returncode == 0,
+            started[-1],
+            folder / "mlflow.log",
+        )
         yield f"http://{address}:{port}"
     finally:
         for process in reversed(started):
@@ -113,7 +156,9 @@ def mlflow_server(network: str, address: str, port: int, database: int) -> Itera
 
 
 def _start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")} | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW")} | {
+        "MLFLOW_DISABLE_TELEMETRY": "true"
+    }
     with log.open("wb") as out:
         return subprocess.Popen(words, cwd="/", env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
 

@@ -1,4 +1,5 @@
-"""A search problem with known answers that costs nothing to evaluate: shaped like the OFA-MobileNetV3 space, 3^45 mappings.
+"""A search problem with known answers that costs nothing to evaluate: shaped like the OFA-MobileNetV3 space, 3^45
+mappings.
 
 20 blocks in 5 stages of 4, a kernel and an expansion for each block, a depth for each stage.
 """

@@ -18,7 +18,13 @@ MOST_LINES = 500
 HOMES = {
     "deepspeed": {"nas/training/engine.py"},
     "mlflow": {"nas/results/tracking.py"},
-    "ray": {"nas/workers/train.py", "nas/workers/session.py", "nas/cli/doctor.py", "nas/workers/trials.py", "cluster/*"},
+    "ray": {
+        "nas/workers/train.py",
+        "nas/workers/session.py",
+        "nas/cli/doctor.py",
+        "nas/workers/trials.py",
+        "cluster/*",
+    },
     "onnx": {"nas/children/export.py", "nas/children/quantize.py"},
     "onnxruntime": {"nas/children/export.py", "nas/children/quantize.py"},
     "scipy": {"nas/quantization/allocate.py"},
@@ -36,7 +42,16 @@ DIETS = {
     "nas/quantization/integer.py": {"torch", "nas.quantization.levels"},
     "searchspaces/*_child.py": {"torch", "nas.static", "nas.quantization.learned"},
     "nas/elastic/*.py": {"torch", "numpy", "nas.elastic"},
-    "nas/recipes/*.py": {"torch", "numpy", "pydantic", "nas.recipes", "nas.supernet", "nas.space", "nas.draws", "nas.config.section"},
+    "nas/recipes/*.py": {
+        "torch",
+        "numpy",
+        "pydantic",
+        "nas.recipes",
+        "nas.supernet",
+        "nas.space",
+        "nas.draws",
+        "nas.config.section",
+    },
     "nas/tasks/*.py": {
         *("torch", "torchvision", "numpy", "PIL", "sklearn", "pydantic"),
         *("nas.tasks", "nas.supernet", "nas.draws", "nas.config.section"),
@@ -64,7 +79,8 @@ def tree(path: Path) -> ast.Module:
 
 @cache
 def imported(path: Path, by_name: bool = False) -> tuple[str, ...]:
-    """Full names of all that a file imports, at its top, inside functions and for the type checker: ``nas.space.Arch``, ``torch.nn``.
+    """Full names of all that a file imports, at its top, inside functions and for the type checker: ``nas.space.Arch``,
+    ``torch.nn``.
 
     Args:
         by_name: also what it imports by a fixed string, which is how nas finds the package of built-in spaces.
@@ -79,7 +95,11 @@ def imported(path: Path, by_name: bool = False) -> tuple[str, ...]:
             above = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
             found += [f"{base}.{alias.name}" for alias in node.names]
-        elif by_name and isinstance(node, ast.Call) and called(node) in ("importlib.import_module", "import_module", "__import__"):
+        elif (
+            by_name
+            and isinstance(node, ast.Call)
+            and called(node) in ("importlib.import_module", "import_module", "__import__")
+        ):
             found += [a.value for a in node.args[:1] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
     return tuple(found)
 
@@ -108,7 +128,8 @@ def test_the_walk_sees_imports_wherever_they_stand(tmp_path: Path, monkeypatch: 
     (tmp_path / "nas/search").mkdir(parents=True)
     path = tmp_path / "nas/search/x.py"
     path.write_text(
-        "import a.b\ndef f():\n    from c import d\n    from . import e\n    from ..g import h\n    importlib.import_module('i')\n"
+        "import a.b\ndef f():\n    from c import d\n    from . import e\n    from ..g import h\n    "
+        "importlib.import_module('i')\n"
     )
     assert sorted(imported(path)) == ["a.b", "c.d", "nas.g.h", "nas.search.e"]
     assert "i" in imported(path, by_name=True)
@@ -118,7 +139,9 @@ def test_the_walk_sees_imports_wherever_they_stand(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("library", HOMES)
 def test_a_library_lives_in_its_own_files(library: str) -> None:
     homes = HOMES[library]
-    assert not offences(lambda file, name: within(name, library) and not any(Path(file).match(home) for home in homes), by_name=True)
+    assert not offences(
+        lambda file, name: within(name, library) and not any(Path(file).match(home) for home in homes), by_name=True
+    )
 
 
 @pytest.mark.parametrize("pattern", DIETS)
@@ -135,28 +158,45 @@ def test_what_runs_before_a_module_of_the_search_is_empty() -> None:
 
 
 def test_arrows_run_one_way() -> None:
-    """nas imports neither searchspaces nor cluster, but for the latter's commands; cluster neither; searchspaces what a network is made of."""
+    """nas imports neither searchspaces nor cluster, but for the latter's commands; cluster neither; searchspaces
+    what a network is made of."""
     assert not offences(lambda file, name: file.startswith("nas/") and within(name, "searchspaces"))
-    assert not offences(lambda file, name: file.startswith("nas/") and within(name, "cluster") and file != "nas/cli/cluster.py")
+    assert not offences(
+        lambda file, name: file.startswith("nas/") and within(name, "cluster") and file != "nas/cli/cluster.py"
+    )
     assert not offences(lambda file, name: within(name, "nas.cli.cluster") and file != "nas/cli/commands.py")
     others = ("nas", "searchspaces")
-    assert not offences(lambda file, name: file.startswith("cluster/") and any(within(name, package) for package in others))
-    parts = ("nas.space", "nas.elastic", "nas.static", "nas.supernet", "nas.quantization.learned", "nas.quantization.levels")
     assert not offences(
-        lambda file, name: file.startswith("searchspaces/") and within(name, "nas") and not any(within(name, part) for part in parts)
+        lambda file, name: file.startswith("cluster/") and any(within(name, package) for package in others)
+    )
+    parts = (
+        "nas.space",
+        "nas.elastic",
+        "nas.static",
+        "nas.supernet",
+        "nas.quantization.learned",
+        "nas.quantization.levels",
+    )
+    assert not offences(
+        lambda file, name: (
+            file.startswith("searchspaces/") and within(name, "nas") and not any(within(name, part) for part in parts)
+        )
     )
     assert not offences(lambda file, name: file.startswith("searchspaces/") and within(name, "cluster"))
 
 
 def test_nothing_in_nas_asks_which_space_it_serves() -> None:
-    """No text in nas names a built-in space, but for help and examples, which are docstrings, and the commands' page."""
+    """No text in nas names a built-in space, but for help and examples, which are docstrings, and the commands'
+    page."""
     names = {path.stem for path in FILES if where(path).startswith("searchspaces/") and "SIZES" in path.read_text()}
     assert names
     found = []
     for path in FILES:
         if where(path).startswith("nas/") and where(path) != "nas/cli/commands.py":
             found += [
-                f"{where(path)}:{node.lineno}" for node in ast.walk(tree(path)) if isinstance(node, ast.Constant) and node.value in names
+                f"{where(path)}:{node.lineno}"
+                for node in ast.walk(tree(path))
+                if isinstance(node, ast.Constant) and node.value in names
             ]
     assert not found
 
@@ -169,12 +209,19 @@ def test_files_have_a_readable_length() -> None:
 def test_only_commands_print() -> None:
     found = []
     for path in FILES:
-        if where(path) not in ("nas/cli/commands.py", "nas/cli/check.py", "nas/cli/cluster.py", "nas/cli/progress.py", "cluster/probe.py"):
+        if where(path) not in (
+            "nas/cli/commands.py",
+            "nas/cli/check.py",
+            "nas/cli/cluster.py",
+            "nas/cli/progress.py",
+            "cluster/probe.py",
+        ):
             calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
             found += [
                 f"{where(path)}:{node.lineno}"
                 for node in calls
-                if called(node) in ("print", "sys.stdout.write", "sys.stderr.write") or called(node).endswith("console.print")
+                if called(node) in ("print", "sys.stdout.write", "sys.stderr.write")
+                or called(node).endswith("console.print")
             ]
     assert not found
 
@@ -182,7 +229,16 @@ def test_only_commands_print() -> None:
 def test_nothing_is_unpickled_or_evaluated() -> None:
     """Files may come from strangers: no pickle in any guise, no `torch.load`, no `eval` or `exec`, no shell."""
     assert not offences(lambda file, name: name.split(".")[0] in UNPICKLERS, by_name=True)
-    forbidden = ("eval", "exec", "torch.load", "torch.save", "yaml.unsafe_load", "yaml.full_load", "os.system", "os.popen")
+    forbidden = (
+        "eval",
+        "exec",
+        "torch.load",
+        "torch.save",
+        "yaml.unsafe_load",
+        "yaml.full_load",
+        "os.system",
+        "os.popen",
+    )
     found = []
     for path in FILES:
         for node in ast.walk(tree(path)):

@@ -34,20 +34,29 @@ def test_every_module_imports_and_the_functions_of_the_package_stay() -> None:
 
 def test_help_imports_no_torch_and_training_no_tune() -> None:
     """What a first command waits for."""
-    for given, absent in (("nas.cli.commands", ("torch", "ray", "mlflow")), ("nas.pipeline, nas.workers.train", ("ray.tune",))):
+    for given, absent in (
+        ("nas.cli.commands", ("torch", "ray", "mlflow")),
+        ("nas.pipeline, nas.workers.train", ("ray.tune",)),
+    ):
         code = f"import sys, {given}; print([name for name in {absent} if name in sys.modules])"
         told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
         assert told.stdout.strip() == "[]", given
 
 
 def test_the_wheel_holds_every_package(tmp_path: Path) -> None:
-    """An editable install hides a package that pyproject forgot: the wheel is unpacked by pip elsewhere, and imports from there."""
+    """An editable install hides a package that pyproject forgot: the wheel is unpacked by pip elsewhere, and imports
+    from there."""
     pip = [sys.executable, "-m", "pip"]
     quiet = ["--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", *quiet, "--no-build-isolation", "--wheel-dir", tmp_path, ROOT], check=True, cwd=tmp_path)
+    subprocess.run(
+        [*pip, "wheel", *quiet, "--no-build-isolation", "--wheel-dir", tmp_path, ROOT], check=True, cwd=tmp_path
+    )
     (wheel,) = tmp_path.glob("raynas-*.whl")
     subprocess.run([*pip, "install", *quiet, "--target", tmp_path / "site", wheel], check=True, cwd=tmp_path)
-    code = f"import importlib, sys; sys.path.insert(0, sys.argv[1])\nfor name in {MODULES}: importlib.import_module(name)\nimport nas; print(nas.__file__)"
+    code = (
+        f"import importlib, sys; sys.path.insert(0, sys.argv[1])\nfor name in {MODULES}: "
+        "importlib.import_module(name)\nimport nas; print(nas.__file__)"
+    )
     told = subprocess.run([sys.executable, "-c", code, tmp_path / "site"], capture_output=True, text=True, cwd=tmp_path)
     assert told.stdout.strip() == str(tmp_path / "site" / "nas" / "__init__.py"), told.stderr[-2000:]
     site = tmp_path / "site"

@@ -1,4 +1,5 @@
-"""One real `nas run` from an experiment file to exported children, and what the same command does afterwards. Like a user, by the command.
+"""One real `nas run` from an experiment file to exported children, and what the same command does afterwards. Like a
+user, by the command.
 
 Runs are costly, so one is shared; a test that changes a run changes a copy of it.
 """
@@ -39,7 +40,14 @@ from tests.driving import (
     tracked,
 )
 
-TINY = ["recipe.epochs=4", "recipe.warmup_epochs=1", "search.candidates=40", "search.window=8", "train.checkpoint_every=25", "export.children=3"]
+TINY = [
+    "recipe.epochs=4",
+    "recipe.warmup_epochs=1",
+    "search.candidates=40",
+    "search.window=8",
+    "train.checkpoint_every=25",
+    "export.children=3",
+]
 STEPS_AN_EPOCH = 18  # of 64 out of 1,200 digits
 NOISE = re.compile(r"\(\w+ pid=\d+|\b(INFO|WARNING|DEBUG)\b|Warning:|Traceback|ray::|\[rank\d|it/s\]|╭|https?://")
 
@@ -85,7 +93,9 @@ pytestmark = pytest.mark.timeout(2 * PATIENCE)
 
 def test_it_prints_the_front_and_what_to_do_next(done: Done) -> None:
     text, children = done.ended.text, sorted((done.run / "children").iterdir())
-    rows = {row[0]: row[1:] for line in done.ended.lines if (row := line.split()) and re.fullmatch(r"[0-9a-f]{12}", row[0])}
+    rows = {
+        row[0]: row[1:] for line in done.ended.lines if (row := line.split()) and re.fullmatch(r"[0-9a-f]{12}", row[0])
+    }
     assert sorted(rows) == [path.name for path in children] and len(rows) == 3
     for path in children:
         figures = json.loads((path / "metrics.json").read_text())
@@ -106,7 +116,18 @@ def test_it_prints_no_wall_of_logs(done: Done) -> None:
 
 def test_the_run_directory_holds_what_is_named_and_no_rubbish(done: Done) -> None:
     names = {path.name for path in done.run.iterdir()}
-    wanted = {"run.json", "experiment.yaml", "history.jsonl", "train", "supernet", "search", "children", "report.html", "tracking.jsonl", "attempt"}
+    wanted = {
+        "run.json",
+        "experiment.yaml",
+        "history.jsonl",
+        "train",
+        "supernet",
+        "search",
+        "children",
+        "report.html",
+        "tracking.jsonl",
+        "attempt",
+    }
     assert names - {".lock"} == wanted
     beside = {path.name for path in done.run.parent.iterdir()}
     assert beside <= {done.run.name, "mlflow.db", "mlartifacts"}
@@ -142,13 +163,22 @@ def test_mlflow_has_every_candidate_once(done: Done) -> None:
         data = runs[k].data
         assert data.params == {name: str(value) for name, value in record["arch"].items()}
         wanted = {**record["metrics"], **record["cost"], "seconds": record["seconds"]}
-        assert {name: value for name, value in data.metrics.items() if not name.startswith("test_")} == pytest.approx(wanted, rel=1e-12)
+        assert {name: value for name, value in data.metrics.items() if not name.startswith("test_")} == pytest.approx(
+            wanted, rel=1e-12
+        )
 
 
 def test_a_child_is_whole_and_agrees_with_the_search(done: Done, child: Path) -> None:
     manifest = atomic.verify(child)
     assert manifest["supernet"] == supernet(done.run)
-    assert set(manifest["files"]) == {"model.safetensors", "model.py", "arch.json", "metrics.json", "model.onnx", "README.md"}
+    assert set(manifest["files"]) == {
+        "model.safetensors",
+        "model.py",
+        "arch.json",
+        "metrics.json",
+        "model.onnx",
+        "README.md",
+    }
     figures = json.loads((child / "metrics.json").read_text())
     record = next(record for record in records(done.run).values() if record["id"] == child.name)
     assert figures["validation"] == record["metrics"], "export measures as the search did"
@@ -169,7 +199,8 @@ theirs = session.run(None, {session.get_inputs()[0].name: x})[0]
 with torch.no_grad():
     ours = net(torch.from_numpy(x)).numpy()
 assert not {"nas", "searchspaces", "ray", "deepspeed", "mlflow"} & set(sys.modules)
-print(json.dumps({"shape": ours.shape, "apart": float(abs(ours - theirs).max()), "size": float(abs(ours).max()), "outputs": ours.tolist()}))
+apart, size = float(abs(ours - theirs).max()), float(abs(ours).max())
+print(json.dumps({"shape": ours.shape, "apart": apart, "size": size, "outputs": ours.tolist()}))
 """
 
 
@@ -177,7 +208,9 @@ def test_a_child_loads_where_there_is_no_raynas_by_the_lines_of_its_card(child: 
     card = (child / "README.md").read_text()
     (lines,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     script = STRANGER + lines + COMPARE
-    done = subprocess.run([sys.executable, "-c", script], cwd=child, env=environment(), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=child, env=environment(), capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["shape"] == [7, 10] and found["size"] > 0.1
@@ -260,7 +293,9 @@ def test_another_identity_is_refused_with_the_difference(again: tuple[Path, dict
     before = contents(run)
     ended = command("run", run, *sets(["seed=7", "recipe.lr=0.125", "train.zero_stage=2"]), cwd=run.parent)
     assert ended.code == 1
-    assert "seed: 0 in bignas-digits, 7 now" in ended.text and "recipe.lr: 0.2 in bignas-digits, 0.125 now" in ended.text
+    assert (
+        "seed: 0 in bignas-digits, 7 now" in ended.text and "recipe.lr: 0.2 in bignas-digits, 0.125 now" in ended.text
+    )
     assert "zero_stage" not in ended.text, "what may change is no reason"
     assert "--run-dir" in ended.text and "Traceback" not in ended.text
     assert contents(run) == before
@@ -269,7 +304,13 @@ def test_another_identity_is_refused_with_the_difference(again: tuple[Path, dict
 def test_more_candidates_and_another_budget(copy: Path) -> None:
     old = next((copy / "search").iterdir()).read_text()
     children = contents(copy / "children")
-    ended = command("run", copy, *sets(["search.candidates=56", "search.constraints.max_macs=250k", "search.trials=1"]), cwd=copy.parent, patience=PATIENCE)
+    ended = command(
+        "run",
+        copy,
+        *sets(["search.candidates=56", "search.constraints.max_macs=250k", "search.trials=1"]),
+        cwd=copy.parent,
+        patience=PATIENCE,
+    )
     assert ended.code == 0, ended.text
     assert "train: done before" in ended.text
     (path,) = (copy / "search").iterdir()
@@ -283,7 +324,9 @@ def test_more_candidates_and_another_budget(copy: Path) -> None:
     check_tracked(copy, 56)
     shown = re.findall(r"^\s*([0-9a-f]{12}) ", ended.text, re.MULTILINE)
     by_id = {record["id"]: record for record in found.values()}
-    assert shown and all(by_id[name]["cost"]["macs"] <= 250_000 for name in shown), "children of the new budget are exported"
+    assert shown and all(by_id[name]["cost"]["macs"] <= 250_000 for name in shown), (
+        "children of the new budget are exported"
+    )
     assert children.items() <= contents(copy / "children").items(), "and the old ones stay"
     last = json.loads((copy / "history.jsonl").read_text().splitlines()[-1])
     assert last["changed"] == {
@@ -315,7 +358,9 @@ def test_more_epochs_with_another_stage_and_one_worker(copy: Path) -> None:
     for name in shown:
         assert atomic.verify(copy / "children" / name)["supernet"] == supernet(copy)
     last = json.loads((copy / "history.jsonl").read_text().splitlines()[-1])
-    assert {"recipe.epochs": [4.0, 5.0], "train.zero_stage": [1, 2], "train.workers": [2, 1]}.items() <= last["changed"].items()
+    assert {"recipe.epochs": [4.0, 5.0], "train.zero_stage": [1, 2], "train.workers": [2, 1]}.items() <= last[
+        "changed"
+    ].items()
 
 
 def test_quantize_a_child(copy: Path) -> None:
@@ -326,8 +371,18 @@ def test_quantize_a_child(copy: Path) -> None:
     home = copy / "children" / f"{name}-w4a4"
     figures = json.loads((home / "metrics.json").read_text())
     manifest = atomic.verify(home)
-    assert {"model.safetensors", "model.py", "quantized.py", "arch.json", "metrics.json", "model.onnx", "README.md"} == set(manifest["files"])
-    assert all(row["method"] in ended.text for row in figures["rows"]) and f"{name}-w4a4" in ended.text.split("next:")[1]
+    assert {
+        "model.safetensors",
+        "model.py",
+        "quantized.py",
+        "arch.json",
+        "metrics.json",
+        "model.onnx",
+        "README.md",
+    } == set(manifest["files"])
+    assert (
+        all(row["method"] in ended.text for row in figures["rows"]) and f"{name}-w4a4" in ended.text.split("next:")[1]
+    )
     assert f"{name}-w4a4" in (copy / "report.html").read_text()
     assert "done before" in command("quantize", copy, name, "--bits", "4", cwd=copy.parent).text
     ended = command("quantize", copy, name, "--max-bytes", "100", cwd=copy.parent)

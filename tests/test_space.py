@@ -43,7 +43,9 @@ def test_dropped_choices_do_not_count(space: Space, seed: int) -> None:
     rng = np.random.default_rng(seed)
     full = {name: choice.values[rng.integers(len(choice.values))] for name, choice in space.choices.items()}
     arch = space.arch(full)
-    other = {name: arch.get(name, choice.values[rng.integers(len(choice.values))]) for name, choice in space.choices.items()}
+    other = {
+        name: arch.get(name, choice.values[rng.integers(len(choice.values))]) for name, choice in space.choices.items()
+    }
     assert space.arch(other) == arch
 
 

@@ -1,4 +1,5 @@
-"""Candidate in, figures out: extract the child, recalibrate its batch norms, score it. The one way that a child is ever judged."""
+"""Candidate in, figures out: extract the child, recalibrate its batch norms, score it. The one way that a child is
+ever judged."""
 
 from __future__ import annotations
 
@@ -22,14 +23,23 @@ CACHE_BYTES = 1 << 30
 class Batches:
     """`count` examples of a split in batches of `size`, always the same ones, kept in memory where they are few.
 
-    They are drawn at random, since folders come class after class and crops image after image: so every batch is of all kinds.
+    They are drawn at random, since folders come class after class and crops image after image: so every batch is of all
+    kinds.
 
     Args:
         epoch: augmented as in that epoch of training; None for plain images.
         whole: drop the last batch where it is smaller than the others, so that every batch weighs the same.
     """
 
-    def __init__(self, split: Examples, count: int, size: int, device: torch.device, epoch: int | None = None, whole: bool = False) -> None:
+    def __init__(
+        self,
+        split: Examples,
+        count: int,
+        size: int,
+        device: torch.device,
+        epoch: int | None = None,
+        whole: bool = False,
+    ) -> None:
         count, size = min(count, len(split)), min(size, split.at_once or size)
         self.split, self.device, self.epoch = split, device, epoch
         drawn = permutation(len(split), 0, "batches")[:count]
@@ -38,7 +48,8 @@ class Batches:
         self.kept = self._keep()
 
     def _keep(self) -> list[tuple[Tensor, Tensor]]:
-        """All batches, or none where they take more than `CACHE_BYTES` together, by the mean of those that were loaded."""
+        """All batches, or none where they take more than `CACHE_BYTES` together, by the mean of those that were
+        loaded."""
         kept, size = [], 0
         for rows in self.rows:
             kept.append(self._load(rows))
@@ -57,10 +68,11 @@ class Batches:
 
 @torch.inference_mode()
 def recalibrate(child: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Give the child's batch norms the plain mean of their statistics over the batches (BigNAS section 3.3), and set it to evaluate.
+    """Give the child's batch norms the plain mean of their statistics over the batches (BigNAS section 3.3), and set it
+    to evaluate.
 
-    Quantizers are fitted before, on the first batch, but for those of a network trained alone with real ones: what a supernet has learnt of
-    its steps it has learnt for all children at once. Without either nothing is run.
+    Quantizers are fitted before, on the first batch, but for those of a network trained alone with real ones: what a
+    supernet has learnt of its steps it has learnt for all children at once. Without either nothing is run.
     """
     child.eval()
     norms = [module for module in child.modules() if isinstance(module, _BatchNorm)]
@@ -78,7 +90,8 @@ def recalibrate(child: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> N
 
 @torch.no_grad()
 def fit_steps(net: Supernet, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """The quantizers of a space of one, fitted as `recalibrate` fits a child's: what training with real quantizers starts from."""
+    """The quantizers of a space of one, fitted as `recalibrate` fits a child's: what training with real quantizers
+    starts from."""
     child = net.extract(net.space.largest()).train()
     fit(child, batches)
     inherit(net, child)
@@ -112,7 +125,8 @@ class Evaluator:
         self.validation = Batches(task.validation, validation, settings.score_batch, device)
 
     def child(self, arch: Arch) -> nn.Module:
-        """The extracted child, calibrated, ready to run; its convolutions' weights in the order that they are quickest in."""
+        """The extracted child, calibrated, ready to run; its convolutions' weights in the order that they are
+        quickest in."""
         child = self.net.extract(arch).to(memory_format=torch.channels_last)
         recalibrate(child, self.calibration)
         return child
@@ -123,7 +137,12 @@ class Evaluator:
 
 
 def panel(space: Space, rng: np.random.Generator, random_children: int = 4) -> dict[str, Arch]:
-    """The children whose figures are followed in training: smallest, largest, and some fixed random ones; in a space of one, that one."""
+    """The children whose figures are followed in training: smallest, largest, and some fixed random ones; in a space
+    of one, that one."""
     if space.cardinality == 1:
         return {"largest": space.largest()}
-    return {"smallest": space.smallest(), **{f"random{i}": space.sample(rng) for i in range(random_children)}, "largest": space.largest()}
+    return {
+        "smallest": space.smallest(),
+        **{f"random{i}": space.sample(rng) for i in range(random_children)},
+        "largest": space.largest(),
+    }

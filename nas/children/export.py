@@ -1,4 +1,5 @@
-"""A child as files that need no raynas: weights, the source of its classes, ONNX, figures, and a proof that they agree."""
+"""A child as files that need no raynas: weights, the source of its classes, ONNX, figures, and a proof that they
+agree."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ from nas.supernet import CostModel, QuantizingChild, Supernet, main_head
 from nas.tasks.pictures import save_pictures
 
 PARITY_EXAMPLES = 64
-EXPORTS = 3  # torch.export (2.14) fails once in a hundred times, its nodes in an order that it refuses itself, and does not when asked again
+# torch.export (2.14) fails once in a hundred times, its nodes in an order that it refuses itself, and does not when
+# asked again
+EXPORTS = 3
 
 
 def export_child(
@@ -108,19 +111,33 @@ def bundle(sources: Iterable[Path]) -> str:
         source = path.read_text()
         drop: set[int] = set()
         for node in ast.parse(source).body:
-            ours = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("nas", "searchspaces", "__future__")
+            ours = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (
+                "nas",
+                "searchspaces",
+                "__future__",
+            )
             if ours or (isinstance(node, ast.Expr) and node.lineno == 1):
                 drop.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-        text.append("".join(line for number, line in enumerate(source.splitlines(keepends=True), 1) if number not in drop).strip() + "\n")
+        text.append(
+            "".join(
+                line for number, line in enumerate(source.splitlines(keepends=True), 1) if number not in drop
+            ).strip()
+            + "\n"
+        )
     return "\n\n".join(text)
 
 
 def write_onnx(child: nn.Module, x: Tensor, path: Path, any_size: bool = False) -> None:
-    """The child as one ONNX file, any batch size, weights inside; of any height and width too, where the task wants that."""
+    """The child as one ONNX file, any batch size, weights inside; of any height and width too, where the task wants
+    that."""
     quiet = logging.getLogger("torch.onnx")
     level = quiet.level
     quiet.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")  # the exporter talks about its own insides
         try:
             _export(child.eval(), x, path, any_size)
@@ -156,7 +173,15 @@ def _export(child: nn.Module, x: Tensor, path: Path, any_size: bool) -> None:
 def _anonymise(path: Path) -> None:
     """Take out of an ONNX file what the exporter noted of this machine's source files; it is most of a small one."""
     model = onnx.load(path)
-    for note in (*model.graph.node, *model.graph.value_info, *model.graph.initializer, *model.graph.input, *model.graph.output, model.graph, model):
+    for note in (
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.initializer,
+        *model.graph.input,
+        *model.graph.output,
+        model.graph,
+        model,
+    ):
         note.ClearField("metadata_props")
     onnx.save(model, path)
 
@@ -166,13 +191,17 @@ def parity(net: Supernet, child: nn.Module, arch: Arch, x: Tensor, files: ChildD
     """Largest differences of outputs on real examples `x` ``(n, C, H, W)``, with the files as they were just written.
 
     ``supernet``: against the supernet, both on batch statistics, quantizers off (the steps are the child's own);
-    ``reloaded``: the child rebuilt from its files; ``packed``: from the packed one; ``onnx``: the ONNX file in ONNX Runtime.
+    ``reloaded``: the child rebuilt from its files; ``packed``: from the packed one; ``onnx``: the ONNX file in ONNX
+    Runtime.
     """
     home = next(net.parameters()).device
     on_batch = copy.deepcopy(child).to(home).train()
     if isinstance(on_batch, QuantizingChild):
         on_batch.quantize(False)
-    found = {"examples": float(len(x)), "supernet": _apart(on_batch(x.to(home)).cpu(), main_head(net(x.to(home), arch)).cpu())}
+    found = {
+        "examples": float(len(x)),
+        "supernet": _apart(on_batch(x.to(home)).cpu(), main_head(net(x.to(home), arch)).cpu()),
+    }
     child.eval()
     reloaded = type(child)(**child.config)  # type: ignore[arg-type]
     reloaded.load_state_dict(load_file(files.weights))
@@ -193,7 +222,8 @@ def _apart(a: Tensor, b: Tensor) -> float:
 
 
 PACKED = """
-`packed.safetensors` has the same child with its weights of at most 8 bits as levels of their grids, those of at most 4 bits two to a byte:
+`packed.safetensors` has the same child with its weights of at most 8 bits as levels of their grids,
+those of at most 4 bits two to a byte:
 
 ```python
 from model import unpack
@@ -202,13 +232,15 @@ net.load_state_dict(unpack(net, load_file("packed.safetensors")))
 ```
 """
 INTEGERS = """
-`model.onnx` carries the same levels and steps, between QuantizeLinear and DequantizeLinear of bytes. On x86 CPUs without VNNI, ONNX Runtime's
-kernels for 8-bit weights can saturate; its session option `graph_optimization_level` = `ORT_ENABLE_BASIC` avoids that.
+`model.onnx` carries the same levels and steps, between QuantizeLinear and DequantizeLinear of bytes. On x86 CPUs
+without VNNI, ONNX Runtime's kernels for 8-bit weights can saturate; its session option
+`graph_optimization_level` = `ORT_ENABLE_BASIC` avoids that.
 """
 
 
 def child_packages(space: str) -> tuple[str, ...]:
-    """The packages that children of a space may come from: that of the built-in ones, and a user's own, ``my_module:my_space``."""
+    """The packages that children of a space may come from: that of the built-in ones, and a user's own,
+    ``my_module:my_space``."""
     return "searchspaces", space.partition(":")[0].split(".")[0]
 
 
@@ -228,7 +260,10 @@ def load_child(path: str | Path, modules: tuple[str, ...] = ("searchspaces",)) -
     about = json.loads(files.arch.read_text())
     module, _, name = about["child"].partition(":")
     if module.split(".")[0] not in modules:
-        raise ValueError(f"the child's class is {about['child']}, outside {', '.join(modules)}; if you trust it: load_child(path, modules=({module!r},))")
+        raise ValueError(
+            f"the child's class is {about['child']}, outside {', '.join(modules)}; if you trust it: load_child(path, "
+            f"modules=({module!r},))"
+        )
     child, tensors = getattr(importlib.import_module(module), name)(**about["network"]), load_file(files.weights)
     if "quantization" in about:
         return load_quantized(child, about["quantization"], tensors)
@@ -247,9 +282,21 @@ def card(
     """The model card: what it is, how good, how to load it. `costs` are those that `figures` has by these names."""
     *most, last = (costs[key].told(f"{figures[key]:,}") for key in costs if costs[key].shown)
     takes_up = f"{', '.join(most)} and {last}" if most else last
-    rows = [f"| {part} {metric} | {value:.4g} |" for part in ("validation", "test") for metric, value in figures[part].items()]
-    rows += [f"| test {metric} of {name} | {value:.4g} |" for name, given in figures["baselines"].items() for metric, value in given.items()]
-    rows += [f"| largest output difference to {what} | {value:.2g} |" for what, value in figures["parity"].items() if what != "examples"]
+    rows = [
+        f"| {part} {metric} | {value:.4g} |"
+        for part in ("validation", "test")
+        for metric, value in figures[part].items()
+    ]
+    rows += [
+        f"| test {metric} of {name} | {value:.4g} |"
+        for name, given in figures["baselines"].items()
+        for metric, value in given.items()
+    ]
+    rows += [
+        f"| largest output difference to {what} | {value:.2g} |"
+        for what, value in figures["parity"].items()
+        if what != "examples"
+    ]
     size = " x ".join(str(n) for n in shape)
     tuned = about.get("finetuned")
     how = "without retraining" if not tuned else f"and trained on by itself for {tuned['epochs']:g} epochs"
@@ -281,5 +328,6 @@ net.load_state_dict(load_file("model.safetensors"))
 net.eval()
 ```
 {PACKED if "packed" in figures["parity"] else ""}{INTEGERS if {"packed", "onnx"} <= figures["parity"].keys() else ""}
-With ONNX Runtime: `onnxruntime.InferenceSession("model.onnx").run(None, {{"pixels": array}})`. With raynas: `nas.load_child(".")`.
+With ONNX Runtime: `onnxruntime.InferenceSession("model.onnx").run(None, {{"pixels": array}})`.
+With raynas: `nas.load_child(".")`.
 """

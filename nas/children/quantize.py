@@ -173,7 +173,8 @@ class OnnxFile:
 
 
 def integers_are_exact() -> bool:
-    """Whether ONNX Runtime's kernels for 8 bits are exact on this CPU: those of x86 without VNNI add pairs in 16 bits, which saturate."""
+    """Whether ONNX Runtime's kernels for 8 bits are exact on this CPU: those of x86 without VNNI add pairs in 16
+    bits, which saturate."""
     cpu = Path("/proc/cpuinfo")
     return platform.machine() not in ("x86_64", "AMD64") or not cpu.exists() or "vnni" in cpu.read_text()
 
@@ -242,8 +243,9 @@ net = load_quantized({name}(**about["network"]), about["quantization"], load_fil
 
 This computes in floats what integers would give. `model.onnx` computes with integers of 8 bits, which carry the levels
 of fewer bits too:
-`onnxruntime.InferenceSession("model.onnx").run(None, {{"pixels": array}})`. On x86 CPUs without VNNI these kernels saturate: there give the
-session `options = onnxruntime.SessionOptions()` with `options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC`,
+`onnxruntime.InferenceSession("model.onnx").run(None, {{"pixels": array}})`. On x86 CPUs without VNNI these kernels
+saturate: there give the session `options = onnxruntime.SessionOptions()` with
+`options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC`,
 which computes the same in floats. With raynas: `nas.load_child(".")`.
 
 | layer | weight bits | input bits |

@@ -1,4 +1,5 @@
-"""The commands that run an experiment on a cluster. They translate between an experiment and `cluster`, which knows no experiments."""
+"""The commands that run an experiment on a cluster. They translate between an experiment and `cluster`, which knows
+no experiments."""
 
 from __future__ import annotations
 
@@ -21,10 +22,14 @@ if TYPE_CHECKING:
 
 console = Console(soft_wrap=True)
 Target = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A preset's name or a YAML file.")]
-Id = Annotated[str, typer.Argument(metavar="ID", help="A job such as bignas-digits-1, or a run, whose newest job is meant.")]
+Id = Annotated[
+    str, typer.Argument(metavar="ID", help="A job such as bignas-digits-1, or a run, whose newest job is meant.")
+]
 Address = Annotated[
     str | None,
-    typer.Option("--address", metavar="URL", help="Of the cluster. [default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265]"),
+    typer.Option(
+        "--address", metavar="URL", help="Of the cluster. [default: RAY_API_SERVER_ADDRESS, else http://127.0.0.1:8265]"
+    ),
 ]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one value; repeatable.")]
 
@@ -37,11 +42,19 @@ def say(text: str) -> None:
 
 def submit(
     experiment: Target,
-    address: Annotated[str | None, typer.Option("--address", metavar="URL", help="Of the cluster. [default: cluster.address]")] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", metavar="URL", help="Of the cluster. [default: cluster.address]")
+    ] = None,
     set_: Set = NOTHING,
-    kuberay: Annotated[Path | None, typer.Option("--kuberay", metavar="FILE", help="Submit nothing; write a RayJob for kubectl apply.")] = None,
-    ray_up: Annotated[Path | None, typer.Option("--ray-up", metavar="FILE", help="Submit nothing; write a cluster for `ray up`.")] = None,
-    host: Annotated[list[str], typer.Option("--host", help="For --ray-up: a machine, the head first; repeatable.")] = NOTHING,
+    kuberay: Annotated[
+        Path | None, typer.Option("--kuberay", metavar="FILE", help="Submit nothing; write a RayJob for kubectl apply.")
+    ] = None,
+    ray_up: Annotated[
+        Path | None, typer.Option("--ray-up", metavar="FILE", help="Submit nothing; write a cluster for `ray up`.")
+    ] = None,
+    host: Annotated[
+        list[str], typer.Option("--host", help="For --ray-up: a machine, the head first; repeatable.")
+    ] = NOTHING,
 ) -> None:
     """Run an experiment on a Ray cluster: `nas run` there, in a folder of cluster.storage.
 
@@ -99,7 +112,10 @@ def pods_of(experiment: Experiment) -> Pods:
 
     train, cluster = experiment.train, experiment.cluster
     if not cluster.image or not cluster.claim:
-        raise ValueError("Kubernetes needs cluster.image (with raynas in it) and cluster.claim (the PersistentVolumeClaim behind cluster.storage)")
+        raise ValueError(
+            "Kubernetes needs cluster.image (with raynas in it) and cluster.claim (the PersistentVolumeClaim behind "
+            "cluster.storage)"
+        )
     cpus = max(math.ceil(train.cpus_per_worker), math.ceil(experiment.search.trials / train.workers))
     return Pods(train.workers, cpus, int(train.use_gpu is True), cluster.image, cluster.claim)
 
@@ -114,11 +130,19 @@ def work_of(experiment: Experiment) -> Work:
             "for example --set cluster.storage=/mnt/shared/runs; the run becomes a folder of it"
         )
     mirror = below(experiment.cluster.mirror, experiment.name) if experiment.cluster.mirror else None
-    return Work(experiment.name, dump(experiment), experiment.cluster.storage, experiment.cluster.env, own_space(experiment), mirror)
+    return Work(
+        experiment.name,
+        dump(experiment),
+        experiment.cluster.storage,
+        experiment.cluster.env,
+        own_space(experiment),
+        mirror,
+    )
 
 
 def own_space(experiment: Experiment) -> dict[str, bytes]:
-    """The file of a user's own space, if it lies where they stand; one that is installed is expected on the cluster as well."""
+    """The file of a user's own space, if it lies where they stand; one that is installed is expected on the cluster
+    as well."""
     module = experiment.space.name.partition(":")[0]
     path = Path(f"{module}.py")
     return {path.name: path.read_bytes()} if ":" in experiment.space.name and path.is_file() else {}
@@ -206,7 +230,8 @@ def fetch(
     to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="[default: fetched/<run>]")] = None,
     address: Address = None,
 ) -> None:
-    """Bring the children and the report of a run to this machine, and verify them; from a mirror (s3://..., gs://...) all of the run.
+    """Bring the children and the report of a run to this machine, and verify them; from a mirror (s3://..., gs://...)
+    all of the run.
 
     Example: nas fetch bignas-digits
     """

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from nas.pipeline import Pipeline
     from nas.space import Measure
 
+
 class Commands(typer.core.TyperGroup):
-    """The list of commands, without the one of options, which says that there is --help: together they do not fit a screen."""
+    """The list of commands, without the one of options, which says that there is --help: together they do not fit a
+    screen."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         self.format_commands(ctx, formatter)
@@ -45,11 +47,21 @@ app = typer.Typer(
 EXPERIMENT = typer.Argument(metavar="EXPERIMENT", help="A preset's name, a YAML file, or the directory of a run.")
 RUN = typer.Argument(metavar="RUN", help="The directory of a run, for example runs/bignas-digits.")
 Target = Annotated[str, EXPERIMENT]
-RunDir = Annotated[Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run lives. [default: runs/<name>]")]
-Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one value, for example train.workers=4; repeatable.")]
+RunDir = Annotated[
+    Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run lives. [default: runs/<name>]")
+]
+Set = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one value, for example train.workers=4; repeatable."),
+]
 Minutes = Annotated[float | None, typer.Option("--minutes", min=0.01, help="Bound the time of this stage.")]
 MirrorAt = Annotated[
-    str | None, typer.Option("--mirror", metavar="URI", help="Keep the run in an object store too (s3://..., gs://...); restore it from there.")
+    str | None,
+    typer.Option(
+        "--mirror",
+        metavar="URI",
+        help="Keep the run in an object store too (s3://..., gs://...); restore it from there.",
+    ),
 ]
 NOTHING: list[str] = []
 
@@ -100,8 +112,11 @@ def open_pipeline(target: str, run_dir: Path | None, overrides: list[str], mirro
 
 
 @app.command()
-def run(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None, mirror: MirrorAt = None) -> None:
-    """Do all: train, search, export, finetune where the experiment says so, report. The same command again continues, and a finished run says so.
+def run(
+    experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None, mirror: MirrorAt = None
+) -> None:
+    """Do all: train, search, export, finetune where the experiment says so, report. The same command again continues,
+    and a finished run says so.
 
     --minutes bounds the training; --set search.max_minutes=5 bounds the search.
 
@@ -111,7 +126,11 @@ def run(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes
     with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes), kept) as pipeline:
         ids = pipeline.all()
         if not pipeline.worked:
-            console.print("all is done; more candidates (--set search.candidates=N) or epochs (--set recipe.epochs=N) extend the run", highlight=False)
+            console.print(
+                "all is done; more candidates (--set search.candidates=N) or epochs (--set recipe.epochs=N) extend the "
+                "run",
+                highlight=False,
+            )
         finish(pipeline, ids)
 
 
@@ -142,7 +161,9 @@ def search(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minu
 @app.command()
 def export(
     experiment: Target,
-    child: Annotated[str | None, typer.Option("--child", help="One candidate, by id or number, instead of the front.")] = None,
+    child: Annotated[
+        str | None, typer.Option("--child", help="One candidate, by id or number, instead of the front.")
+    ] = None,
     run_dir: RunDir = None,
     set_: Set = NOTHING,
 ) -> None:
@@ -166,7 +187,10 @@ def finetune(
     Example: nas finetune runs/vit-resnas-digits 17 --set finetune.recipe.epochs=20 --set finetune.teacher=largest
     """
     if experiment_of(run, set_).finetune is None:
-        raise ValueError("the experiment has no section finetune; for example: --set 'finetune={recipe: {name: single, epochs: 20, batch: 64}}'")
+        raise ValueError(
+            "the experiment has no section finetune; for example: --set 'finetune={recipe: {name: single, epochs: 20, "
+            "batch: 64}}'"
+        )
     with open_pipeline(str(run), None, set_) as pipeline:
         finish(pipeline, [pipeline.finetune(child)])
 
@@ -175,12 +199,22 @@ def finetune(
 def quantize(
     run: Annotated[Path, RUN],
     child: Annotated[str, typer.Argument(metavar="CHILD", help="An exported child, by id.")],
-    bits: Annotated[str | None, typer.Option(help="Bits of weights and activations, 2 to 8; several for a budget to choose from. [default: 8, or 4,8]")] = None,
-    max_bitops: Annotated[str | None, typer.Option(metavar="N", help="The most MACs x weight bits x activation bits, for example 20M.")] = None,
-    max_bytes: Annotated[str | None, typer.Option(metavar="N", help="The most bytes of weights, for example 40k.")] = None,
+    bits: Annotated[
+        str | None,
+        typer.Option(
+            help="Bits of weights and activations, 2 to 8; several for a budget to choose from. [default: 8, or 4,8]"
+        ),
+    ] = None,
+    max_bitops: Annotated[
+        str | None, typer.Option(metavar="N", help="The most MACs x weight bits x activation bits, for example 20M.")
+    ] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option(metavar="N", help="The most bytes of weights, for example 40k.")
+    ] = None,
     set_: Set = NOTHING,
 ) -> None:
-    """Quantize an exported child: AdaQuant on training images, bits allocated by an integer program where there is a budget.
+    """Quantize an exported child: AdaQuant on training images, bits allocated by an integer program where there is a
+    budget.
 
     Example: nas quantize runs/bignas-digits e5b4bb4dae2e --bits 4
     """
@@ -193,7 +227,11 @@ def quantize(
         path = pipeline.run.child(figures["id"]).path
         report_line(pipeline)
     print_quantized(figures)
-    console.print(f"next: python -c 'import nas; net = nas.load_child(\"{os.path.relpath(path)}\")', or its model.onnx in ONNX Runtime", highlight=False)
+    console.print(
+        f"next: python -c 'import nas; net = nas.load_child(\"{os.path.relpath(path)}\")', or its model.onnx in ONNX "
+        "Runtime",
+        highlight=False,
+    )
 
 
 @app.command()
@@ -211,7 +249,11 @@ def register(
     from nas.rundir.directory import RunDir
 
     version = enter(RunDir(run), experiment_of(run), child, name, alias)
-    console.print(f"{name}, version {version}: mlflow.pytorch.load_model('models:/{name}{'@' + alias if alias else '/' + version}')", highlight=False)
+    console.print(
+        f"{name}, version {version}: "
+        f"mlflow.pytorch.load_model('models:/{name}{'@' + alias if alias else '/' + version}')",
+        highlight=False,
+    )
 
 
 @app.command()
@@ -244,7 +286,6 @@ def spaces(
     from nas.results.plots import human
     from nas.space import COSTS
 
-
     shown = {name: measure.title for name, measure in COSTS.items() if measure.shown}
     first, *others = shown.values()
     costs = [head for end in ("smallest", "largest") for head in (f"{end} {first}", *others)]
@@ -256,7 +297,13 @@ def spaces(
             ends = net.cost(net.space.smallest()), net.cost(net.space.largest())
             figures = [human(cost[key]) for cost in ends for key in shown]
             networks = net.space.cardinality
-            table.add_row(name, each, f"{networks:,}" if networks < 1e6 else f"{networks:.1e}", *figures, "x".join(map(str, net.input_shape)))
+            table.add_row(
+                name,
+                each,
+                f"{networks:,}" if networks < 1e6 else f"{networks:.1e}",
+                *figures,
+                "x".join(map(str, net.input_shape)),
+            )
             if size:
                 for choice in net.space.choices.values():
                     console.print(f"  {choice.name}: {', '.join(map(str, choice.values))}", highlight=False)
@@ -264,7 +311,11 @@ def spaces(
 
 
 @app.command()
-def doctor(experiment: Annotated[str | None, typer.Argument(metavar="[EXPERIMENT]", help="Look at what this one needs, its data too.")] = None) -> None:
+def doctor(
+    experiment: Annotated[
+        str | None, typer.Argument(metavar="[EXPERIMENT]", help="Look at what this one needs, its data too.")
+    ] = None,
+) -> None:
     """Look at this machine: what is missing for a run, and how to mend it.
 
     Example: nas doctor
@@ -274,7 +325,9 @@ def doctor(experiment: Annotated[str | None, typer.Argument(metavar="[EXPERIMENT
     table, missing = Table("", "what", "found", "to do", box=None), 0
     for finding in examine(load_experiment(experiment) if experiment else None):
         missing += not finding.ok
-        table.add_row("ok" if finding.ok else "MISSING", finding.what, finding.found, "" if finding.ok else finding.mend)
+        table.add_row(
+            "ok" if finding.ok else "MISSING", finding.what, finding.found, "" if finding.ok else finding.mend
+        )
     console.print(table)
     if missing:
         raise typer.Exit(1)
@@ -282,7 +335,8 @@ def doctor(experiment: Annotated[str | None, typer.Argument(metavar="[EXPERIMENT
 
 @app.command()
 def ui(run: Annotated[Path, RUN], port: Annotated[int, typer.Option(help="On this machine alone.")] = 5000) -> None:
-    """Open MLflow on the store of this run, to compare candidates; runs beside it share the store. Of a server only the page is named.
+    """Open MLflow on the store of this run, to compare candidates; runs beside it share the store. Of a server only the
+    page is named.
 
     Example: nas ui runs/bignas-digits
     """
@@ -321,7 +375,9 @@ def finish(pipeline: Pipeline, ids: list[str]) -> None:
 
     path, run = pipeline.report(), pipeline.run
     print_table([row for row in front_table(run) if row["id"] in ids], shown_costs(read_history(run)))
-    console.print(f"report:   {path}\nchildren: {run.children}\ncompare:  nas ui {os.path.relpath(run.path)}", highlight=False)
+    console.print(
+        f"report:   {path}\nchildren: {run.children}\ncompare:  nas ui {os.path.relpath(run.path)}", highlight=False
+    )
 
 
 def print_quantized(figures: Mapping[str, Any]) -> None:
@@ -329,13 +385,21 @@ def print_quantized(figures: Mapping[str, Any]) -> None:
     from nas.results.plots import human
 
     metrics = list(figures["validation"])
-    table = Table(Column(no_wrap=True), "BitOPs", "bytes", *(f"{part} {metric}" for metric in metrics[:1] for part in ("validation", "test")), box=None)
+    table = Table(
+        Column(no_wrap=True),
+        "BitOPs",
+        "bytes",
+        *(f"{part} {metric}" for metric in metrics[:1] for part in ("validation", "test")),
+        box=None,
+    )
     for row in figures["rows"]:
         values = [f"{row[part][metric]:.2f}" for metric in metrics[:1] for part in ("validation", "test")]
         table.add_row(row["method"], human(row["bitops"]), f"{row['bytes']:,}", *values)
     if "onnx" in figures:
         layers = f"ONNX Runtime ({figures['parity']['integer_layers']:.0f} integer layers)"
-        table.add_row(layers, human(figures["bitops"]), f"{figures['bytes']:,}", f"{figures['onnx'][metrics[0]]:.2f}", "")
+        table.add_row(
+            layers, human(figures["bitops"]), f"{figures['bytes']:,}", f"{figures['onnx'][metrics[0]]:.2f}", ""
+        )
     console.print(table)
 
 
@@ -353,7 +417,9 @@ def print_table(rows: list[dict[str, Any]], costs: Mapping[str, Measure]) -> Non
     metric = rows[0]["metric"]
     tested = [metric, *dict.fromkeys(name for row in rows for name in row["tested"] if name != metric)]
     heads = [measure.title for measure in costs.values()]
-    heads += [head.replace("_", " ") for head in (f"validation {metric}", *(f"test {name}" for name in tested))]  # so that it may be broken
+    heads += [
+        head.replace("_", " ") for head in (f"validation {metric}", *(f"test {name}" for name in tested))
+    ]  # so that it may be broken
     columns = [Column(head, min_width=max(map(len, head.split()))) for head in heads]
     table = Table(Column("child", no_wrap=True, min_width=max(len(row["id"]) for row in rows)), *columns, box=None)
     for row in rows:

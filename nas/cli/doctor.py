@@ -26,7 +26,8 @@ class Finding:
 
 
 def examine(experiment: Experiment | None = None) -> Iterator[Finding]:
-    """Everything, in the order in which a run needs it; with an experiment, what each machine of a cluster needs for that one."""
+    """Everything, in the order in which a run needs it; with an experiment, what each machine of a cluster needs for
+    that one."""
     if experiment is not None:
         for look in (_compiler, _deepspeed, lambda: _data_of(experiment)):
             yield _guarded(look)
@@ -41,7 +42,12 @@ def _guarded(look: Callable[[], Finding]) -> Finding:
     try:
         return look()
     except Exception as error:  # whatever is broken here is what the user wants to know
-        return Finding(look.__name__.strip("_"), False, f"{type(error).__name__}: {error}"[:200], "pip install -e . again, in a fresh environment")
+        return Finding(
+            look.__name__.strip("_"),
+            False,
+            f"{type(error).__name__}: {error}"[:200],
+            "pip install -e . again, in a fresh environment",
+        )
 
 
 def _packages() -> Finding:
@@ -65,7 +71,12 @@ def _torch() -> Finding:
 def _compiler() -> Finding:
     found = {name: shutil.which(name) for name in ("g++", "ninja")}
     missing = [name for name, path in found.items() if path is None]
-    return Finding("compiler", not missing, ", ".join(str(path) for path in found.values() if path), f"install {' and '.join(missing)}")
+    return Finding(
+        "compiler",
+        not missing,
+        ", ".join(str(path) for path in found.values() if path),
+        f"install {' and '.join(missing)}",
+    )
 
 
 def _deepspeed() -> Finding:
@@ -98,7 +109,9 @@ def _gpus() -> Finding:
 
 def _disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free / GIGABYTE
-    return Finding("disk", free > 2, f"{free:.0f} GB free here", "free some: a run keeps checkpoints of weights and optimizer")
+    return Finding(
+        "disk", free > 2, f"{free:.0f} GB free here", "free some: a run keeps checkpoints of weights and optimizer"
+    )
 
 
 def _mlflow() -> Finding:
@@ -108,7 +121,12 @@ def _mlflow() -> Finding:
     if not uri:
         return Finding("MLflow", True, "SQLite beside the runs", "")
     answer = reachable(check_uri(uri))
-    return Finding("MLflow", answer is None, answer or f"{uri} answers", "start the server, or set tracking.uri; work goes on without it")
+    return Finding(
+        "MLflow",
+        answer is None,
+        answer or f"{uri} answers",
+        "start the server, or set tracking.uri; work goes on without it",
+    )
 
 
 def _data_of(experiment: Experiment) -> Finding:

@@ -6,7 +6,9 @@ import re
 from urllib.parse import urlsplit, urlunsplit
 
 SECRET_NAME = re.compile(r"(?i)(token|secret|passw|passphrase|credential|api_?key|access_?key|private_?key)")
-SECRET_VALUE = re.compile(r"-----BEGIN|\b(AKIA[0-9A-Z]{12}|gh[pousr]_\w{16}|glpat-|sk-\w{16}|hf_\w{16}|xox[abp]-|eyJ[\w-]{8,}\.)|://[^/\s:@]*:[^/\s@]+@")
+SECRET_VALUE = re.compile(
+    r"-----BEGIN|\b(AKIA[0-9A-Z]{12}|gh[pousr]_\w{16}|glpat-|sk-\w{16}|hf_\w{16}|xox[abp]-|eyJ[\w-]{8,}\.)|://[^/\s:@]*:[^/\s@]+@"
+)
 
 
 def no_secret(env: dict[str, str]) -> dict[str, str]:
@@ -16,24 +18,36 @@ def no_secret(env: dict[str, str]) -> dict[str, str]:
             raise ValueError(f"given {name!r}; allowed: names of letters, digits and _")
         named = SECRET_NAME.search(name) and not name.upper().endswith(("_PATH", "_FILE"))
         if named or SECRET_VALUE.search(value):
-            raise ValueError(f"{name} looks like a secret, and everyone who sees the job would see it: set it on the cluster's machines instead")
+            raise ValueError(
+                f"{name} looks like a secret, and everyone who sees the job would see it: set it on the cluster's "
+                "machines instead"
+            )
     return env
 
 
 def absolute(path: str) -> str:
     """A directory's path without its last slash."""
     if "://" in path:
-        raise ValueError(f"given {path!r}; a run needs a directory while it goes on: write this into cluster.mirror, and a directory here")
+        raise ValueError(
+            f"given {path!r}; a run needs a directory while it goes on: write this into cluster.mirror, and a "
+            "directory here"
+        )
     if not path.startswith("/") or ".." in path.split("/"):
-        raise ValueError(f"given {path!r}; allowed: an absolute path without .. that every machine of the cluster mounts")
+        raise ValueError(
+            f"given {path!r}; allowed: an absolute path without .. that every machine of the cluster mounts"
+        )
     return path.rstrip("/") or "/"
 
 
 def object_store(uri: str) -> str:
-    """An address in an object store, without its last slash. Credentials have no place in it: everyone who sees the job would see them."""
+    """An address in an object store, without its last slash. Credentials have no place in it: everyone who sees the
+    job would see them."""
     parts = urlsplit(uri)
     if "@" in parts.netloc or re.search(r"(?i)(key|token|secret|password)=", parts.query):
-        raise ValueError("an address with a key in it would be seen by everyone who sees the job: let the cluster's machines have the credentials")
+        raise ValueError(
+            "an address with a key in it would be seen by everyone who sees the job: let the cluster's machines have "
+            "the credentials"
+        )
     if parts.scheme not in ("s3", "gs") or not parts.netloc:
         raise ValueError(f"given {uri!r}; allowed: s3://BUCKET/PREFIX or gs://BUCKET/PREFIX")
     return urlunsplit(parts._replace(path=parts.path.rstrip("/")))

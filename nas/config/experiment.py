@@ -53,9 +53,15 @@ class Experiment(Section):
     train: Annotated[TrainSettings, Kind.FREE] = Field(default=TrainSettings(), description="where training runs")
     search: SearchSettings = Field(description="how children are found")
     export: Annotated[ExportSettings, Kind.FREE] = Field(default=ExportSettings(), description="what is handed over")
-    finetune: Annotated[FinetuneSettings | None, Kind.FREE] = Field(default=None, description="how children are trained on; null: not at all")
-    tracking: Annotated[TrackingSettings, Kind.FREE] = Field(default=TrackingSettings(), description="where MLflow writes")
-    cluster: Annotated[ClusterSettings, Kind.FREE] = Field(default=ClusterSettings(), description="where nas submit sends it")
+    finetune: Annotated[FinetuneSettings | None, Kind.FREE] = Field(
+        default=None, description="how children are trained on; null: not at all"
+    )
+    tracking: Annotated[TrackingSettings, Kind.FREE] = Field(
+        default=TrackingSettings(), description="where MLflow writes"
+    )
+    cluster: Annotated[ClusterSettings, Kind.FREE] = Field(
+        default=ClusterSettings(), description="where nas submit sends it"
+    )
 
     @model_validator(mode="after")
     def _across(self) -> Experiment:
@@ -63,24 +69,33 @@ class Experiment(Section):
         if self.finetune and self.finetune.children:  # else it may still be mended before nas finetune
             wrong += _shares(self.finetune.recipe, self.train, "finetune.recipe")
         if (self.search.validation or 0) > self.data.validation:
-            wrong.append(f"search.validation {self.search.validation} is more than the {self.data.validation} examples of data.validation")
+            wrong.append(
+                f"search.validation {self.search.validation} is more than the {self.data.validation} examples of "
+                "data.validation"
+            )
         if wrong:
             raise ValueError("\n  ".join(wrong))
         return self
 
 
 def _shares(recipe: RecipeOptions, train: TrainSettings, key: str) -> list[str]:
-    """What is wrong with how a recipe's batch is shared among the workers and their passes; `key` is where the recipe stands."""
+    """What is wrong with how a recipe's batch is shared among the workers and their passes; `key` is where the
+    recipe stands."""
     batch, workers, micro = recipe.batch, train.workers, train.micro_batch
     share, wrong = batch // workers, []
     if batch % workers:
         near = _near(workers, [n for n in range(1, batch + 1) if batch % n == 0])
         below = batch - batch % workers
         batches = f"{below} or {below + workers}" if below else str(workers)
-        wrong.append(f"{key}.batch {batch} does not divide among train.workers {workers}: try workers {near}, or batch {batches}")
+        wrong.append(
+            f"{key}.batch {batch} does not divide among train.workers {workers}: try workers {near}, or batch {batches}"
+        )
     elif micro and share % micro:
         near = _near(micro, [n for n in range(1, share + 1) if share % n == 0])
-        wrong.append(f"train.micro_batch {micro} does not divide the {batch} / {workers} = {share} examples of a worker: try {near}")
+        wrong.append(
+            f"train.micro_batch {micro} does not divide the {batch} / {workers} = {share} examples of a worker: try "
+            f"{near}"
+        )
     elif told := recipe.too_few(micro or share):
         wrong.append(f"{key}.{told}")
     return wrong
@@ -106,12 +121,15 @@ def difference(old: Experiment, new: Experiment) -> list[Difference]:
     """The keys whose values differ, in the order of the file; None stands for a key that one of them does not have."""
     before, after = ({key: (value, kind) for key, value, kind in _leaves(e)} for e in (old, new))
     absent = (None, Kind.IDENTITY)
-    rows = [(key, before.get(key, absent)[0], *after.get(key, (None, before.get(key, absent)[1]))) for key in before | after]
+    rows = [
+        (key, before.get(key, absent)[0], *after.get(key, (None, before.get(key, absent)[1]))) for key in before | after
+    ]
     return [Difference(*row) for row in rows if row[1] != row[2]]
 
 
 def _leaves(value: Any, key: str = "", kind: Kind | None = None) -> Iterator[tuple[str, Any, Kind]]:
-    """``(dotted key, plain value, kind)`` of everything in a section; a field has its own mark or that of its section."""
+    """``(dotted key, plain value, kind)`` of everything in a section; a field has its own mark or that of its
+    section."""
     if isinstance(value, Section):
         for name, field in type(value).model_fields.items():
             own = next((m for m in field.metadata if isinstance(m, Kind)), kind)
@@ -142,14 +160,17 @@ def parse(tree: object, source: str = "the experiment") -> Experiment:
     """The experiment that plain values mean.
 
     Raises:
-        ExperimentError: all mistakes at once: which key, what was given, what is allowed. `source` says where they stand.
+        ExperimentError: all mistakes at once: which key, what was given, what is allowed. `source` says where they
+            stand.
     """
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:
         lines = [_explain(dict(e), Experiment, tree) for e in error.errors(include_url=False)]
     more = [f"... and {len(lines) - 10} more"] if len(lines) > 10 else []
-    raise ExperimentError(f"{source}: {len(lines)} mistake{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines[:10] + more))
+    raise ExperimentError(
+        f"{source}: {len(lines)} mistake{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines[:10] + more)
+    )
 
 
 def _explain(error: dict[str, Any], root: type[Section], tree: object) -> str:
@@ -161,7 +182,10 @@ def _explain(error: dict[str, Any], root: type[Section], tree: object) -> str:
         near = [f"{place}.{k}".lstrip(".") for k in difflib.get_close_matches(last, section.model_fields)]
         near += [k for k in dict.fromkeys(_keys(root, tree)) if k.rpartition(".")[2] == last and k not in (key, *near)]
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"{key}: unknown key; {hint}keys {'of ' + place if place else 'at the top'}: {', '.join(section.model_fields)}"
+        return (
+            f"{key}: unknown key; {hint}keys {'of ' + place if place else 'at the top'}: "
+            f"{', '.join(section.model_fields)}"
+        )
     if error["type"] == "missing":
         return f"{key}: missing{about}"
     if error["type"] == "value_error":
@@ -237,14 +261,17 @@ def _keys(section: type[Section], tree: object, place: str = "") -> Iterator[str
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: ``1e-5`` is a number, ``010`` is ten, a date is text; a key that stands twice is refused."""
+    """YAML as people write it: ``1e-5`` is a number, ``010`` is ten, a date is text; a key that stands twice is
+    refused."""
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:  # type: ignore[override]
         node = super().compose_mapping_node(anchor)  # type: ignore[arg-type]
         seen: set[str] = set()
         for key, _ in node.value:
             if str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
             seen.add(str(key.value))
         return node
 
@@ -273,8 +300,9 @@ def presets() -> list[str]:
 def load_experiment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """A preset or a user's file, changed by overrides such as ``"recipe.lr=0.1"``, whose values are YAML.
 
-    A relative ``data.path``, ``tracking.uri`` or run in ``search.propose_from`` counts from the file's folder (in an override from the current folder); a
-    ``data.path`` that is not there is left as it is, to be looked up under RAYNAS_DATA.
+    A relative ``data.path``, ``tracking.uri`` or run in ``search.propose_from`` counts from the file's folder (in an
+    override from the current folder); a ``data.path`` that is not there is left as it is, to be looked up under
+    RAYNAS_DATA.
 
     Raises:
         ExperimentError: no such preset or file, not readable, or mistakes in it.
@@ -289,7 +317,9 @@ def load_experiment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> 
         stem = Path(source).name.removesuffix(".yaml").removesuffix(".yml")
         near = difflib.get_close_matches(stem, presets())
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ExperimentError(f"no preset and no file {source!r}{hint}\n  presets: {', '.join(presets())}; or a path of your own")
+        raise ExperimentError(
+            f"no preset and no file {source!r}{hint}\n  presets: {', '.join(presets())}; or a path of your own"
+        )
     _renew(tree, source)
     for text in overrides:
         change = _read_override(text)
@@ -327,10 +357,16 @@ def _read_override(text: str) -> dict[str, Any]:
 
 
 def _merge(tree: Any, changes: dict[str, Any]) -> None:
-    """Put `changes` into `tree`, section by section; one that is given whole under another name replaces the old one."""
+    """Put `changes` into `tree`, section by section; one that is given whole under another name replaces the old
+    one."""
     for key, value in changes.items():
         old = tree.get(key)
-        another = isinstance(value, dict) and isinstance(old, dict) and len(value) > 1 and value.get("name", old.get("name")) != old.get("name")
+        another = (
+            isinstance(value, dict)
+            and isinstance(old, dict)
+            and len(value) > 1
+            and value.get("name", old.get("name")) != old.get("name")
+        )
         if isinstance(value, dict) and isinstance(old, dict) and not another:
             _merge(old, value)
         else:
@@ -362,7 +398,9 @@ def _renew(tree: Any, source: str, onto: Any = None) -> None:
 
 def _resolve_paths(tree: Any, folder: Path) -> None:
     """Make the relative paths of an experiment's plain values absolute, counted from `folder`."""
-    data, tracking, search = (tree.get(key) if isinstance(tree, dict) else None for key in ("data", "tracking", "search"))
+    data, tracking, search = (
+        tree.get(key) if isinstance(tree, dict) else None for key in ("data", "tracking", "search")
+    )
     if isinstance(data, dict) and isinstance(data.get("path"), str):
         path = folder / Path(data["path"]).expanduser()
         data["path"] = os.path.abspath(path) if path.exists() else data["path"]
@@ -370,7 +408,9 @@ def _resolve_paths(tree: Any, folder: Path) -> None:
         uri = tracking["uri"]  # "databricks" and whatever has a scheme are MLflow's own forms
         tracking["uri"] = uri if ":" in uri or uri == "databricks" else os.path.abspath(folder / Path(uri).expanduser())
     if isinstance(search, dict) and isinstance(search.get("propose_from"), list):
-        search["propose_from"] = [os.path.abspath(folder / Path(str(run)).expanduser()) for run in search["propose_from"]]
+        search["propose_from"] = [
+            os.path.abspath(folder / Path(str(run)).expanduser()) for run in search["propose_from"]
+        ]
 
 
 def dump(experiment: Experiment) -> str:

@@ -1,7 +1,8 @@
-"""Plug-ins by name, and the sections of an experiment that are theirs. Imports pydantic alone, and plug-ins as they are named.
+"""Plug-ins by name, and the sections of an experiment that are theirs. Imports pydantic alone, and plug-ins as they are
+named.
 
-A space, recipe, search algorithm, task or cost is named ``my_module:thing`` in an experiment. Those that come with raynas are found the same
-way, and have a short name besides: ``sandwich`` is ``nas.recipes.sandwich:Sandwich``.
+A space, recipe, search algorithm, task or cost is named ``my_module:thing`` in an experiment. Those that come with
+raynas are found the same way, and have a short name besides: ``sandwich`` is ``nas.recipes.sandwich:Sandwich``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from pydantic_core import CoreSchema, InitErrorDetails, core_schema
 from nas.config.section import Section
 
 PACKAGES = {"recipe": "nas.recipes", "search": "nas.search", "task": "nas.tasks"}
-CONTRACTS = {"recipe": "Recipe", "search": "Search", "task": "Task", "cost": "Cost"}  # what a plug-in of the kind subclasses
+CONTRACTS = {
+    "recipe": "Recipe",
+    "search": "Search",
+    "task": "Task",
+    "cost": "Cost",
+}  # what a plug-in of the kind subclasses
 POSED_BY = {  # the data sets that come with raynas, and the task that each poses
     "digits": "classification",
     "fashion-mnist": "classification",
@@ -91,7 +97,8 @@ def find(kind: str, name: str) -> Any:
     """The class of a plug-in.
 
     Args:
-        kind: ``"recipe"``, ``"search"``, ``"cost"`` (all of which are a user's own) or ``"task"``, whose name is that of its data.
+        kind: ``"recipe"``, ``"search"``, ``"cost"`` (all of which are a user's own) or ``"task"``, whose name is that
+            of its data.
         name: a short name, or ``my_module:thing``.
 
     Raises:
@@ -133,7 +140,8 @@ def load(name: str) -> Any:
     """What ``my_module:thing`` names; modules of the current directory are found after all others.
 
     Raises:
-        ValueError: there is no such module or nothing of that name in it; an error within the module is raised as it is.
+        ValueError: there is no such module or nothing of that name in it; an error within the module is raised as it
+            is.
     """
     module, _, attribute = name.partition(":")
     here = os.getcwd()

@@ -1,6 +1,7 @@
 """What every section of an experiment file is made of. Imports pydantic alone, so that every plug-in can afford it.
 
-A plug-in's options are a `Section` of its own, which stands in the plug-in's file: unknown keys are refused, and ``nas`` can explain each.
+A plug-in's options are a `Section` of its own, which stands in the plug-in's file: unknown keys are refused, and
+``nas`` can explain each.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Kind(StrEnum):
 class Section(BaseModel):
     """Frozen, keyword only, no unknown keys, no silent conversion of types.
 
-    Every field of an experiment has a `Kind`: its own, as in ``Annotated[int, Kind.FREE]``, or that of the field that holds its section.
+    Every field of an experiment has a `Kind`: its own, as in ``Annotated[int, Kind.FREE]``, or that of the field that
+    holds its section.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -68,7 +70,8 @@ class RecipeOptions(Section):
     clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm; null for no clipping")
 
     def too_few(self, examples: int) -> str:
-        """What is wrong with so few examples in a pass on one worker, beginning with the key at fault; empty: nothing."""
+        """What is wrong with so few examples in a pass on one worker, beginning with the key at fault; empty:
+        nothing."""
         return ""
 
 

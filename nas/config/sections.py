@@ -40,10 +40,17 @@ class SpaceSettings(Section):
 
     name: str = Field(description="a built-in space such as bignas, or your own my_module:my_space")
     size: str = Field(default="", description="one of the space's sizes, for example d8")
-    options: dict[str, JsonValue] = Field(default={}, description="plain values for the family, for example sync_batch_norm: true")
-    child: dict[str, int | float] | None = Field(default=None, description="choices of one child, to train it alone; null: the whole space")
+    options: dict[str, JsonValue] = Field(
+        default={}, description="plain values for the family, for example sync_batch_norm: true"
+    )
+    child: dict[str, int | float] | None = Field(
+        default=None, description="choices of one child, to train it alone; null: the whole space"
+    )
     inherit: Annotated[str | None, Kind.FREE] = Field(
-        default=None, description="a supernet's checkpoint that the child starts from; null: fresh weights. Looked at when training begins"
+        default=None,
+        description=(
+            "a supernet's checkpoint that the child starts from; null: fresh weights. Looked at when training begins"
+        ),
     )
 
     @model_validator(mode="after")
@@ -56,17 +63,27 @@ class SpaceSettings(Section):
 class TrainSettings(Section):
     """Where and how safely training runs; what is learnt does not depend on it, but for rounding."""
 
-    workers: PositiveInt = Field(default=2, description="Ray Train workers; fewer where use_gpu is null and there are fewer GPUs")
+    workers: PositiveInt = Field(
+        default=2, description="Ray Train workers; fewer where use_gpu is null and there are fewer GPUs"
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of activations; losses and weights are fp32")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="of activations; losses and weights are fp32"
+    )
     use_gpu: bool | None = Field(default=None, description="one GPU a worker; null: if the cluster has them")
     cpus_per_worker: PositiveFloat = Field(default=1.0, description="CPUs that each worker reserves")
     checkpoint_every: PositiveInt = Field(default=200, description="steps between checkpoints")
     keep: PositiveInt = Field(default=2, description="checkpoints kept")
-    max_minutes: PositiveFloat | None = Field(default=None, description="stop at a checkpoint after so many minutes; null: no limit")
-    micro_batch: PositiveInt | None = Field(default=None, description="examples at once on a worker; below batch / workers gradients accumulate")
+    max_minutes: PositiveFloat | None = Field(
+        default=None, description="stop at a checkpoint after so many minutes; null: no limit"
+    )
+    micro_batch: PositiveInt | None = Field(
+        default=None, description="examples at once on a worker; below batch / workers gradients accumulate"
+    )
     max_failures: NonNegativeInt = Field(default=3, description="restarts of the workers before giving up")
-    max_rollbacks: NonNegativeInt = Field(default=3, description="returns to an earlier checkpoint for a loss that is not finite")
+    max_rollbacks: NonNegativeInt = Field(
+        default=3, description="returns to an earlier checkpoint for a loss that is not finite"
+    )
 
 
 class Bounds(Section):
@@ -146,7 +163,9 @@ class SearchSettings(Section):
         default=Section(), validate_default=True, description="the algorithm's own"
     )
     candidates: Annotated[PositiveInt, Kind.EXTEND] = Field(description="children to judge in all")
-    window: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=32, description="candidate k is proposed from the records of 0 .. k - window")
+    window: Annotated[PositiveInt, Kind.IDENTITY] = Field(
+        default=32, description="candidate k is proposed from the records of 0 .. k - window"
+    )
     propose_from: Annotated[tuple[str, ...], BeforeValidator(as_tuple), Kind.IDENTITY] = Field(
         default=(), description="finished runs of the recipe differentiable; what they found are the first candidates"
     )
@@ -158,24 +177,39 @@ class SearchSettings(Section):
     cost: Annotated[str | None, Kind.IDENTITY] = Field(
         default=None, description="what is to be small; null: macs, or bitops where bits are chosen too"
     )
-    constraints: Annotated[
-        dict[str, Bounds], BeforeValidator(by_cost), AfterValidator(_that_bind), Kind.EXTEND
-    ] = Field(default={}, description="what a child may cost, by cost: {macs: {max: 150k}}")
-    metric: Annotated[str | None, Kind.IDENTITY] = Field(
-        default=None, description="what is good; null: accuracy of classes, psnr of images; cross_entropy tells close children apart on few images"
+    constraints: Annotated[dict[str, Bounds], BeforeValidator(by_cost), AfterValidator(_that_bind), Kind.EXTEND] = (
+        Field(default={}, description="what a child may cost, by cost: {macs: {max: 150k}}")
     )
-    calibration: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=2048, description="training images for a child's batch statistics")
-    calibration_batch: Annotated[PositiveInt, Kind.IDENTITY] = Field(default=256, description="images at once in calibration")
-    validation: Annotated[PositiveInt | None, Kind.IDENTITY] = Field(default=None, description="validation images to score on; null: all")
+    metric: Annotated[str | None, Kind.IDENTITY] = Field(
+        default=None,
+        description=(
+            "what is good; null: accuracy of classes, psnr of images; cross_entropy tells close children apart on few "
+            "images"
+        ),
+    )
+    calibration: Annotated[PositiveInt, Kind.IDENTITY] = Field(
+        default=2048, description="training images for a child's batch statistics"
+    )
+    calibration_batch: Annotated[PositiveInt, Kind.IDENTITY] = Field(
+        default=256, description="images at once in calibration"
+    )
+    validation: Annotated[PositiveInt | None, Kind.IDENTITY] = Field(
+        default=None, description="validation images to score on; null: all"
+    )
     trials: Annotated[PositiveInt, Kind.FREE] = Field(default=2, description="Ray Tune trials at a time")
-    batch: Annotated[PositiveInt | None, Kind.FREE] = Field(default=None, description="candidates a trial; null: from the measured time")
+    batch: Annotated[PositiveInt | None, Kind.FREE] = Field(
+        default=None, description="candidates a trial; null: from the measured time"
+    )
     score_batch: Annotated[PositiveInt, Kind.FREE] = Field(default=500, description="images at once in scoring")
-    max_minutes: Annotated[PositiveFloat | None, Kind.FREE] = Field(default=None, description="stop after so many minutes; null: no limit")
+    max_minutes: Annotated[PositiveFloat | None, Kind.FREE] = Field(
+        default=None, description="stop after so many minutes; null: no limit"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _old_initial(cls, given: object) -> object:
-        """``initial`` stood beside ``algorithm`` once; it was written out whatever the algorithm was, and meant something to fittest alone."""
+        """``initial`` stood beside ``algorithm`` once; it was written out whatever the algorithm was, and meant
+        something to fittest alone."""
         if not isinstance(given, dict) or "initial" not in given:
             return given
         rest = {key: value for key, value in given.items() if key != "initial"}
@@ -183,7 +217,9 @@ class SearchSettings(Section):
         if rest.get("algorithm") != "fittest" or not isinstance(options, dict):
             return rest
         if options.get("initial", given["initial"]) != given["initial"]:
-            raise ValueError(f"initial {given['initial']} and options.initial {options['initial']} are the same: give one of them")
+            raise ValueError(
+                f"initial {given['initial']} and options.initial {options['initial']} are the same: give one of them"
+            )
         return {**rest, "options": {**options, "initial": given["initial"]}}
 
     @field_validator("options", mode="before")
@@ -200,7 +236,8 @@ class SearchSettings(Section):
         flying, batch = self.trials * (self.batch or 1), self.batch or 1
         if flying > self.window / 2:
             raise ValueError(
-                f"trials {self.trials} x batch {batch} = {flying} candidates at once, but window {self.window} allows half of it: "
+                f"trials {self.trials} x batch {batch} = {flying} candidates at once, but window {self.window} allows "
+                "half of it: "
                 f"lower them, or begin a new run with window {2 * flying} or more"
             )
         return self
@@ -209,9 +246,13 @@ class SearchSettings(Section):
 class FinetuneSettings(Section):
     """Whether and how exported children are trained on by themselves."""
 
-    children: NonNegativeInt = Field(default=1, description="how many children of the front nas run trains on, the best first")
+    children: NonNegativeInt = Field(
+        default=1, description="how many children of the front nas run trains on, the best first"
+    )
     fresh: bool = Field(default=False, description="begin from fresh weights instead of the supernet's")
-    teacher: str | None = Field(default=None, description="whose soft labels help: largest, or the id of an exported child; null: nobody's")
+    teacher: str | None = Field(
+        default=None, description="whose soft labels help: largest, or the id of an exported child; null: nobody's"
+    )
     recipe: Annotated[
         SerializeAsAny[ChildOptions], OptionsOf("recipe", ChildOptions, "a recipe that trains one network")
     ] = Field(description="how it learns")
@@ -235,10 +276,17 @@ class ClusterSettings(Section):
     """Where `nas submit` sends the run. Everything here means the cluster's machines, not this one."""
 
     address: str | None = Field(default=None, description="of the cluster's Jobs server, for example http://head:8265")
-    storage: Annotated[str, AfterValidator(absolute)] | None = Field(default=None, description="directory that all machines share; runs are its folders")
-    mirror: Annotated[str, AfterValidator(object_store)] | None = Field(
-        default=None, description="s3://bucket/prefix or gs://...: runs are kept there too, and restored where storage has lost them"
+    storage: Annotated[str, AfterValidator(absolute)] | None = Field(
+        default=None, description="directory that all machines share; runs are its folders"
     )
-    env: Annotated[dict[str, str], AfterValidator(no_secret)] = Field(default={}, description="environment variables of the run; no secrets")
+    mirror: Annotated[str, AfterValidator(object_store)] | None = Field(
+        default=None,
+        description="s3://bucket/prefix or gs://...: runs are kept there too, and restored where storage has lost them",
+    )
+    env: Annotated[dict[str, str], AfterValidator(no_secret)] = Field(
+        default={}, description="environment variables of the run; no secrets"
+    )
     image: str | None = Field(default=None, description="Kubernetes only: container image with raynas in it")
-    claim: str | None = Field(default=None, description="Kubernetes only: PersistentVolumeClaim behind storage, ReadWriteMany")
+    claim: str | None = Field(
+        default=None, description="Kubernetes only: PersistentVolumeClaim behind storage, ReadWriteMany"
+    )

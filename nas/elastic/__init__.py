@@ -1,7 +1,7 @@
 """Layers that are told their sizes at each call and remember none of them. They import torch alone.
 
-The input width is read from the input; the caller says the output width and the kernel. A smaller layer is a window of the
-largest one: the first channels, the centre of the kernel (Once-for-All; BigNAS section 3; Slimmable Networks).
+The input width is read from the input; the caller says the output width and the kernel. A smaller layer is a window of
+the largest one: the first channels, the centre of the kernel (Once-for-All; BigNAS section 3; Slimmable Networks).
 """
 
 from nas.elastic.conv import ElasticConv2d as ElasticConv2d

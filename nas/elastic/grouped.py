@@ -1,8 +1,9 @@
 """Several sub-networks in one pass, each at its own size: a small one costs what it costs. Imports torch alone.
 
-The activations of all sub-networks lie one after another in one flat tensor: group g holds ``(examples, tokens, width)`` of its
-own. What works element by element runs once over all; a linear layer runs once a group, on the prefix of its weight, and adds
-all their gradients into one buffer of the weight's size (slicing with autograd would make and add a full-size one for each).
+The activations of all sub-networks lie one after another in one flat tensor: group g holds ``(examples, tokens,
+width)`` of its own. What works element by element runs once over all; a linear layer runs once a group, on the prefix
+of its weight, and adds all their gradients into one buffer of the weight's size (slicing with autograd would make and
+add a full-size one for each).
 
 Layers take and give plain tensors and are called as modules, which DeepSpeed's ZeRO 3 needs to see.
 """
@@ -26,20 +27,25 @@ class GroupedLinear(nn.Linear):
     """A linear layer that runs any number of prefixes of itself; without `groups`, all of itself."""
 
     def forward(self, x: Tensor, groups: Sequence[Prefix] | None = None) -> Tensor:
-        """x: flat, ``rows * in`` for each group -> flat, ``rows * out``; without `groups` ``(..., in)`` -> ``(..., out)``."""
+        """x: flat, ``rows * in`` for each group -> flat, ``rows * out``; without `groups` ``(..., in)`` -> ``(...,
+        out)``."""
         return F.linear(x, self.weight, self.bias) if groups is None else _linear(x, self.weight, self.bias, groups)
 
 
 class GroupedConv2d(nn.Conv2d):
-    """A convolution that runs any number of prefixes of itself on patches that were cut out already (`torch.nn.functional.unfold`)."""
+    """A convolution that runs any number of prefixes of itself on patches that were cut out already
+    (`torch.nn.functional.unfold`)."""
 
     def forward(self, x: Tensor, groups: Sequence[Prefix] | None = None) -> Tensor:
-        """x: flat, ``rows * in * kernel * kernel`` for each group -> flat, ``rows * out``; without `groups` an image, as usual."""
+        """x: flat, ``rows * in * kernel * kernel`` for each group -> flat, ``rows * out``; without `groups` an
+        image, as usual."""
         if groups is None:
             return super().forward(x)
         taps = self.kernel_size[0] * self.kernel_size[1]
         assert self.bias is not None
-        return _linear(x, self.weight.flatten(1), self.bias, [(rows, c_in * taps, c_out) for rows, c_in, c_out in groups])
+        return _linear(
+            x, self.weight.flatten(1), self.bias, [(rows, c_in * taps, c_out) for rows, c_in, c_out in groups]
+        )
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor, groups: Sequence[Prefix]) -> Tensor:
@@ -55,7 +61,10 @@ class _GroupedLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.groups = groups
         out, pitch = x.new_empty(sum(rows * o for rows, _, o in groups)), weight.stride(0)
-        inputs, outputs = views(x, [(rows, i) for rows, i, _ in groups]), views(out, [(rows, o) for rows, _, o in groups])
+        inputs, outputs = (
+            views(x, [(rows, i) for rows, i, _ in groups]),
+            views(out, [(rows, o) for rows, _, o in groups]),
+        )
         for (_, i, o), part, result in zip(groups, inputs, outputs, strict=True):
             torch.addmm(bias[:o], part, weight.as_strided((i, o), (1, pitch)), out=result)
         return out
@@ -63,9 +72,16 @@ class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         (x, weight), groups = ctx.saved_tensors, ctx.groups
-        of_x, of_weight, of_bias, pitch = torch.empty_like(x), torch.zeros_like(weight), weight.new_zeros(len(weight)), weight.stride(0)
+        of_x, of_weight, of_bias, pitch = (
+            torch.empty_like(x),
+            torch.zeros_like(weight),
+            weight.new_zeros(len(weight)),
+            weight.stride(0),
+        )
         ins, outs = [(rows, i) for rows, i, _ in groups], [(rows, o) for rows, _, o in groups]
-        for (_, i, o), part, into, grad in zip(groups, views(x, ins), views(of_x, ins), views(gradient.contiguous(), outs), strict=True):
+        for (_, i, o), part, into, grad in zip(
+            groups, views(x, ins), views(of_x, ins), views(gradient.contiguous(), outs), strict=True
+        ):
             torch.mm(grad, weight.as_strided((o, i), (pitch, 1)), out=into)
             of_weight.as_strided((o, i), (pitch, 1)).addmm_(grad.t(), part)
             of_bias[:o].add_(grad.sum(0))
@@ -86,7 +102,8 @@ class _Reorder(torch.autograd.Function):
 
 
 class Grouped:
-    """How the rows of one batch are divided among sub-networks that run side by side, and what is done to their activations.
+    """How the rows of one batch are divided among sub-networks that run side by side, and what is done to their
+    activations.
 
     `Masked` has the same methods; a layer is written once for both.
 
@@ -122,7 +139,9 @@ class Grouped:
         """Some of the tokens."""
         return torch.cat([part[:, tokens].reshape(-1) for part in self._views(x, widths)])
 
-    def each(self, function: Callable[[Tensor, int], Tensor], x: Tensor, ins: Widths, outs: Widths, most: int) -> Tensor:
+    def each(
+        self, function: Callable[[Tensor, int], Tensor], x: Tensor, ins: Widths, outs: Widths, most: int
+    ) -> Tensor:
         """``function((examples, tokens, in), out)`` for each sub-network; `most` is the largest `out` of all."""
         return torch.cat([function(part, out).reshape(-1) for part, out in zip(self._views(x, ins), outs, strict=True)])
 
@@ -167,15 +186,22 @@ class Grouped:
         if scale is None:
             return x + branch
         tokens = self._rows(x, widths)[0] // self.counts[0]
-        sizes = torch.tensor([tokens * width for count, width in zip(self.counts, widths, strict=True) for _ in range(count)], device=x.device)
+        sizes = torch.tensor(
+            [tokens * width for count, width in zip(self.counts, widths, strict=True) for _ in range(count)],
+            device=x.device,
+        )
         return x + branch * scale[self.order].repeat_interleave(sizes, output_size=len(x))
 
-    def run(self, block: nn.Module, x: Tensor, widths: Widths, sizes: Sequence[tuple[int, ...] | None], scales: Any) -> Tensor:
-        """``block(stream, layout, widths, *sizes, scales)`` for the sub-networks that have the block; the others' stream goes by.
+    def run(
+        self, block: nn.Module, x: Tensor, widths: Widths, sizes: Sequence[tuple[int, ...] | None], scales: Any
+    ) -> Tensor:
+        """``block(stream, layout, widths, *sizes, scales)`` for the sub-networks that have the block; the others'
+        stream goes by.
 
         Args:
             widths: of the stream.
-            sizes: what else the block is told about each sub-network, in a list for each number; None for one that drops it.
+            sizes: what else the block is told about each sub-network, in a list for each number; None for one that
+                drops it.
             scales: of its residual branches, see `add`.
         """
         have = [group for group, size in enumerate(sizes) if size is not None]
@@ -185,7 +211,13 @@ class Grouped:
         if len(have) == len(sizes):
             return block(x, self, widths, *told, scales)
         parts = list(x.split([rows * width for rows, width in zip(self._rows(x, widths), widths, strict=True)]))
-        out = block(torch.cat([parts[group] for group in have]), self._of(have), [widths[group] for group in have], *told, scales)
+        out = block(
+            torch.cat([parts[group] for group in have]),
+            self._of(have),
+            [widths[group] for group in have],
+            *told,
+            scales,
+        )
         for group, part in zip(have, out.split([len(parts[group]) for group in have]), strict=True):
             parts[group] = part
         return torch.cat(parts)
@@ -196,8 +228,11 @@ class Grouped:
         return Grouped([self.counts[group] for group in groups], torch.cat([rows[group] for group in groups]))
 
 
-def _heads_first(counts: Sequence[int], tokens: int, heads: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where the rows of groups ``(examples, tokens, heads)`` are once they are ``(examples, heads, tokens)``, and the way back."""
+def _heads_first(
+    counts: Sequence[int], tokens: int, heads: Sequence[int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Where the rows of groups ``(examples, tokens, heads)`` are once they are ``(examples, heads, tokens)``, and
+    the way back."""
     order, back, start = [], [], 0
     for count, number in zip(counts, heads, strict=True):
         rows = torch.arange(start, start + count * tokens * number)

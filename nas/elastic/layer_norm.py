@@ -1,4 +1,5 @@
-"""Layer norm over prefixes of its channels: for sub-networks side by side in one flat tensor, or under a mask. Imports torch alone."""
+"""Layer norm over prefixes of its channels: for sub-networks side by side in one flat tensor, or under a mask.
+Imports torch alone."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def masked_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, eps
 
 
 def views(flat: Tensor, shapes: Iterable[tuple[int, int]]) -> Iterator[Tensor]:
-    """The parts of a contiguous flat tensor that lie one after another, each in its shape; for use outside of autograd."""
+    """The parts of a contiguous flat tensor that lie one after another, each in its shape; for use outside of
+    autograd."""
     start = flat.storage_offset()
     for rows, width in shapes:
         yield flat.as_strided((rows, width), (width, 1), start)
@@ -51,16 +53,23 @@ def views(flat: Tensor, shapes: Iterable[tuple[int, int]]) -> Iterator[Tensor]:
 
 def merged(groups: Iterable[tuple[int, ...]]) -> list[Any]:
     """Neighbours whose widths are the same as one group: ``(rows, width, ...)``."""
-    return [(sum(group[0] for group in alike), *widths) for widths, alike in groupby(groups, key=lambda group: group[1:])]
+    return [
+        (sum(group[0] for group in alike), *widths) for widths, alike in groupby(groups, key=lambda group: group[1:])
+    ]
 
 
 class _GroupedLayerNorm(torch.autograd.Function):
     """Torch's layer norm part by part; the gradients of weight and bias are added into one buffer each."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, groups: Sequence[tuple[int, int]]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, groups: Sequence[tuple[int, int]]
+    ) -> Tensor:
         groups = merged(groups)
-        found = [torch.native_layer_norm(part, (w,), weight[:w], bias[:w], eps) for (_, w), part in zip(groups, views(x, groups), strict=True)]
+        found = [
+            torch.native_layer_norm(part, (w,), weight[:w], bias[:w], eps)
+            for (_, w), part in zip(groups, views(x, groups), strict=True)
+        ]
         outs, ctx.means, ctx.scales = zip(*found, strict=True)
         ctx.save_for_backward(x, weight, bias)
         ctx.groups = groups
@@ -73,7 +82,9 @@ class _GroupedLayerNorm(torch.autograd.Function):
         of_x, of_weight, of_bias = [], torch.zeros_like(weight), torch.zeros_like(bias)
         parts = zip(groups, views(gradient.contiguous(), groups), views(x, groups), ctx.means, ctx.scales, strict=True)
         for (_, w), grad, part, mean, scale in parts:
-            found = torch.ops.aten.native_layer_norm_backward(grad, part, (w,), mean, scale, weight[:w], bias[:w], [True, True, True])
+            found = torch.ops.aten.native_layer_norm_backward(
+                grad, part, (w,), mean, scale, weight[:w], bias[:w], [True, True, True]
+            )
             of_x.append(found[0].view(-1))
             of_weight[:w].add_(found[1])
             of_bias[:w].add_(found[2])

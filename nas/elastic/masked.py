@@ -1,7 +1,8 @@
-"""Several sub-networks in one pass of the largest network: channels that an example's own does not have are held at zero.
+"""Several sub-networks in one pass of the largest network: channels that an example's own does not have are held at
+zero.
 
-Liao, Karaman, Sze, "Searching for Efficient Multi-Stage Vision Transformers" (2021), section 3.2. Every row costs what the
-largest network costs. Masks are prefixes of ones, a row of the batch each. Imports torch alone.
+Liao, Karaman, Sze, "Searching for Efficient Multi-Stage Vision Transformers" (2021), section 3.2. Every row costs what
+the largest network costs. Masks are prefixes of ones, a row of the batch each. Imports torch alone.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class Masked:
         """Some of the tokens."""
         return x[:, tokens]
 
-    def each(self, function: Callable[[Tensor, int], Tensor], x: Tensor, ins: Widths, outs: Widths, most: int) -> Tensor:
+    def each(
+        self, function: Callable[[Tensor, int], Tensor], x: Tensor, ins: Widths, outs: Widths, most: int
+    ) -> Tensor:
         """``function((N, tokens, C), most)`` for all at once."""
         return function(x, most)
 
@@ -86,8 +89,11 @@ class Masked:
         mask = self.mask(widths, branch)
         return x + branch * (mask if scale is None else mask * scale[:, None, None])
 
-    def run(self, block: nn.Module, x: Tensor, widths: Widths, sizes: Sequence[tuple[int, ...] | None], scales: Any) -> Tensor:
-        """``block(stream, layout, widths, *sizes, scales)``; both of its branches times 0 for the rows that do not have it."""
+    def run(
+        self, block: nn.Module, x: Tensor, widths: Widths, sizes: Sequence[tuple[int, ...] | None], scales: Any
+    ) -> Tensor:
+        """``block(stream, layout, widths, *sizes, scales)``; both of its branches times 0 for the rows that do not
+        have it."""
         have = [size for size in sizes if size is not None]
         if not have:
             return x

@@ -18,7 +18,8 @@ class ElasticBatchNorm2d(nn.Module):
     Args:
         max_features: width of the largest network.
         eps: added to the variance.
-        sync: take the statistics over the batches of all ranks, as if they were one; every rank must hold as many examples.
+        sync: take the statistics over the batches of all ranks, as if they were one; every rank must hold as many
+            examples.
     """
 
     def __init__(self, max_features: int, eps: float = 1e-5, sync: bool = False) -> None:
@@ -49,7 +50,8 @@ def _synchronised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """All-reduce with a gradient: every rank's output depends on every rank's input, so the gradients are summed too."""
+    """All-reduce with a gradient: every rank's output depends on every rank's input, so the gradients are summed
+    too."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Differentiable search (DARTS, Liu et al. 2019; QuantNAS, arXiv:2208.14839, section on the search procedure).
 
-The network runs as a mixture: every slot the mean of what it could hold, by the softmax of its logits. In each step the logits take
-one step of their own Adam on their own half of the training data, then the weights one on theirs. Entropy and BitOPs are
-regularised with the logits. At the end the largest logit of each slot is the architecture, which is trained again from scratch.
+The network runs as a mixture: every slot the mean of what it could hold, by the softmax of its logits. In each step the
+logits take one step of their own Adam on their own half of the training data, then the weights one on theirs. Entropy
+and BitOPs are regularised with the logits. At the end the largest logit of each slot is the architecture, which is
+trained again from scratch.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ BETAS = (0.5, 0.999)
 
 
 class DifferentiableOptions(RecipeOptions):
-    """The search of QuantNAS (arXiv:2208.14839): a mixture whose logits learn on half of the data, the weights on the other."""
+    """The search of QuantNAS (arXiv:2208.14839): a mixture whose logits learn on half of the data, the weights on
+    the other."""
 
     epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(
         description="passes over the weights' half of the training part"
@@ -110,7 +112,8 @@ class Differentiable(Recipe):
         self.alpha.grad = None
 
     def penalty(self, net: Supernet, progress: float) -> Tensor:
-        """The logits' entropy, in nats summed over slots, and BitOPs over those of the uniform mixture, each by its weight."""
+        """The logits' entropy, in nats summed over slots, and BitOPs over those of the uniform mixture, each by its
+        weight."""
         assert self.alpha is not None
         o = self.options
         stair = min(int(progress * EPOCHS), EPOCHS - 1)
@@ -201,7 +204,8 @@ def mixture(net: Supernet, alpha: Tensor) -> Soft:
 
 
 def architecture(net: Supernet, alpha: Tensor) -> Arch:
-    """What a search has found: the largest logit of every slot. `alpha` is that of a checkpoint's ``recipe.safetensors``."""
+    """What a search has found: the largest logit of every slot. `alpha` is that of a checkpoint's
+    ``recipe.safetensors``."""
     return mixture(net, alpha).arch(net)
 
 
@@ -212,7 +216,8 @@ def entropy(net: Supernet, alpha: Tensor) -> Tensor:
 
 
 def entropy_weight(epoch: int, epochs: int, warmup: int) -> float:
-    """The share of the entropy's weight in an epoch: nothing over the logits' warm-up and a quarter of the rest, then up to 1.
+    """The share of the entropy's weight in an epoch: nothing over the logits' warm-up and a quarter of the rest, then
+    up to 1.
 
     A linear ramp from the end of the warm-up, times a logarithmic one from where the quarter ends.
     """

@@ -1,8 +1,9 @@
-"""Multi-architectural sampling: every step trains several random sub-networks, each on its share of the batch, in one pass.
+"""Multi-architectural sampling: every step trains several random sub-networks, each on its share of the batch, in one
+pass.
 
-Liao, Karaman, Sze, "Searching for Efficient Multi-Stage Vision Transformers" (2021), section 3.2. Their choices are drawn
-stratified, and open from the largest to the smallest over the first part of the training. Their code also sorts channels now and then,
-which neither the paper nor a figure of theirs speaks of: left out.
+Liao, Karaman, Sze, "Searching for Efficient Multi-Stage Vision Transformers" (2021), section 3.2. Their choices are
+drawn stratified, and open from the largest to the smallest over the first part of the training. Their code also sorts
+channels now and then, which neither the paper nor a figure of theirs speaks of: left out.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from nas.supernet import Pass, Supernet
 
 
 class MultiArchOptions(RecipeOptions):
-    """Multi-architectural sampling (ViT-ResNAS): several random children a step, each on its share of the batch, in one pass."""
+    """Multi-architectural sampling (ViT-ResNAS): several random children a step, each on its share of the batch, in
+    one pass."""
 
     archs: PositiveInt = Field(
         default=16, description="children a step over all workers; each has its share of the batch"
@@ -51,7 +53,10 @@ class MultiArchOptions(RecipeOptions):
     def too_few(self, examples: int) -> str:
         if examples >= self.archs:
             return ""
-        return f"archs {self.archs} is more than the {examples} examples of one pass on one worker: lower it, or raise batch"
+        return (
+            f"archs {self.archs} is more than the {examples} examples of one pass on one worker: lower it, or raise "
+            "batch"
+        )
 
 
 class MultiArch(Recipe):
@@ -85,7 +90,8 @@ class MultiArch(Recipe):
         """
         if self.options.archs > 1 and net.mixes_examples:
             raise ValueError(
-                f"recipe multi_arch with archs {self.options.archs}: this family has batch norm in its searched parts, whose statistics "
+                f"recipe multi_arch with archs {self.options.archs}: this family has batch norm in its searched parts, "
+                "whose statistics "
                 "would be taken over the few examples of each sub-network; use the recipe sandwich, or archs: 1"
             )
         return torch.optim.AdamW(decayed(net, self.options.weight_decay), lr=self.options.lr)
@@ -101,7 +107,8 @@ class MultiArch(Recipe):
 def stratified_archs(
     space: Space, count: int, progress: float, rng: np.random.Generator, opening: float, existence: Sequence[int]
 ) -> list[Arch]:
-    """`count` random architectures in which every open value of every choice is as frequent as any other, give or take one.
+    """`count` random architectures in which every open value of every choice is as frequent as any other, give or take
+    one.
 
     Args:
         progress: how much of the training is done, in [0, 1].
@@ -123,7 +130,8 @@ def stratified(values: Sequence[Number], count: int, rng: np.random.Generator) -
 
 
 def opened(entries: int, progress: float, opening: float) -> int:
-    """How many entries of a list are open: one at first, all of them from `opening` on (section 3.2, progressive shrinking)."""
+    """How many entries of a list are open: one at first, all of them from `opening` on (section 3.2, progressive
+    shrinking)."""
     if progress >= opening:
         return entries
     return min(entries, 1 + int(progress / opening * (entries - 1) + 1e-9))

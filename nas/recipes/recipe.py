@@ -100,7 +100,8 @@ class Recipe:
         return "off"
 
     def losses(self, run: Run, net: Supernet, batches: Mapping[str, Batch], step: Step) -> Iterator[Tensor]:
-        """The losses of one step. The loop calls backward after each, so gradients are *summed*, and steps once at the end.
+        """The losses of one step. The loop calls backward after each, so gradients are *summed*, and steps once at the
+        end.
 
         Never yield inside a ``with``: the context would leak into the loop.
 
@@ -127,7 +128,8 @@ class Recipe:
         return {}
 
     def chosen(self, net: Supernet) -> dict[str, Arch]:
-        """Children that the training itself prefers at this moment, by name, the same on all ranks; the panel judges them too."""
+        """Children that the training itself prefers at this moment, by name, the same on all ranks; the panel judges
+        them too."""
         return {}
 
     def state(self) -> dict[str, Kept]:
@@ -154,10 +156,12 @@ def check_warmup(warmup_epochs: float, epochs: float) -> None:
 
 
 def schedule(kind: str, progress: float, warmup: float) -> float:
-    """The share of the base learning rate at `progress` in [0, 1], after a linear warm-up over the first `warmup` of training.
+    """The share of the base learning rate at `progress` in [0, 1], after a linear warm-up over the first `warmup` of
+    training.
 
-    ``"cosine"`` falls to 0. ``"exponential"`` is BigNAS's decay with constant ending: it reaches 5 % after 65 % of what follows
-    the warm-up and stays there (0.97 every 2.4 epochs does so in the paper's 360 epochs), so that small children go on learning.
+    ``"cosine"`` falls to 0. ``"exponential"`` is BigNAS's decay with constant ending: it reaches 5 % after 65 % of what
+    follows the warm-up and stays there (0.97 every 2.4 epochs does so in the paper's 360 epochs), so that small
+    children go on learning.
     """
     if progress < warmup:
         return progress / warmup

@@ -1,7 +1,8 @@
 """The sandwich rule with in-place distillation (Yu & Huang 2019; BigNAS section 3.2).
 
-Every step trains the largest child on the labels, then random children and the smallest one on the largest child's soft labels,
-on the same examples. Gradients are summed, and one optimizer step is taken. Only the largest child is regularised.
+Every step trains the largest child on the labels, then random children and the smallest one on the largest child's soft
+labels, on the same examples. Gradients are summed, and one optimizer step is taken. Only the largest child is
+regularised.
 """
 
 from __future__ import annotations

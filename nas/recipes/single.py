@@ -37,9 +37,11 @@ class SingleOptions(ChildOptions):
 
 
 class Single(Recipe):
-    """The largest network of the space on labels, with a teacher's soft labels for half of the loss where there is a teacher.
+    """The largest network of the space on labels, with a teacher's soft labels for half of the loss where there is a
+    teacher.
 
-    Where the experiment asks for it, an exponential moving average of the weights is kept; that is what is judged and exported.
+    Where the experiment asks for it, an exponential moving average of the weights is kept; that is what is judged and
+    exported.
 
     Args:
         task: mixes images and labels, and gives the losses.
@@ -90,7 +92,8 @@ class Single(Recipe):
 
     @torch.no_grad()
     def stepped(self, net: Supernet, step: Step) -> None:
-        """The moving average; its decay is ``1 - 1 / (average * total)``, which is 0.99996 at the paper's 0.067 of 375,000 steps.
+        """The moving average; its decay is ``1 - 1 / (average * total)``, which is 0.99996 at the paper's 0.067 of
+        375,000 steps.
 
         Early on it is the plain mean of what was seen, so that the first weights do not linger.
         """

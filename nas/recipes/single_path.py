@@ -1,11 +1,13 @@
 """Single-path sampling (Guo et al. 2020): every step trains one random sub-network, or several on the same examples.
 
-The paths of a step have every value of a choice as often as any other (FairNAS, Chu et al. 2019): what one of them alone would teach
-cancels out. At first there may be the largest one alone: weights that have learnt to be one network can learn to be others, but need
-not learn to be any from nothing (progressive shrinking, Cai et al. 2020). What both change is measured in `tests/benchmarks/quantnas.py`.
+The paths of a step have every value of a choice as often as any other (FairNAS, Chu et al. 2019): what one of them
+alone would teach cancels out. At first there may be the largest one alone: weights that have learnt to be one network
+can learn to be others, but need not learn to be any from nothing (progressive shrinking, Cai et al. 2020). What both
+change is measured in `tests/benchmarks/quantnas.py`.
 
-For a family that quantizes it runs under quantization noise by default, so that the weights learn what rounding will do to them
-(QuantNAS, arXiv:2208.14839, trains a mixture so; that sampled paths share weights which score candidates is not in the paper).
+For a family that quantizes it runs under quantization noise by default, so that the weights learn what rounding will do
+to them (QuantNAS, arXiv:2208.14839, trains a mixture so; that sampled paths share weights which score candidates is not
+in the paper).
 """
 
 from __future__ import annotations
@@ -25,18 +27,24 @@ from nas.supernet import Pass, Supernet
 
 
 class SinglePathOptions(RecipeOptions):
-    """Random children, one or more a step (arXiv:1904.00420), under quantization noise where the family quantizes (arXiv:2208.14839)."""
+    """Random children, one or more a step (arXiv:1904.00420), under quantization noise where the family quantizes
+    (arXiv:2208.14839)."""
 
     lr: PositiveFloat = Field(default=1e-3, description="peak learning rate of Adam")
     warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up; a cosine to 0 follows")
     weight_decay: NonNegativeFloat = Field(default=0.0, description="on weights of convolutions and linear layers")
     paths: PositiveInt = Field(
         default=1,
-        description="random children a step, each on the whole batch, with every value of a choice as often as any other (FairNAS, arXiv:1907.01845)",
+        description=(
+            "random children a step, each on the whole batch, with every value of a choice as often as any other "
+            "(FairNAS, arXiv:1907.01845)"
+        ),
     )
     opening_epochs: NonNegativeFloat = Field(
         default=0.0,
-        description="epochs in which the choices open: half of them the largest child alone, then ever more of each choice",
+        description=(
+            "epochs in which the choices open: half of them the largest child alone, then ever more of each choice"
+        ),
     )
     quant: Quant = Field(default="noise", description="in training: real quantizers, noise in their place, or off")
     clip_norm: PositiveFloat | None = Field(default=1.0, description="largest gradient norm; null for no clipping")

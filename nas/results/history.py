@@ -21,7 +21,9 @@ from nas.search.journal import Record
 from nas.search.pareto import front, hypervolume
 from nas.space import COSTS, Measure
 
-REFERENCE = 10.0  # the hypervolume counts up to this many times the first candidate's cost, so that it is known from then on
+REFERENCE = (
+    10.0  # the hypervolume counts up to this many times the first candidate's cost, so that it is known from then on
+)
 LEAST = 1e-9  # a cost of zero has no decade; this counts in its place
 
 
@@ -43,8 +45,9 @@ class Progress:
         evaluated: how many did not fail.
         best: the best metric.
         front_size: how many stand on the front.
-        hypervolume: the area between the front and the corner (metric 0, `REFERENCE` times the first candidate's cost), in units of
-            the metric times decades of cost; where lower is better the corner is twice the first candidate's metric.
+        hypervolume: the area between the front and the corner (metric 0, `REFERENCE` times the first candidate's cost),
+            in units of the metric times decades of cost; where lower is better the corner is twice the first
+            candidate's metric.
     """
 
     k: int
@@ -113,7 +116,9 @@ class History:
         """Of the records that are `allowed`, those that no other beats in both cost and metric, cheapest first."""
         records = [record for k in sorted(self.records) if allowed(record := self.records[k])]
         points = np.array([self.point(record) for record in records]).reshape(-1, 2)
-        return sorted((records[i] for i in front(points)), key=lambda record: (record.cost[self.objective.cost], record.k))
+        return sorted(
+            (records[i] for i in front(points)), key=lambda record: (record.cost[self.objective.cost], record.k)
+        )
 
     def _advance(self, record: Record) -> None:
         if self.failed(record):
@@ -127,7 +132,9 @@ class History:
         self._evaluated += 1
         least = float(self._front[:, 0].min())
         best = -least if self.objective.better == "higher" else least
-        self.progress.append(Progress(record.k, self._evaluated, best, len(self._front), hypervolume(self._front, self._corner)))
+        self.progress.append(
+            Progress(record.k, self._evaluated, best, len(self._front), hypervolume(self._front, self._corner))
+        )
 
 
 def read_history(run: RunDir) -> History | None:
@@ -141,10 +148,13 @@ def read_history(run: RunDir) -> History | None:
 
 
 def read_children(run: RunDir) -> dict[str, dict[str, Any]]:
-    """The ``metrics.json`` of every exported child, by id, with the hash of the ``supernet`` that it was cut from.
-    """
+    """The ``metrics.json`` of every exported child, by id, with the hash of the ``supernet`` that it was cut from."""
     found = {child: read_json(child.metrics) for child in run.exported()}
-    return {child.id: {**metrics, "supernet": read_json(child.manifest).get("supernet")} for child, metrics in found.items() if metrics}
+    return {
+        child.id: {**metrics, "supernet": read_json(child.manifest).get("supernet")}
+        for child, metrics in found.items()
+        if metrics
+    }
 
 
 def metric_of(history: History | None, children: Mapping[str, Mapping[str, Any]]) -> str:
@@ -171,7 +181,10 @@ def read_pictures(run: RunDir) -> dict[str, list[dict[str, Any]]]:
         child = run.child(name)
         pictures = parsed(child.pictures.read_bytes()) if child.pictures.is_file() else None
         if isinstance(pictures, list):
-            given = [{**picture, "panels": [{**panel, "file": child.path / panel["file"]} for panel in picture["panels"]]} for picture in pictures]
+            given = [
+                {**picture, "panels": [{**panel, "file": child.path / panel["file"]} for panel in picture["panels"]]}
+                for picture in pictures
+            ]
             if all(_within(panel["file"], child.path) for picture in given for panel in picture["panels"]):
                 found[name] = given
     return found
@@ -185,9 +198,9 @@ def front_table(run: RunDir) -> list[dict[str, Any]]:
     """The front and the exported children, cheapest first.
 
     Returns:
-        A row a child: ``id``, ``k``, ``front``, its costs by name, ``validation`` (what the search saw), ``exported``, and, measured on
-        the exported child, ``exported_validation`` and ``test``; None where there is no such figure. ``metric`` and ``cost`` are what
-        these are of, ``tested`` has all test figures by metric.
+        A row a child: ``id``, ``k``, ``front``, its costs by name, ``validation`` (what the search saw), ``exported``,
+        and, measured on the exported child, ``exported_validation`` and ``test``; None where there is no such figure.
+        ``metric`` and ``cost`` are what these are of, ``tested`` has all test figures by metric.
     """
     history, children = read_history(run), read_children(run)
     on_front = history.front() if history else []
@@ -198,13 +211,20 @@ def front_table(run: RunDir) -> list[dict[str, Any]]:
     rows = []
     for name in {record.id: None for record in on_front} | dict.fromkeys(children):
         record, child = by_id.get(name), children.get(name, {})
-        if history and record and child and child["supernet"] != history.supernet:  # of an earlier training: another network
+        if (
+            history and record and child and child["supernet"] != history.supernet
+        ):  # of an earlier training: another network
             record, child = (record, {}) if record in on_front else (None, child)
-        costs = {key: child.get(key, (record.cost if record else {}).get(key)) for key in dict.fromkeys((*measures, cost))}
+        costs = {
+            key: child.get(key, (record.cost if record else {}).get(key)) for key in dict.fromkeys((*measures, cost))
+        }
         rows.append(
             {"id": name, "k": record.k if record else None, "front": record in on_front, **costs}
             | {"validation": history.metric(record) if history and record else None, "exported": bool(child)}
-            | {"exported_validation": (child.get("validation") or {}).get(metric), "test": (child.get("test") or {}).get(metric)}
+            | {
+                "exported_validation": (child.get("validation") or {}).get(metric),
+                "test": (child.get("test") or {}).get(metric),
+            }
             | {"metric": metric, "cost": cost, "tested": child.get("test") or {}}
         )
     return sorted(rows, key=lambda row: (row.get(cost) or 0, row["id"]))

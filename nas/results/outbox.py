@@ -1,4 +1,5 @@
-"""What of a run directory is not yet in MLflow, as plain values: `nas.results.tracking` sends them and notes them here as sent."""
+"""What of a run directory is not yet in MLflow, as plain values: `nas.results.tracking` sends them and notes them
+here as sent."""
 
 from __future__ import annotations
 
@@ -27,11 +28,14 @@ VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"  # of the experiment; MLflow's p
 AXES = 10  # choices in parallel coordinates; more cannot be told apart
 
 Key = tuple[str | int, ...]
-Figures = dict[tuple[str, int], tuple[float, int]]  # (name, step) to (value, milliseconds since the start of its MLflow run)
+Figures = dict[
+    tuple[str, int], tuple[float, int]
+]  # (name, step) to (value, milliseconds since the start of its MLflow run)
 
 
 class Sent:
-    """``RUN/tracking.jsonl``: what was sent where, one fsynced line a thing. Users and passwords are left out of the address."""
+    """``RUN/tracking.jsonl``: what was sent where, one fsynced line a thing. Users and passwords are left out of the
+    address."""
 
     def __init__(self, run: RunDir, uri: str, experiment: str) -> None:
         self.path = run.tracked
@@ -75,7 +79,8 @@ class Item:
     Attributes:
         key, value: what is noted in `Sent` once it is there.
         run: which MLflow run: ``("train",)``, ``("search", supernet)`` or ``("candidate", supernet, k)``.
-        name: the run's name if it has to be made; None: where it is missing the item is dropped. Train and search have names of their own.
+        name: the run's name if it has to be made; None: where it is missing the item is dropped. Train and search have
+            names of their own.
         born: tags that the run is made with.
         seconds: how long ago the run began, when it is made.
         params, tags, figures: what it is to hold. Of a figure those steps count that are later than what the run has.
@@ -117,7 +122,8 @@ class Unsent:
         """What is to be sent now, in the order in which to send it.
 
         Args:
-            ending: the state in which the run ends; None while it goes on. Only at the end is it known who stands on the front.
+            ending: the state in which the run ends; None while it goes on. Only at the end is it known who stands on
+                the front.
         """
         for path in self.run.journals():
             self._histories.setdefault(path, History(path)).update()
@@ -139,7 +145,9 @@ class Unsent:
     def _train(self) -> Iterator[Item]:
         sent = self.sent.values.get(("training",), {})
         self._lines += [line for line in self._training.new() if not isinstance(line, EventLine)]
-        self._lines = [line for line in self._lines if any(line.step > sent.get(_name(name), -1) for name, _ in line.figures())]
+        self._lines = [
+            line for line in self._lines if any(line.step > sent.get(_name(name), -1) for name, _ in line.figures())
+        ]
         if not self._lines:
             return
         yield from self._settings(("train",))
@@ -158,7 +166,9 @@ class Unsent:
 
     def _search(self, history: History) -> Iterator[Item]:
         sup = history.supernet
-        news = [record for k, record in sorted(history.records.items()) if ("candidate", sup, k) not in self.sent.values]
+        news = [
+            record for k, record in sorted(history.records.items()) if ("candidate", sup, k) not in self.sent.values
+        ]
         reached = self.sent.values.get(("progress", sup), -1)
         points = [point for point in history.progress if point.k > reached]
         if news or points:
@@ -184,7 +194,9 @@ class Unsent:
             if old != _digest(test):
                 figures = Figures()
                 for name, value in test.items():
-                    _put(figures, f"test_{name}", times, value, times)  # measured anew after another export: the next step
+                    _put(
+                        figures, f"test_{name}", times, value, times
+                    )  # measured anew after another export: the next step
                 run = ("candidate", history.supernet, record.k)
                 yield Item(key, (times + 1, _digest(test)), run, tags={"raynas.exported": "true"}, figures=figures)
 
@@ -219,7 +231,6 @@ class Unsent:
             if self.sent.values.get(key) != digest:
                 yield Item(key, digest, ("search", history.supernet), artifacts={name: content})
 
-
     def _view(self, history: History) -> Iterator[Item]:
         text = view(history)
         key = ("view", history.supernet)
@@ -228,7 +239,8 @@ class Unsent:
 
 
 def view(history: History) -> str:
-    """What MLflow's page of the experiment shows by ``viewStateShareKey=raynas``, in the form in which it shares a view itself.
+    """What MLflow's page of the experiment shows by ``viewStateShareKey=raynas``, in the form in which it shares a view
+    itself.
 
     All candidates, the best first; cost against metric; parallel coordinates of the first choices that vary.
     """
@@ -248,10 +260,26 @@ def view(history: History) -> str:
             "orderByAsc": history.objective.better == "lower",
             "selectedColumns": [*figures, "tags.`raynas.front`", "tags.`raynas.exported`"],
             "runsHiddenMode": "SHOWALL",
-            "compareRunSections": [{"uuid": "raynas", "name": "Candidates", "display": True, "isReordered": False, "columns": 1, "cardHeight": 500}],
+            "compareRunSections": [
+                {
+                    "uuid": "raynas",
+                    "name": "Candidates",
+                    "display": True,
+                    "isReordered": False,
+                    "columns": 1,
+                    "cardHeight": 500,
+                }
+            ],
             "compareRunCharts": [
                 {"type": "SCATTER", "uuid": "raynas-cost", "runsCountToCompare": 1000, **axes, **card},
-                {"type": "PARALLEL", "uuid": "raynas-choices", "selectedParams": choices, "selectedMetrics": [cost, metric], "showAllRuns": True, **card},
+                {
+                    "type": "PARALLEL",
+                    "uuid": "raynas-choices",
+                    "selectedParams": choices,
+                    "selectedMetrics": [cost, metric],
+                    "showAllRuns": True,
+                    **card,
+                },
             ],
         }
     )

@@ -1,6 +1,7 @@
 """The pictures of a report: SVG text drawn by matplotlib, to be put into a page.
 
-Ink takes the colour of the page's text, so that pictures read well on light and on dark; text stays text, so it can be searched.
+Ink takes the colour of the page's text, so that pictures read well on light and on dark; text stays text, so it can be
+searched.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ SETTINGS: dict[Any, Any] = {
     "axes.grid": True,
     "grid.alpha": 0.13,
     "legend.frameon": False,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK),
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), INK
+    ),
 }
 
 
@@ -58,13 +61,25 @@ def _round(number: str) -> str:
 def search_picture(history: History, exported: Mapping[str, Any]) -> str:
     """The metric against the cost: all candidates, the front as steps, exported children by id."""
     cost = history.objective.cost
-    alive = [record for _, record in sorted(history.records.items()) if not history.failed(record) and record.cost[cost] > 0]
+    alive = [
+        record for _, record in sorted(history.records.items()) if not history.failed(record) and record.cost[cost] > 0
+    ]
     front = history.front()
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         xs, ys = [r.cost[cost] for r in alive], [_metric(history, r) for r in alive]
-        axes.scatter(xs, ys, s=16, c=GREY, alpha=0.45, linewidths=0, gid="candidates", label="candidates", rasterized=len(alive) > MANY)
+        axes.scatter(
+            xs,
+            ys,
+            s=16,
+            c=GREY,
+            alpha=0.45,
+            linewidths=0,
+            gid="candidates",
+            label="candidates",
+            rasterized=len(alive) > MANY,
+        )
         if max(xs) > 10 * min(xs):
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -74,7 +89,17 @@ def search_picture(history: History, exported: Mapping[str, Any]) -> str:
         out = [record for record in alive if record.id in exported]
         if out:
             ox, oy = [r.cost[cost] for r in out], [_metric(history, r) for r in out]
-            axes.scatter(ox, oy, s=75, facecolors="none", edgecolors=ORANGE, linewidths=1.8, zorder=4, label="exported", gid="exported")
+            axes.scatter(
+                ox,
+                oy,
+                s=75,
+                facecolors="none",
+                edgecolors=ORANGE,
+                linewidths=1.8,
+                zorder=4,
+                label="exported",
+                gid="exported",
+            )
             _label(axes, out, ox, oy)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _round(human(value))))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -83,7 +108,12 @@ def search_picture(history: History, exported: Mapping[str, Any]) -> str:
         axes.margins(x=0.14)
         axes.legend(loc="lower right" if history.objective.better == "higher" else "upper right")
 
-    return _svg(draw, "search", 5.2, {"candidates": [_tip(history, r) for r in alive], "front": [_tip(history, r) for r in front]})
+    return _svg(
+        draw,
+        "search",
+        5.2,
+        {"candidates": [_tip(history, r) for r in alive], "front": [_tip(history, r) for r in front]},
+    )
 
 
 def _metric(history: History, record: Record) -> float:
@@ -122,7 +152,9 @@ def training_picture(training: Training) -> str:
     rows = [(_losses, 2.0), *([(_panel, 2.0)] if training.panels else []), (_rate, 0.8)]
 
     def draw(figure: Figure) -> None:
-        grid = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=[height for _, height in rows])[:, 0]
+        grid = figure.subplots(len(rows), 1, sharex=True, squeeze=False, height_ratios=[height for _, height in rows])[
+            :, 0
+        ]
         for (fill, _), axes in zip(rows, grid, strict=True):
             fill(axes, training)
             for event in training.events:
@@ -146,9 +178,13 @@ def _losses(axes: Axes, training: Training) -> None:
 def _panel(axes: Axes, training: Training) -> None:
     metric = next((name for line in training.panels for figures in line.panel.values() for name in figures), "")
     for i, name in enumerate(_ordered(name for line in training.panels for name in line.panel)):
-        points = [(line.step, line.panel[name][metric]) for line in training.panels if metric in line.panel.get(name, {})]
+        points = [
+            (line.step, line.panel[name][metric]) for line in training.panels if metric in line.panel.get(name, {})
+        ]
         if points:
-            axes.plot(*zip(*points, strict=True), color=_colour(name, i), linewidth=1.2, marker="o", markersize=3, label=name)
+            axes.plot(
+                *zip(*points, strict=True), color=_colour(name, i), linewidth=1.2, marker="o", markersize=3, label=name
+            )
     axes.set_ylabel(f"{metric}, validation")
     _legend(axes)
 
@@ -172,7 +208,9 @@ def _legend(axes: Axes) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _svg(draw: Callable[[Figure], None], name: str, height: float, tips: Mapping[str, Sequence[str]] | None = None) -> str:
+def _svg(
+    draw: Callable[[Figure], None], name: str, height: float, tips: Mapping[str, Sequence[str]] | None = None
+) -> str:
     """Draw, and make of it an element that can stand in a page beside others.
 
     Args:
@@ -200,7 +238,8 @@ def _svg(draw: Callable[[Figure], None], name: str, height: float, tips: Mapping
 
 
 def _tipped(svg: str, group: str, texts: Sequence[str]) -> str:
-    """`svg` with a ``<title>`` in each mark of one group; unchanged where the group is drawn otherwise (as an image)."""
+    """`svg` with a ``<title>`` in each mark of one group; unchanged where the group is drawn otherwise (as an
+    image)."""
     begin = svg.find(f'<g id="{group}">')
     end = begin + _closing(svg[begin:]) if begin >= 0 else -1
     marks = re.split(r"(<use [^>]*)/>", svg[begin:end]) if begin >= 0 else []

@@ -29,5 +29,11 @@ def register(run: RunDir, experiment: Experiment, name: str, model: str, alias: 
     child, about = load_child(files.path, child_packages(experiment.space.name)), json.loads(files.arch.read_text())
     arch = Arch(about["arch"]).id  # a finetuned child is named otherwise
     label = f"{name}-{sha256(files.weights)[:8]}"
-    uri, shape, any_size = address(run, experiment.tracking.uri), about["input"]["shape"], about["input"].get("any_size", False)
-    return register_model(run, uri, experiment.tracking.experiment or experiment.name, child, arch, label, shape, any_size, model, alias)
+    uri, shape, any_size = (
+        address(run, experiment.tracking.uri),
+        about["input"]["shape"],
+        about["input"].get("any_size", False),
+    )
+    return register_model(
+        run, uri, experiment.tracking.experiment or experiment.name, child, arch, label, shape, any_size, model, alias
+    )

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from nas.results.history import History, front_table, metric_of, read_children, read_history, read_json, read_pictures, shown_costs
+from nas.results.history import (
+    History,
+    front_table,
+    metric_of,
+    read_children,
+    read_history,
+    read_json,
+    read_pictures,
+    shown_costs,
+)
 from nas.results.plots import human, progress_picture, search_picture, training_picture
 from nas.rundir.atomic import write_atomic
 from nas.rundir.directory import RunDir
@@ -21,25 +30,34 @@ from nas.search.journal import Record
 
 SHOWN = ("raynas", "torch", "deepspeed", "ray", "mlflow", "numpy")
 STYLE = """
-:root { color-scheme: light dark; --page: #fff; --text: #1d2430; --quiet: #667080; --line: #dde1e7; --panel: #f6f7f9; --link: #1f66c1; }
+:root { color-scheme: light dark; --page: #fff; --text: #1d2430; --quiet: #667080; --line: #dde1e7; --panel: #f6f7f9;
+  --link: #1f66c1; }
 @media (prefers-color-scheme: dark) {
   :root { --page: #14171c; --text: #e3e6eb; --quiet: #98a1ae; --line: #2e343d; --panel: #1b1f26; --link: #7ab0f2; } }
 body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 60rem; background: var(--page); color: var(--text);
   font: 16px/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin: 2.6rem 0 .3rem; }
-p { margin: .4rem 0; } .lead { font-size: 1.08rem; } .quiet { color: var(--quiet); font-size: .92rem; } a { color: var(--link); }
-svg { display: block; width: 100%; height: auto; margin-top: .6rem; } svg text { font-family: system-ui, sans-serif !important; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; overflow-wrap: anywhere; } h2 { font-size: 1.2rem;
+  margin: 2.6rem 0 .3rem; }
+p { margin: .4rem 0; } .lead { font-size: 1.08rem; } .quiet { color: var(--quiet); font-size: .92rem; }
+a { color: var(--link); }
+svg { display: block; width: 100%; height: auto; margin-top: .6rem; }
+svg text { font-family: system-ui, sans-serif !important; }
 .wide { overflow-x: auto; margin-top: .6rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .95rem; }
-th, td { padding: .38rem .8rem .38rem 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { color: var(--quiet); font-weight: 500; } th:first-child, td:first-child, th:last-child, td:last-child { text-align: left; }
+th, td { padding: .38rem .8rem .38rem 0; border-bottom: 1px solid var(--line); text-align: right;
+  white-space: nowrap; }
+th { color: var(--quiet); font-weight: 500; }
+th:first-child, td:first-child, th:last-child, td:last-child { text-align: left; }
 tr.off td { color: var(--quiet); }
 .row { display: flex; flex-wrap: wrap; gap: .8rem; margin: .8rem 0 1.6rem; } summary { cursor: pointer; }
-figure { margin: 0; flex: 1 1 12rem; max-width: 18rem; } figure img { width: 100%; display: block; border-radius: 4px; }
-img.zoom { image-rendering: pixelated; aspect-ratio: 1; } figcaption { color: var(--quiet); font-size: .85rem; margin-top: .25rem; }
+figure { margin: 0; flex: 1 1 12rem; max-width: 18rem; } figure img { width: 100%; display: block;
+  border-radius: 4px; }
+img.zoom { image-rendering: pixelated; aspect-ratio: 1; } figcaption { color: var(--quiet); font-size: .85rem;
+  margin-top: .25rem; }
 figcaption b { color: var(--text); font-weight: 500; }
 code, pre { font-family: ui-monospace, monospace; font-size: .88rem; }
-pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6px; padding: .9rem 1rem; overflow-x: auto; }
+pre { background: var(--panel); border: 1px solid var(--line); border-radius: 6px; padding: .9rem 1rem;
+  overflow-x: auto; }
 """
 
 
@@ -53,7 +71,8 @@ def write_report(run: RunDir) -> Path:
     title = str(about.get("name") or run.path.name)
     body = [f"<h1>{escape(title)}</h1>", *_summary(run, history, training), *_search(run, history)]
     body += [*_training(training), *_table(run, history), *_pictures(run), *_what_ran(run, about, history)]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(title)}</title>'
+    view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f'<meta charset="utf-8">{view}<title>{escape(title)}</title>'
     page = (
         f'<!doctype html>\n<html lang="en">\n<head>{head}\n<style>{STYLE}</style></head>\n<body>\n'
         + "\n".join(body)
@@ -73,9 +92,14 @@ def _summary(run: RunDir, history: History | None, training: Training) -> Iterat
         failed = sum(history.failed(record) for record in history.records.values())
         spent = sum(record.seconds for record in history.records.values())
         lost = f", {failed:,} of which failed" if failed else ""
-        parts.append(f"The search judged {len(history.records):,} candidates{lost}, taking {_duration(spent)} of evaluation in all.")
+        parts.append(
+            f"The search judged {len(history.records):,} candidates{lost}, taking {_duration(spent)} of evaluation in "
+            "all."
+        )
         if front := history.front():
-            parts.append(f"The best child, {_child(history, front[-1])}. The smallest on the front, {_child(history, front[0])}.")
+            parts.append(
+                f"The best child, {_child(history, front[-1])}. The smallest on the front, {_child(history, front[0])}."
+            )
     children = read_children(run)
     if children:
         parts.append(f"{len(children)} {'child was' if len(children) == 1 else 'children were'} exported.")
@@ -83,8 +107,8 @@ def _summary(run: RunDir, history: History | None, training: Training) -> Iterat
     if history and history.records:
         name = escape(history.objective.metric)
         yield (
-            f'<p class="quiet">The search looked at {name} on the <b>validation</b> set alone. The <b>test</b> set was seen '
-            "only by exported children, after the search, and chose nothing.</p>"
+            f'<p class="quiet">The search looked at {name} on the <b>validation</b> set alone. The <b>test</b> set was '
+            "seen only by exported children, after the search, and chose nothing.</p>"
         )
 
 
@@ -105,10 +129,12 @@ def _search(run: RunDir, history: History | None) -> Iterator[str]:
         return
     failed = sum(history.failed(record) for record in history.records.values())
     lost = f" {failed:,} failed {'candidate is' if failed == 1 else 'candidates are'} not shown." if failed else ""
-    yield f'<p class="quiet">Each point is a child cut out of the supernet and scored on validation; rest on one to see it.{lost}</p>'
+    told = f"Each point is a child cut out of the supernet and scored on validation; rest on one to see it.{lost}"
+    yield f'<p class="quiet">{told}</p>'
     ours = {name: child for name, child in read_children(run).items() if child["supernet"] == history.supernet}
     yield search_picture(history, ours)
-    yield '<p class="quiet">Progress. The hypervolume is the area under the front, in units of the metric times decades of cost.</p>'
+    told = "Progress. The hypervolume is the area under the front, in units of the metric times decades of cost."
+    yield f'<p class="quiet">{told}</p>'
     yield progress_picture(history)
 
 
@@ -133,13 +159,23 @@ def _table(run: RunDir, history: History | None) -> Iterator[str]:
     name = metric_of(history, children)
     metric = escape(name)
     costs = shown_costs(history)
-    again = any(row["exported_validation"] is not None and row["exported_validation"] != row["validation"] for row in rows)
+    again = any(
+        row["exported_validation"] is not None and row["exported_validation"] != row["validation"] for row in rows
+    )
     heads = ["id", *(escape(measure.title) for measure in costs.values()), f"validation {metric}"]
     heads += [*([f"validation {metric}, as exported"] if again else []), f"test {metric}", "files"]
-    yield '<div class="wide"><table><thead><tr>' + "".join(f'<th scope="col">{head}</th>' for head in heads) + "</tr></thead><tbody>"
+    yield (
+        '<div class="wide"><table><thead><tr>'
+        + "".join(f'<th scope="col">{head}</th>' for head in heads)
+        + "</tr></thead><tbody>"
+    )
     for row in rows:
         cells = [f"<code>{escape(row['id'])}</code>", *(human(row[cost]) for cost in costs)]
-        cells += [_figure(row["validation"]), *([_figure(row["exported_validation"])] if again else []), _figure(row["test"])]
+        cells += [
+            _figure(row["validation"]),
+            *([_figure(row["exported_validation"])] if again else []),
+            _figure(row["test"]),
+        ]
         place = f"children/{quote(row['id'])}/"
         cells.append(f'<a href="{place}">{escape(place)}</a>' if row["exported"] else "")
         yield f"<tr{'' if row['front'] else ' class=off'}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
@@ -155,7 +191,12 @@ def _table(run: RunDir, history: History | None) -> Iterator[str]:
 
 def _baselines(children: dict[str, dict[str, Any]], metric: str) -> dict[str, float]:
     """The test figure of what children must beat, by name."""
-    return {name: figures[metric] for child in children.values() for name, figures in (child.get("baselines") or {}).items() if metric in figures}
+    return {
+        name: figures[metric]
+        for child in children.values()
+        for name, figures in (child.get("baselines") or {}).items()
+        if metric in figures
+    }
 
 
 def _pictures(run: RunDir) -> Iterator[str]:
@@ -167,7 +208,7 @@ def _pictures(run: RunDir) -> Iterator[str]:
     yield "<h2>Pictures</h2>"
     yield '<p class="quiet">Test examples, the same ones for every child; each figure is that of the whole image.</p>'
     for number, name in enumerate(sorted(found, key=ids.index, reverse=True)):
-        yield f'<details{"" if number else " open"}><summary><code>{escape(name)}</code></summary>'
+        yield f"<details{'' if number else ' open'}><summary><code>{escape(name)}</code></summary>"
         for picture in found[name]:
             yield '<div class="row">' + "".join(_panel(panel) for panel in picture["panels"]) + "</div>"
         yield "</details>"
@@ -177,14 +218,19 @@ def _panel(panel: dict[str, Any]) -> str:
     image = base64.b64encode(panel["file"].read_bytes()).decode()
     zoom = " class=zoom" if panel["enlarged"] else ""
     label, note = escape(panel["label"]), escape(panel["note"])
-    return f'<figure><img{zoom} alt="{label}" src="data:image/png;base64,{image}"><figcaption><b>{label}</b> {note}</figcaption></figure>'
+    shown = f'<img{zoom} alt="{label}" src="data:image/png;base64,{image}">'
+    return f"<figure>{shown}<figcaption><b>{label}</b> {note}</figcaption></figure>"
 
 
 def _what_ran(run: RunDir, about: dict[str, Any], history: History | None) -> Iterator[str]:
     yield "<h2>What was run</h2>"
     facts = [("run", about.get("id")), ("supernet, sha256", history.supernet if history else None)]
     facts += [("Python", platform.python_version()), *((name, _version(name)) for name in SHOWN)]
-    yield '<p class="quiet">' + " · ".join(f"{name} <code>{escape(str(value))}</code>" for name, value in facts if value) + "</p>"
+    yield (
+        '<p class="quiet">'
+        + " · ".join(f"{name} <code>{escape(str(value))}</code>" for name, value in facts if value)
+        + "</p>"
+    )
     try:
         yield f"<pre>{escape(run.experiment.read_text(encoding='utf-8', errors='replace'))}</pre>"
     except OSError:

@@ -1,12 +1,13 @@
 """What a run does, told to MLflow: the only file that imports it.
 
-A background thread follows the files of the run directory and sends what is not yet sent. Nothing that the caller does waits
-for MLflow. A server that is away neither stops nor slows the work; what it missed is sent when it is back, in this process or
-at the next start, and once.
+A background thread follows the files of the run directory and sends what is not yet sent. Nothing that the caller does
+waits for MLflow. A server that is away neither stops nor slows the work; what it missed is sent when it is back, in
+this process or at the next start, and once.
 
-Once, because three things hold. What was sent is noted in ``RUN/tracking.jsonl``. A crash, or an answer that got lost, can fall between
-MLflow's taking something and that note; so after a start and after every failure the runs that MLflow has are looked up by tag
-before another is created, and half-filled ones are completed. And a figure is sent only for steps later than those a run has.
+Once, because three things hold. What was sent is noted in ``RUN/tracking.jsonl``. A crash, or an answer that got lost,
+can fall between MLflow's taking something and that note; so after a start and after every failure the runs that MLflow
+has are looked up by tag before another is created, and half-filled ones are completed. And a figure is sent only for
+steps later than those a run has.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ def check_uri(uri: str) -> str:
             "write sqlite:////absolute/path/mlflow.db, or http://... of an `mlflow server`"
         )
     if scheme == "sqlite" and not uri.startswith("sqlite:////"):
-        raise ValueError(f"tracking.uri is {uri!r}, whose place depends on the current folder; write sqlite:////absolute/path/mlflow.db")
+        raise ValueError(
+            f"tracking.uri is {uri!r}, whose place depends on the current folder; write "
+            "sqlite:////absolute/path/mlflow.db"
+        )
     return uri
 
 
@@ -81,7 +85,20 @@ def ui_command(uri: str) -> list[str]:
     """
     if urlsplit(check_uri(uri)).scheme in ("http", "https", "databricks", ""):
         raise ValueError(f"{uri} is a server: open it in a browser")
-    return [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", "5000", "--workers", "1"]
+    return [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--backend-store-uri",
+        uri,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "5000",
+        "--workers",
+        "1",
+    ]
 
 
 @dataclass
@@ -97,7 +114,8 @@ class _Held:
 
 
 class _Store:
-    """MLflow, by explicit run ids alone. Every call may raise when the server is away; connect again before the next."""
+    """MLflow, by explicit run ids alone. Every call may raise when the server is away; connect again before the
+    next."""
 
     def __init__(self, uri: str, experiment: str, run: RunDir) -> None:
         for name, value in ENVIRONMENT.items():
@@ -107,7 +125,9 @@ class _Store:
         about = read_json(run.about)
         self.raynas_run, self.raynas_name = str(about["id"]), str(about.get("name", run.path.name))
         self.client: MlflowClient = MlflowClient(uri)
-        self.experiment = self._experiment(experiment, run.mlflow_artifacts.as_uri() if uri.startswith("sqlite:") else None)
+        self.experiment = self._experiment(
+            experiment, run.mlflow_artifacts.as_uri() if uri.startswith("sqlite:") else None
+        )
         self.runs: dict[Key, _Held] = {}
         self._look_up()
 
@@ -116,7 +136,9 @@ class _Store:
         if found is None:
             return self.client.create_experiment(name, artifact_location=artifacts)  # None: a server decides itself
         if found.lifecycle_stage != "active":
-            raise RuntimeError(f"the MLflow experiment {name!r} was deleted; restore it there, or name another in tracking.experiment")
+            raise RuntimeError(
+                f"the MLflow experiment {name!r} was deleted; restore it there, or name another in tracking.experiment"
+            )
         return str(found.experiment_id)
 
     def _look_up(self) -> None:
@@ -132,7 +154,8 @@ class _Store:
                 return
 
     def _know(self, run: Run) -> None:
-        """Take in a run that MLflow has. Of twins, which a lost answer to a create can make, the empty one is deleted."""
+        """Take in a run that MLflow has. Of twins, which a lost answer to a create can make, the empty one is
+        deleted."""
         tags, info = run.data.tags, run.info
         new = _Held(info.run_id, info.start_time, info.status, dict(run.data.params), frozenset(run.data.metrics))
         key: Key = tuple(tags[name] for name in ("raynas.kind", "raynas.supernet") if name in tags)
@@ -185,7 +208,8 @@ class _Store:
         return self.runs[key]
 
     def _log(self, run: _Held, item: Item) -> None:
-        """Params, tags and figures, in one request where MLflow's limits allow. A param cannot be changed: its news becomes a tag."""
+        """Params, tags and figures, in one request where MLflow's limits allow. A param cannot be changed: its news
+        becomes a tag."""
         from mlflow.entities import Metric, Param, RunTag
 
         news = {at: held for at, held in item.figures.items() if at[1] > self._last_step(run, at[0])}
@@ -269,7 +293,9 @@ class Tracker:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         ends = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
         if missed := self.close(CLOSE_SECONDS, ends):
             log.warning("%d things could not be sent to MLflow; the next start of this run sends them", missed)
@@ -360,7 +386,8 @@ def reachable(uri: str, timeout_s: float = 5.0) -> str | None:
 
 
 def page_of(uri: str, experiment: str) -> str:
-    """Where MLflow's pages compare the candidates of an experiment: the path of the view that comes with a run (`nas.results.outbox.view`)."""
+    """Where MLflow's pages compare the candidates of an experiment: the path of the view that comes with a run
+    (`nas.results.outbox.view`)."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -368,14 +395,26 @@ def page_of(uri: str, experiment: str) -> str:
     found = MlflowClient(uri).get_experiment_by_name(experiment)
     if not found:
         return "/"
-    view = f"viewStateShareKey={VIEW_KEY}&" if VIEW_TAG in found.tags else ""  # a search leaves it, when its command ends
+    view = (
+        f"viewStateShareKey={VIEW_KEY}&" if VIEW_TAG in found.tags else ""
+    )  # a search leaves it, when its command ends
     return f"/#/experiments/{found.experiment_id}/runs?{view}compareRunsMode=CHART"
 
 
 def register_model(
-    run: RunDir, uri: str, experiment: str, child: nn.Module, arch: str, label: str, shape: Sequence[int], any_size: bool, name: str, alias: str | None
+    run: RunDir,
+    uri: str,
+    experiment: str,
+    child: nn.Module,
+    arch: str,
+    label: str,
+    shape: Sequence[int],
+    any_size: bool,
+    name: str,
+    alias: str | None,
 ) -> str:
-    """Make an exported child a version of a registered model, for `mlflow.pytorch.load_model`; raynas itself never loads one.
+    """Make an exported child a version of a registered model, for `mlflow.pytorch.load_model`; raynas itself never
+    loads one.
 
     Args:
         child: in evaluation mode.
@@ -409,12 +448,19 @@ def register_model(
         signature = ModelSignature(inputs=takes, outputs=gives)
         needs = [f"torch=={torch.__version__.partition('+')[0]}"]
         mlflow.pytorch.save_model(
-            child, f"{folder}/model", signature=signature, input_example=pixels.numpy(), pip_requirements=needs, serialization_format="pt2"
+            child,
+            f"{folder}/model",
+            signature=signature,
+            input_example=pixels.numpy(),
+            pip_requirements=needs,
+            serialization_format="pt2",
         )
         store.client.log_artifacts(runs[0].info.run_id, f"{folder}/model", f"models/{label}")
     with contextlib.suppress(MlflowException):  # it is there already
         store.client.create_registered_model(name)
-    version = store.client.create_model_version(name, f"runs:/{runs[0].info.run_id}/models/{label}", runs[0].info.run_id, tags={"raynas.arch": arch})
+    version = store.client.create_model_version(
+        name, f"runs:/{runs[0].info.run_id}/models/{label}", runs[0].info.run_id, tags={"raynas.arch": arch}
+    )
     if alias:
         store.client.set_registered_model_alias(name, alias, version.version)
     return str(version.version)

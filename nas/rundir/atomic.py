@@ -36,7 +36,9 @@ def write_atomic(path: Path, text: str) -> None:
     _sync_directory(path.parent)
 
 
-def write_directory(target: Path, fill: Callable[[Path], None], facts: Mapping[str, Any], allowed: Callable[[], None] = lambda: None) -> Path:
+def write_directory(
+    target: Path, fill: Callable[[Path], None], facts: Mapping[str, Any], allowed: Callable[[], None] = lambda: None
+) -> Path:
     """Make `target` a directory with what `fill` writes and a manifest; an older directory of that name is replaced.
 
     Args:
@@ -74,7 +76,8 @@ def verify(directory: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
     """The manifest of a directory whose every file is as it says.
 
     Args:
-        needed: files that a directory of this kind must have, so that an empty manifest is not taken for one that holds.
+        needed: files that a directory of this kind must have, so that an empty manifest is not taken for one that
+            holds.
 
     Raises:
         Damaged: a file is missing, of another size, or changed; the message names it.
@@ -83,9 +86,13 @@ def verify(directory: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
         manifest = json.loads((directory / MANIFEST).read_text())
         files = manifest["files"].items()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{directory} has no readable {MANIFEST} ({error}); it was not written to the end, or was damaged") from error
+        raise Damaged(
+            f"{directory} has no readable {MANIFEST} ({error}); it was not written to the end, or was damaged"
+        ) from error
     if lacking := [name for name in needed if name not in manifest["files"]]:
-        raise Damaged(f"{directory / MANIFEST} does not list {', '.join(lacking)}: it is no manifest of such a directory")
+        raise Damaged(
+            f"{directory / MANIFEST} does not list {', '.join(lacking)}: it is no manifest of such a directory"
+        )
     for name, want in files:
         path = directory / name
         if not path.is_file():

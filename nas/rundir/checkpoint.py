@@ -1,4 +1,5 @@
-"""A supernet in training, as files that know neither the number of ranks nor the ZeRO stage. The only file that names them.
+"""A supernet in training, as files that know neither the number of ranks nor the ZeRO stage. The only file that names
+them.
 
 Tensors are safetensors, the rest is JSON: nothing is unpickled. Torch is imported when tensors are asked for.
 """
@@ -76,7 +77,8 @@ class Checkpoint:
 
     @classmethod
     def newest(cls, root: Path, warn: Callable[[str], None] = lambda _: None) -> Self | None:
-        """The newest whole one under `root`; older ones are tried in turn, and `warn` is told why a newer one was passed over.
+        """The newest whole one under `root`; older ones are tried in turn, and `warn` is told why a newer one was
+        passed over.
 
         Raises:
             Damaged: there are checkpoints and none of them is whole.
@@ -89,7 +91,11 @@ class Checkpoint:
                 problems.append(str(problem))
                 warn(f"checkpoint passed over: {problem}")
         if found:
-            raise Damaged("no checkpoint is whole:\n  " + "\n  ".join(problems) + f"\nrestore one, or delete {root} to train from the start")
+            raise Damaged(
+                "no checkpoint is whole:\n  "
+                + "\n  ".join(problems)
+                + f"\nrestore one, or delete {root} to train from the start"
+            )
         return None
 
     @classmethod
@@ -121,14 +127,17 @@ class Checkpoint:
             save_file(tensors, directory / RECIPE)
             (directory / STATE).write_text(json.dumps({"state": asdict(state), "recipe": plain}))
 
-        return write_directory(root / f"step-{state.step:08d}", fill, {"step": state.step, "total": state.total}, allowed)
+        return write_directory(
+            root / f"step-{state.step:08d}", fill, {"step": state.step, "total": state.total}, allowed
+        )
 
     def weights(self) -> dict[str, Tensor]:
         """Those that are trained: full, fp32, on the CPU."""
         return self._tensors(WEIGHTS)
 
     def child_weights(self) -> dict[str, Tensor]:
-        """Those that children are cut from: a recipe's moving average where it keeps one, else those that are trained."""
+        """Those that children are cut from: a recipe's moving average where it keeps one, else those that are
+        trained."""
         from nas.recipes.recipe import AVERAGE
 
         kept = self._tensors(RECIPE).items()

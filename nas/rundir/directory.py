@@ -1,4 +1,5 @@
-"""A run is a directory: where everything of it lies, what makes it that run, who may write into it, and what was changed when it was continued."""
+"""A run is a directory: where everything of it lies, what makes it that run, who may write into it, and what was
+changed when it was continued."""
 
 from __future__ import annotations
 
@@ -165,7 +166,8 @@ class RunDir:
         return ChildDir(self.children / name)
 
     def exported(self) -> list[ChildDir]:
-        """The children that are there. What is being written, or was left half-written, has a name with a dot before it."""
+        """The children that are there. What is being written, or was left half-written, has a name with a dot before
+        it."""
         return [ChildDir(path.parent) for path in sorted(self.children.glob("[!.]*/metrics.json"))]
 
     def exported_child(self, name: str) -> ChildDir:
@@ -200,7 +202,8 @@ def open_run(experiment: Experiment, run: RunDir) -> Iterator[Fence]:
     """Begin or continue a run, alone: the fence of this attempt, held until the context ends or the process dies.
 
     Raises:
-        Occupied: the directory holds something else, a run of another identity (the difference is shown), or a live process has it.
+        Occupied: the directory holds something else, a run of another identity (the difference is shown), or a live
+            process has it.
     """
     if run.path.exists() and not run.is_run() and not run.is_fresh():
         raise Occupied(f"{run.path} is not empty and holds no run; choose another --run-dir")
@@ -209,7 +212,9 @@ def open_run(experiment: Experiment, run: RunDir) -> Iterator[Fence]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise Occupied(f"another process works in {run.path}; wait for it, end it, or choose another --run-dir") from None
+        raise Occupied(
+            f"another process works in {run.path}; wait for it, end it, or choose another --run-dir"
+        ) from None
     try:
         changed = _take_over(experiment, run)
         fence = Fence.take(run.path)
@@ -238,7 +243,11 @@ def _take_over(experiment: Experiment, run: RunDir) -> dict[str, Any]:
 
 def _other_run(directory: Path, rows: list[Difference]) -> str:
     lines = [f"  {row.key}: {row.old!r} in {directory.name}, {row.new!r} now" for row in rows[:12]]
-    return f"{directory} holds another run:\n" + "\n".join(lines) + "\nchoose another --run-dir, or go back to the old values"
+    return (
+        f"{directory} holds another run:\n"
+        + "\n".join(lines)
+        + "\nchoose another --run-dir, or go back to the old values"
+    )
 
 
 def versions() -> dict[str, str]:

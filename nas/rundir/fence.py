@@ -17,8 +17,8 @@ class Fence:
     """Lets only the newest attempt at a run write into it.
 
     The driver takes a number by `Fence.take`; every writer holds it and asks `check` before it makes anything visible.
-    The driver asks all of them to end by a word behind the number: a file that is there already is looked at anew by a network
-    file system when it is opened, while one that was not there may stay unseen for a minute.
+    The driver asks all of them to end by a word behind the number: a file that is there already is looked at anew by a
+    network file system when it is opened, while one that was not there may stay unseen for a minute.
 
     Args:
         run: the run's directory.

@@ -1,4 +1,5 @@
-"""The log of a training: typed lines, written by the loop and read by whoever shows or tracks it. The one file that knows their keys.
+"""The log of a training: typed lines, written by the loop and read by whoever shows or tracks it. The one file that
+knows their keys.
 
 The file grows while it is read, and may end in a torn line after a crash; both are expected here.
 """
@@ -189,4 +190,6 @@ def _line(form: Mapping[str, Any]) -> Line | None:
 
 def _kind_of_old(form: Mapping[str, Any]) -> str:
     """Lines of before 0.2 do not say what they are."""
-    return "event" if "event" in form else "panel" if "panel" in form else "step" if "loss" in form or "lr" in form else ""
+    return (
+        "event" if "event" in form else "panel" if "panel" in form else "step" if "loss" in form or "lr" in form else ""
+    )

@@ -1,15 +1,17 @@
-"""A run kept in an object store beside its directory, so that it outlives the machines: pushed while it goes on, restored where it is gone.
+"""A run kept in an object store beside its directory, so that it outlives the machines: pushed while it goes on,
+restored where it is gone.
 
 Below the run's address::
 
-    attempt-000003-9f2c41aa/commits/00000017.json      what all files of the run were at one moment; written after all that it names
-    attempt-000003-9f2c41aa/files/supernet/step-00000400/weights.safetensors/000000000000-<sha256>
+    attempt-000003-9f2c41aa/commits/00000017.json      what all files of the run were at one moment; written after all
+    that it names attempt-000003-9f2c41aa/files/supernet/step-00000400/weights.safetensors/000000000000-<sha256>
     attempt-000003-9f2c41aa/files/search/journal-1a2b3c4d.jsonl/000000004096-<sha256>
 
-An object is written once, and its name says what must be in it; a file that only grows is a row of segments, named by their offsets. A store
-may end a broken upload as a short object, be late with what it lists, and refuses no writer that is over. So a commit counts only if every
-object is what it says, an older one is taken where it is not, and every attempt writes below a name of its own: the newest attempt with a
-commit is the run, and whatever an older one still writes is never looked at again.
+An object is written once, and its name says what must be in it; a file that only grows is a row of segments, named by
+their offsets. A store may end a broken upload as a short object, be late with what it lists, and refuses no writer that
+is over. So a commit counts only if every object is what it says, an older one is taken where it is not, and every
+attempt writes below a name of its own: the newest attempt with a commit is the run, and whatever an older one still
+writes is never looked at again.
 
 Only the driver comes here, and training and search never wait for it.
 """
@@ -69,7 +71,9 @@ class Store:
         try:
             self.fs, self.base = fs.FileSystem.from_uri(_direct(uri))
         except Exception as error:
-            raise ValueError(f"the mirror {uri!r} cannot be used: {error}; write s3://BUCKET/PREFIX or gs://BUCKET/PREFIX") from error
+            raise ValueError(
+                f"the mirror {uri!r} cannot be used: {error}; write s3://BUCKET/PREFIX or gs://BUCKET/PREFIX"
+            ) from error
         self.flat = self.fs.type_name in ("s3", "gcs")  # these have no directories to make
 
     def put(self, key: str, content: IO[bytes]) -> None:
@@ -131,7 +135,8 @@ class _Commit:
 
 
 class Mirror:
-    """One attempt's hold on the mirror of a run. `bring` the run first; as a context it claims the mirror and pushes, to the end and once more.
+    """One attempt's hold on the mirror of a run. `bring` the run first; as a context it claims the mirror and pushes,
+    to the end and once more.
 
     Args:
         uri: of the run, ``s3://bucket/prefix/name``; credentials come from the environment, never from here.
@@ -181,7 +186,8 @@ class Mirror:
             if newest is not None and newest not in self._known():
                 raise ValueError(
                     f"{self.run} is behind its mirror {self.uri}, where {newest} has gone on elsewhere: "
-                    "move the directory away, and it is made anew from the mirror; or give another address for the mirror"
+                    "move the directory away, and it is made anew from the mirror; or give another address for the "
+                    "mirror"
                 )
             number = 1 + max((int(name.split("-")[1]) for name in attempts), default=0)
             self.attempt = f"attempt-{number:06d}-{os.urandom(4).hex()}"
@@ -203,7 +209,11 @@ class Mirror:
         """
         problems = []
         with self._told():
-            commits = [(attempt, number) for attempt in reversed(self._attempts()) for number in reversed(self._numbers(attempt))]
+            commits = [
+                (attempt, number)
+                for attempt in reversed(self._attempts())
+                for number in reversed(self._numbers(attempt))
+            ]
             for attempt, number in commits:
                 try:
                     self._fetch(attempt, self._read_commit(attempt, number))
@@ -212,7 +222,11 @@ class Mirror:
                 except (Damaged, FileNotFoundError) as problem:
                     problems.append(f"{attempt}, commit {number}: {problem}")
                     self.say(f"passed over in the mirror: {problems[-1]}")
-        why = "nothing is whole:\n  " + "\n  ".join(problems[:5]) + "\ngive another address to begin anew" if problems else "it holds no run"
+        why = (
+            "nothing is whole:\n  " + "\n  ".join(problems[:5]) + "\ngive another address to begin anew"
+            if problems
+            else "it holds no run"
+        )
         raise Damaged(f"the mirror {self.uri} cannot be restored: {why}")
 
     def _attempts(self) -> list[str]:
@@ -261,11 +275,15 @@ class Mirror:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._closing.set()
         self._thread.join(END_S)
         if self._over and kind in (None, KeyboardInterrupt):
-            raise Fenced(f"another attempt has taken over the run in {self.uri}; what this one did since is in {self.run} alone")
+            raise Fenced(
+                f"another attempt has taken over the run in {self.uri}; what this one did since is in {self.run} alone"
+            )
         if not (self._done or self._over):
             self.say(f"the mirror {self.uri} lacks the end of this run; the same command in {self.run} brings it")
 
@@ -299,7 +317,9 @@ class Mirror:
         with ExitStack() as opened:
             news: dict[str, IO[bytes]] = {}
             for name, path in whole_files(self.run):
-                file: IO[bytes] = opened.enter_context(path.open("rb"))  # held open, it can be read even if it is deleted meanwhile
+                file: IO[bytes] = opened.enter_context(
+                    path.open("rb")
+                )  # held open, it can be read even if it is deleted meanwhile
                 stat = os.fstat(file.fileno())
                 now[name] = _Seen((stat.st_ino, stat.st_size, stat.st_mtime_ns), [])
                 old = self._seen.get(name)
@@ -342,13 +362,16 @@ class Mirror:
         self._number += 1  # used up, whether the put ends well or not
         commit = _Commit(self._number, {piece.key for pieces in files.values() for piece in pieces})
         self._commits.append(commit)
-        self.store.put(f"{self.attempt}/{commit.key}", io.BytesIO(json.dumps({"raynas_mirror": 1, "files": files}).encode()))
+        self.store.put(
+            f"{self.attempt}/{commit.key}", io.BytesIO(json.dumps({"raynas_mirror": 1, "files": files}).encode())
+        )
         commit.whole = True
         with suppress(OSError):  # what is left over costs room and nothing else
             self._prune()
 
     def _prune(self) -> None:
-        """Drop commits but the newest, the objects that they alone name, and attempts before the one that was restored."""
+        """Drop commits but the newest, the objects that they alone name, and attempts before the one that was
+        restored."""
         whole = [commit for commit in self._commits if commit.whole]
         if len(whole) == 1:  # the first: until now the run was to be had from an earlier attempt alone
             before = [name for name in self._attempts() if name < self.attempt]
@@ -366,7 +389,8 @@ class Mirror:
 
 
 def whole_files(run: Path) -> Iterator[tuple[str, Path]]:
-    """The files that make a run what it is, by their names in it, effects before their causes: a commit never has an effect alone.
+    """The files that make a run what it is, by their names in it, effects before their causes: a commit never has an
+    effect alone.
 
     Of the checkpoints the newest; of directories with a manifest what that names; nothing hidden, nothing unfinished.
     """
@@ -384,7 +408,8 @@ def whole_files(run: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _sealed(run: Path, directory: Path) -> Iterator[tuple[str, Path]]:
-    """The files that a manifest names; none where it is not one, or names what is no file of this directory: another may have written it."""
+    """The files that a manifest names; none where it is not one, or names what is no file of this directory: another
+    may have written it."""
     try:
         names = [*json.loads((directory / MANIFEST).read_text())["files"], MANIFEST]
     except (ValueError, KeyError, TypeError):
@@ -410,4 +435,8 @@ def _plain(run: Path, entry: Path) -> Iterator[tuple[str, Path]]:
 
 def _grew(name: str, old: _Seen, new: _Seen) -> bool:
     """Whether a file is the same one with lines added."""
-    return name.endswith(GROWING) and old.stamp[0] == new.stamp[0] and new.stamp[1] >= sum(piece.size for piece in old.pieces)
+    return (
+        name.endswith(GROWING)
+        and old.stamp[0] == new.stamp[0]
+        and new.stamp[1] >= sum(piece.size for piece in old.pieces)
+    )

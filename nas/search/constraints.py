@@ -49,7 +49,8 @@ ANYTHING = Constraints()
 def check_attainable(space: Space, cost: CostFunction, constraints: Constraints) -> None:
     """Refuse constraints that no child meets, before anything is evaluated.
 
-    A small space is listed, so the answer is exact; in a large one none is taken to be there after a bounded number of tries.
+    A small space is listed, so the answer is exact; in a large one none is taken to be there after a bounded number of
+    tries.
 
     Raises:
         ValueError: an unknown cost, bounds that cross, or out of reach; the message says by how much.
@@ -71,7 +72,11 @@ def check_attainable(space: Space, cost: CostFunction, constraints: Constraints)
         raise ValueError(beyond)
     if find(space, lambda arch: constraints.violation(cost(arch)), set(), draws, rng) is None:
         count = f"{space.cardinality:,}"
-        none = f"none of all {count} architectures" if space.cardinality <= SMALL else f"in {TRIES:,} draws no architecture"
+        none = (
+            f"none of all {count} architectures"
+            if space.cardinality <= SMALL
+            else f"in {TRIES:,} draws no architecture"
+        )
         wide = f"{none} lies within {constraints}; widen the window"
         raise ValueError(beyond or wide)
 
@@ -81,7 +86,10 @@ def _beyond_the_ends(constraints: Constraints, small: Mapping[str, float], large
     for name, (low, high) in constraints.bounds.items():
         least, most = sorted((small[name], large[name]))
         if high is not None and high < least:
-            return f"max_{name} {high:,.15g} is below the smallest network's {least:,.15g} {name} (by {least - high:,.15g})"
+            return (
+                f"max_{name} {high:,.15g} is below the smallest network's {least:,.15g} {name} (by "
+                f"{least - high:,.15g})"
+            )
         if low is not None and low > most:
             return f"min_{name} {low:,.15g} is above the largest network's {most:,.15g} {name} (by {low - most:,.15g})"
     return ""

@@ -125,7 +125,8 @@ class Search(ABC):
         Args:
             k: the candidate's number, from the algorithm's own first one on.
             archs: candidates 0 ... k - W.
-            points: their (metric, cost), both to be minimised, NaN where the candidate failed: shape ``(len(archs), 2)``.
+            points: their (metric, cost), both to be minimised, NaN where the candidate failed: shape ``(len(archs),
+                2)``.
             violations: by how much each misses candidate k's constraints, 0 within them: shape ``(len(archs),)``.
             rng: of candidate k alone.
         """

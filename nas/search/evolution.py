@@ -1,4 +1,5 @@
-"""Constrained evolution with a Pareto archive: AttentiveNAS's search (Wang et al. 2021) with NSGA-II's selection (Deb et al. 2002).
+"""Constrained evolution with a Pareto archive: AttentiveNAS's search (Wang et al. 2021) with NSGA-II's selection (Deb
+et al. 2002).
 
 Every told record stays in the archive; the parents are its best by (front number, crowding), chosen anew for each
 candidate, so there are no generations to wait for. The smallest and the largest network come first: both ends of the
@@ -20,7 +21,8 @@ from nas.space import Arch, Space
 
 
 def select(points: np.ndarray, violations: np.ndarray, size: int) -> np.ndarray:
-    """The best records, best first: those within the budget by front and then loneliness, after them the others by violation.
+    """The best records, best first: those within the budget by front and then loneliness, after them the others by
+    violation.
 
     Args:
         points: shape ``(records, 2)``, to be minimised; failed records (NaN) are never selected.
@@ -62,13 +64,16 @@ class EvolutionOptions(Section):
     flips: Annotated[float, Field(gt=0)] = Field(
         default=2.0, description="most choices that mutate on average, which lowers the rate where there are many"
     )
-    crossover: Annotated[float, Field(ge=0, le=1)] = Field(default=0.9, description="chance that a child has two parents")
+    crossover: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.9, description="chance that a child has two parents"
+    )
 
 
 class Evolution(Search):
     """The smallest and the largest network, random ones until records are known, then children of the best.
 
-    The rate is AttentiveNAS's; 45 choices at 0.2 would change nine at once and lose what the parents had found, hence ``flips``.
+    The rate is AttentiveNAS's; 45 choices at 0.2 would change nine at once and lose what the parents had found, hence
+    ``flips``.
     """
 
     name = "evolution"

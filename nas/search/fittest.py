@@ -1,8 +1,8 @@
 """Evolution towards the best network within a budget: the search of ViT-ResNAS (Liao, Karaman, Sze 2021, section 4).
 
-The cost counts only as a budget, a window of a few percent as a rule; parents are the fittest of all that were judged so far.
-Where the authors' mutation may draw the value that is there, ours draws another, and changes one choice at least; their first
-networks are shrunk from the largest one until they fit the window, ours are uniform draws that do.
+The cost counts only as a budget, a window of a few percent as a rule; parents are the fittest of all that were judged
+so far. Where the authors' mutation may draw the value that is there, ours draws another, and changes one choice at
+least; their first networks are shrunk from the largest one until they fit the window, ours are uniform draws that do.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Fittest(Search):
 
     @property
     def identity(self) -> dict[str, object]:
-        """As every search's, without the options: journals had none when they began, and replay tells another `initial`."""
+        """As every search's, without the options: journals had none when they began, and replay tells another
+        `initial`."""
         return {name: value for name, value in super().identity.items() if name != "options"}
 
     def draws(

@@ -1,8 +1,9 @@
 """The history of a search: candidates, records, and the append-only file that keeps them.
 
-The file is JSON lines. The first is the header, ``{"raynas_journal": 1, ...}``: what the history belongs to. Every other line is a
-record of one candidate or constraints, ``{"from_k": 200, "constraints": {"macs": [null, 600000]}}``. A line is written at once
-and fsynced before the next, so a crash can damage the last line only; that one is cut off when the file is opened again.
+The file is JSON lines. The first is the header, ``{"raynas_journal": 1, ...}``: what the history belongs to. Every
+other line is a record of one candidate or constraints, ``{"from_k": 200, "constraints": {"macs": [null, 600000]}}``. A
+line is written at once and fsynced before the next, so a crash can damage the last line only; that one is cut off when
+the file is opened again.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from nas.space import Arch
 
 VERSION = 1
 
+
 @dataclass(frozen=True)
 class Candidate:
     """An architecture to evaluate.
@@ -28,8 +30,9 @@ class Candidate:
     Attributes:
         k: its number; candidates are numbered from 0 in the order in which they are proposed.
         arch: the architecture.
-        bar: the front that candidate k may be measured against, by rising cost: pairs (metric, cost), both to be *minimised*,
-            so a metric that is better when higher stands negated. The only thing that an early stop may look at.
+        bar: the front that candidate k may be measured against, by rising cost: pairs (metric, cost), both to be
+            *minimised*, so a metric that is better when higher stands negated. The only thing that an early stop may
+            look at.
     """
 
     k: int
@@ -72,7 +75,8 @@ class Record:
         return self.arch.id
 
     def to_json(self) -> dict[str, Any]:
-        """Plain, strict JSON; metrics that JSON has no number for become ``"nan"``, ``"inf"``, ``"-inf"``. Whole costs are whole."""
+        """Plain, strict JSON; metrics that JSON has no number for become ``"nan"``, ``"inf"``, ``"-inf"``. Whole
+        costs are whole."""
         metrics = None
         if self.metrics is not None:
             metrics = {name: float(v) if math.isfinite(v) else repr(float(v)) for name, v in self.metrics.items()}
@@ -90,7 +94,9 @@ class Record:
             ValueError: the id is not the architecture's, so one of the two has been changed.
         """
         metrics = None if form["metrics"] is None else {name: float(value) for name, value in form["metrics"].items()}
-        record = cls(int(form["k"]), Arch(form["arch"]), metrics, dict(form["cost"]), float(form["seconds"]), form["error"])
+        record = cls(
+            int(form["k"]), Arch(form["arch"]), metrics, dict(form["cost"]), float(form["seconds"]), form["error"]
+        )
         if record.id != form["id"]:
             raise ValueError(f"the id {form['id']!r} does not belong to the architecture, whose id is {record.id!r}")
         return record
@@ -103,14 +109,16 @@ class Journal:
 
     Args:
         path: the file.
-        header: what the history belongs to, plain JSON: the supernet's sha256, space, seed, algorithm, window, objective.
+        header: what the history belongs to, plain JSON: the supernet's sha256, space, seed, algorithm, window,
+            objective.
 
     Attributes:
         records: all records, in the order of the file.
         constraints: pairs (from_k, constraints), in the order of the file.
 
     Raises:
-        ValueError: the file has another header (the message shows the difference), is no journal, or is damaged before its end.
+        ValueError: the file has another header (the message shows the difference), is no journal, or is damaged before
+            its end.
     """
 
     def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
@@ -140,7 +148,9 @@ class Journal:
             except ValueError as error:  # not JSON, or not UTF-8
                 if number == len(lines) and not torn:
                     return end - len(line) - 1
-                raise ValueError(f"{self.path}, line {number} is damaged ({error}); restore the file from a copy") from error
+                raise ValueError(
+                    f"{self.path}, line {number} is damaged ({error}); restore the file from a copy"
+                ) from error
             try:
                 self._take(form)
             except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -158,7 +168,10 @@ class Journal:
         names = [name for name in wanted | found if wanted.get(name) != found.get(name)]
         if names:
             shown = "; ".join(f"{name}: {found.get(name)!r} in the file, {wanted.get(name)!r} now" for name in names)
-            raise ValueError(f"{self.path} belongs to another search ({shown}); use another run directory or go back to the old settings")
+            raise ValueError(
+                f"{self.path} belongs to another search ({shown}); use another run directory or go back to the old "
+                "settings"
+            )
 
     def _take(self, form: Mapping[str, Any]) -> None:
         if "from_k" in form:
@@ -172,7 +185,9 @@ class Journal:
         old = self._by_k.get(record.k)
         if old is not None:
             if old.arch != record.arch:
-                raise ValueError(f"candidate {record.k} is {old.id}, the new record of it is of {record.id}; it was not kept")
+                raise ValueError(
+                    f"candidate {record.k} is {old.id}, the new record of it is of {record.id}; it was not kept"
+                )
             return False
         self._by_k[record.k] = record
         self.records.append(record)
@@ -219,7 +234,9 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

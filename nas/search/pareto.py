@@ -75,7 +75,8 @@ def _front_2d(array: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def ranks(points: ArrayLike) -> NDArray[np.int64]:
-    """The number of the front that each point stands on once all fronts before it are taken away (Deb et al. 2002, NSGA-II).
+    """The number of the front that each point stands on once all fronts before it are taken away (Deb et al. 2002,
+    NSGA-II).
 
     Args:
         points: shape ``(points, objectives)``, to be minimised.
@@ -103,8 +104,8 @@ def ranks(points: ArrayLike) -> NDArray[np.int64]:
 def _ranks_2d(array: NDArray[np.float64]) -> NDArray[np.int64]:
     """Ranks of finite points of shape ``(points, 2)`` in n log n: patience sorting (Jensen 2003).
 
-    Taken in order of x, then y, a point is dominated by a front exactly when the front's lowest y so far is at most its own;
-    those lowest values rise from front to front, so the first front without one is found by bisection.
+    Taken in order of x, then y, a point is dominated by a front exactly when the front's lowest y so far is at most its
+    own; those lowest values rise from front to front, so the first front without one is found by bisection.
     """
     result = np.zeros(len(array), dtype=np.int64)
     lowest: list[float] = []
@@ -127,8 +128,8 @@ def crowding(points: ArrayLike) -> NDArray[np.float64]:
         points: shape ``(points, objectives)``, all of one front.
 
     Returns:
-        Shape ``(points,)``: the sum over objectives of the distance between both neighbours over the range; infinite for the
-        ends, 0 for failed points. Large means lonely.
+        Shape ``(points,)``: the sum over objectives of the distance between both neighbours over the range; infinite
+        for the ends, 0 for failed points. Large means lonely.
     """
     array = _points(points)
     finite = np.flatnonzero(np.isfinite(array).all(axis=1))
@@ -147,7 +148,8 @@ def crowding(points: ArrayLike) -> NDArray[np.float64]:
 
 
 def hypervolume(points: ArrayLike, reference: Sequence[float]) -> float:
-    """The exact area that the points dominate below `reference` (Zitzler and Thiele 1999), in the product of both units.
+    """The exact area that the points dominate below `reference` (Zitzler and Thiele 1999), in the product of both
+    units.
 
     Args:
         points: shape ``(points, 2)``, to be minimised; points that are not below the reference in both add nothing.
@@ -158,7 +160,9 @@ def hypervolume(points: ArrayLike, reference: Sequence[float]) -> float:
     """
     array = _points(points)
     if array.shape[1] != 2 or len(reference) != 2:
-        raise ValueError(f"hypervolume is exact for two objectives; got points of {array.shape[1]}, a reference of {len(reference)}")
+        raise ValueError(
+            f"hypervolume is exact for two objectives; got points of {array.shape[1]}, a reference of {len(reference)}"
+        )
     if not np.all(np.isfinite(reference)):
         raise ValueError(f"the reference must be finite, not {tuple(reference)}")
     array = array[front(array)]

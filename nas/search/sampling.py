@@ -26,8 +26,11 @@ def every(space: Space) -> list[Arch]:
     return [Arch(picked) for picked in partial]
 
 
-def find(space: Space, violation: Callable[[Arch], float], seen: set[Arch], draws: Iterator[Arch], rng: np.random.Generator) -> Arch | None:
-    """The first of `draws` that is new and violates nothing; failing that, one found another way; None where there is none.
+def find(
+    space: Space, violation: Callable[[Arch], float], seen: set[Arch], draws: Iterator[Arch], rng: np.random.Generator
+) -> Arch | None:
+    """The first of `draws` that is new and violates nothing; failing that, one found another way; None where there is
+    none.
 
     A small space is listed and one of what is left is drawn. In a large one `WALKS` further draws are walked into the
     budget, which reaches windows that hold less than one draw in `TRIES`, though not uniformly.
@@ -42,8 +45,11 @@ def find(space: Space, violation: Callable[[Arch], float], seen: set[Arch], draw
     return next((arch for arch in walks if arch is not None), None)
 
 
-def walk(space: Space, arch: Arch, violation: Callable[[Arch], float], seen: set[Arch], rng: np.random.Generator) -> Arch | None:
-    """Small mutations that never violate the budget more, until one is new and within it; None after 20 steps a choice."""
+def walk(
+    space: Space, arch: Arch, violation: Callable[[Arch], float], seen: set[Arch], rng: np.random.Generator
+) -> Arch | None:
+    """Small mutations that never violate the budget more, until one is new and within it; None after 20 steps a
+    choice."""
     missed = violation(arch)
     for _ in range(20 * len(space.choices)):
         step = space.mutate(arch, rng, 1 / len(arch))

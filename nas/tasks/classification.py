@@ -47,8 +47,8 @@ class Split:
     def batch(self, indices: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
         """Examples of this split: x float32 ``(n, C, side, side)`` in [0, 1], y int64 ``(n,)``.
 
-        With an epoch each image is augmented; how depends on (seed, epoch, its index) alone, not on the batch. Without one
-        the centre is cut out.
+        With an epoch each image is augmented; how depends on (seed, epoch, its index) alone, not on the batch. Without
+        one the centre is cut out.
         """
         rows = torch.from_numpy(self.rows[indices])
         if epoch is None:
@@ -59,7 +59,8 @@ class Split:
         return x.float() / 255, self.y[rows]
 
     def _augment(self, x: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
-        """uint8 ``(n, C, H, W)`` -> ``(n, C, side, side)``: cropped, mirrored, by RandAugment, a part erased, as the settings say."""
+        """uint8 ``(n, C, H, W)`` -> ``(n, C, side, side)``: cropped, mirrored, by RandAugment, a part erased, as the
+        settings say."""
 
         def draw(purpose: str) -> Tensor:
             return torch.from_numpy(uniform(self.seed, purpose, epoch, indices))
@@ -91,7 +92,8 @@ class Split:
 
 
 def resized_crop(x: Tensor, side: int, area: Tensor, ratio: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """Crops of 8 to 100 % of the area and a side ratio of 3/4 to 4/3, resized by bicubic interpolation (Szegedy et al. 2015, section 6).
+    """Crops of 8 to 100 % of the area and a side ratio of 3/4 to 4/3, resized by bicubic interpolation (Szegedy et al.
+    2015, section 6).
 
     Args:
         x: uint8 ``(n, C, H, W)``.
@@ -115,7 +117,8 @@ def resized_crop(x: Tensor, side: int, area: Tensor, ratio: Tensor, top: Tensor,
 
 
 def erased(x: Tensor, seeds: np.ndarray) -> Tensor:
-    """Random erasing (arXiv:1708.04896): a rectangle of 2 to 33 % of each uint8 ``(n, C, H, W)`` becomes random pixels, a seed an image."""
+    """Random erasing (arXiv:1708.04896): a rectangle of 2 to 33 % of each uint8 ``(n, C, H, W)`` becomes random
+    pixels, a seed an image."""
     x = x.clone()
     height, width = x.shape[-2:]
     for image, seed in zip(x, seeds, strict=True):
@@ -140,7 +143,8 @@ def _sides(area: float, stretch: float) -> tuple[float, float]:
 def rand_augment(x: Tensor, seeds: np.ndarray) -> Tensor:
     """RandAugment (arXiv:1909.13719), 2 operations, of uint8 ``(n, C, H, W)``, a seed an image.
 
-    Their magnitude is 9 of 10 of the largest, as timm's m9 and so the recipes of transformers have it; torchvision counts to 30.
+    Their magnitude is 9 of 10 of the largest, as timm's m9 and so the recipes of transformers have it; torchvision
+    counts to 30.
     """
     policy = v2.RandAugment(magnitude=27)
     return torch.stack(
@@ -149,7 +153,8 @@ def rand_augment(x: Tensor, seeds: np.ndarray) -> Tensor:
 
 
 def _varied(policy: v2.RandAugment, image: Tensor, rng: np.random.Generator) -> Tensor:
-    """What `policy` does to an image, drawn from `rng`: it draws from torch's global generator itself, which other threads use as well."""
+    """What `policy` does to an image, drawn from `rng`: it draws from torch's global generator itself, which other
+    threads use as well."""
     space = policy._AUGMENTATION_SPACE
     for _ in range(policy.num_ops):
         name = list(space)[rng.integers(len(space))]
@@ -210,7 +215,8 @@ class Classification(Task):
         self.about = {"classes": list(images.classes)}
 
     def mix(self, x: Tensor, y: Tensor, grid: int, generator: torch.Generator) -> tuple[Tensor, Tensor | Target]:
-        """A training batch as a recipe takes it: mixed (see `nas.tasks.mixing`) where the experiment says so, else as it is.
+        """A training batch as a recipe takes it: mixed (see `nas.tasks.mixing`) where the experiment says so, else as
+        it is.
 
         Args:
             grid: side of the grid that the network's auxiliary head predicts for; 0 where it has none.
@@ -218,17 +224,20 @@ class Classification(Task):
         return mixing.mix(x, y, len(self.classes), grid, generator) if self.options.mix else (x, y)
 
     def loss(self, output: Tensor | Output, target: Tensor | Target, label_smoothing: float = 0.0) -> Tensor:
-        """Cross-entropy in nats, mean over the batch, plus that of an auxiliary head. output: logits ``(n, classes)``; target: as `mix` gives it."""
+        """Cross-entropy in nats, mean over the batch, plus that of an auxiliary head. output: logits ``(n,
+        classes)``; target: as `mix` gives it."""
         with _full_precision(output):
             return mixing.loss(output, target, label_smoothing)
 
     def signal(self, output: Tensor | Output) -> Tensor | Output:
-        """What a teacher tells: its probabilities, float32 ``(n, classes)``, and those of its auxiliary head; without gradient."""
+        """What a teacher tells: its probabilities, float32 ``(n, classes)``, and those of its auxiliary head;
+        without gradient."""
         with _full_precision(output):
             return mixing.signal(output)
 
     def distill(self, output: Tensor | Output, signal: Tensor | Output) -> Tensor:
-        """In-place distillation (BigNAS): cross-entropy against the teacher's probabilities at temperature 1, nats, mean over the batch."""
+        """In-place distillation (BigNAS): cross-entropy against the teacher's probabilities at temperature 1, nats,
+        mean over the batch."""
         with _full_precision(output):
             return mixing.distill(output, signal)
 

@@ -135,8 +135,10 @@ def missing(what: str, looked: list[Path], layout: str, ways: list[str]) -> Data
 
 def _by_torchvision(name: str) -> list[str]:
     return [
-        f"where there is a network: python -c \"import torchvision; torchvision.datasets.{name}('data', download=True)\"",
-        "or set RAYNAS_DATA to the folder that holds it (several: separated as in PATH), on every machine of the cluster",
+        f"where there is a network: python -c \"import torchvision; torchvision.datasets.{name}('data', "
+        'download=True)"',
+        "or set RAYNAS_DATA to the folder that holds it (several: separated as in PATH), on every machine of the "
+        "cluster",
     ]
 
 
@@ -149,7 +151,8 @@ def _images(
 
 
 def _statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of x / 255 for each channel of uint8 ``(N, C, H, W)``, exactly, from the histogram."""
+    """Mean and standard deviation of x / 255 for each channel of uint8 ``(N, C, H, W)``, exactly, from the
+    histogram."""
     value = torch.arange(256, dtype=torch.float64) / 255
     share = torch.stack([torch.bincount(x[:, c].flatten(), minlength=256) for c in range(x.shape[1])]).double()
     share /= share.sum(1, keepdim=True)
@@ -198,7 +201,8 @@ def _fashion_root() -> Path:
     raise missing(
         "Fashion-MNIST",
         [*roots(), DEBIAN],
-        f"FashionMNIST/raw/{FASHION_FILES[0]} and its three fellows, or the four as .gz there, in fashion-mnist/ or in the folder itself",
+        f"FashionMNIST/raw/{FASHION_FILES[0]} and its three fellows, or the four as .gz there, in fashion-mnist/ or in "
+        "the folder itself",
         ["Debian and Ubuntu: apt-get install dataset-fashion-mnist", *_by_torchvision("FashionMNIST")],
     )
 
@@ -238,8 +242,10 @@ def _cifar10_root() -> Path:
 def _cifar10(settings: ClassificationOptions) -> Images:
     """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 of 32 x 32 in colour, read by torchvision."""
     root = _cifar10_root()
-    # The batch files are pickles. torchvision compares the md5 of each with the published one before it opens any, and raises
-    # RuntimeError where one differs, so that only the original files are ever unpickled; nothing here may go round that check.
+    # The batch files are pickles. torchvision compares the md5 of each with the published one before it opens any, and
+    # raises
+    # RuntimeError where one differs, so that only the original files are ever unpickled; nothing here may go round that
+    # check.
     try:
         parts = [torchvision_datasets.CIFAR10(str(root), train=train, download=False) for train in (True, False)]
     except RuntimeError as error:

@@ -87,4 +87,6 @@ def square(image: Image.Image, side: int) -> np.ndarray:
     scale = side / min(image.size)
     width, height = (max(side, round(n * scale)) for n in image.size)
     left, top = (width - side) // 2, (height - side) // 2
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + side, top + side)))
+    return np.asarray(
+        image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
+    )

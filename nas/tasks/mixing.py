@@ -1,7 +1,7 @@
 """Mixed images and labels for networks with a head on patches, and the losses of both heads.
 
-Liao, Karaman, Sze, "Searching for Efficient Multi-Stage Vision Transformers" (2021), section 3.3: patch-wise CutMix on one half of the
-batch, Mixup (arXiv:1710.09412) on the other.
+Liao, Karaman, Sze, "Searching for Efficient Multi-Stage Vision Transformers" (2021), section 3.3: patch-wise CutMix on
+one half of the batch, Mixup (arXiv:1710.09412) on the other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ MIXUP_BETA = 0.8  # both parameters of the Beta distribution that Mixup's share 
 
 
 def mix(x: Tensor, y: Tensor, classes: int, grid: int, generator: torch.Generator) -> tuple[Tensor, Target]:
-    """Patch-wise CutMix of the first half of a batch, Mixup of the second; Mixup alone where the grid has less than 2 x 2 cells.
+    """Patch-wise CutMix of the first half of a batch, Mixup of the second; Mixup alone where the grid has less than 2 x
+    2 cells.
 
     Args:
         x: ``(n, C, H, W)``.
@@ -34,7 +35,8 @@ def mix(x: Tensor, y: Tensor, classes: int, grid: int, generator: torch.Generato
 
 
 def patch_cutmix(x: Tensor, labels: Tensor, grid: int, rng: np.random.Generator) -> tuple[Tensor, Target]:
-    """CutMix (arXiv:1905.04899) of whole cells: one rectangle a batch, at the same place in every image and its partner.
+    """CutMix (arXiv:1905.04899) of whole cells: one rectangle a batch, at the same place in every image and its
+    partner.
 
     A cell's label is that of the image that it comes from, an image's label the mean of its cells'.
     """
@@ -51,7 +53,8 @@ def patch_cutmix(x: Tensor, labels: Tensor, grid: int, rng: np.random.Generator)
 
 
 def rectangle(grid: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, bottom, left and right of a rectangle of whole cells: its area is uniform but for rounding, every place as likely as another."""
+    """Top, bottom, left and right of a rectangle of whole cells: its area is uniform but for rounding, every place
+    as likely as another."""
     area = rng.random() * grid * grid
     height = int(rng.integers(max(1, int(np.ceil(area / grid))), grid + 1))
     width = min(grid, max(1, round(area / height)))

@@ -1,7 +1,8 @@
-"""Pairs of low and high resolution: photographs from disk into memory, crops to learn from, whole images to be tested on.
+"""Pairs of low and high resolution: photographs from disk into memory, crops to learn from, whole images to be tested
+on.
 
-The low-resolution image is made from the other by Pillow's bicubic filter, which is antialiased (a = -0.5) and gives the figures that
-MATLAB's imresize gives within 0.02 dB. torch's differs by a grey level here and there.
+The low-resolution image is made from the other by Pillow's bicubic filter, which is antialiased (a = -0.5) and gives
+the figures that MATLAB's imresize gives within 0.02 dB. torch's differs by a grey level here and there.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from nas.tasks import quality
 from nas.tasks.datasets import missing, roots
 from nas.tasks.files import MOST_BYTES, readable, rgb
 
-# What scikit-image carries inside its wheel and can be called a photograph; of the stereo pair one image alone, so that no scene is in
+# What scikit-image carries inside its wheel and can be called a photograph; of the stereo pair one image alone, so that
+# no scene is in
 # two parts of the data.
 TRAIN_PHOTOS = (
     "brick.png",
@@ -71,7 +73,10 @@ class SuperResolutionOptions(DataOptions):
     )
     overlap: NonNegativeInt = Field(
         default=20,
-        description="low-resolution pixels around a tile that its network sees too; networks of the space basic see 19 at most, of rfdn 40",
+        description=(
+            "low-resolution pixels around a tile that its network sees too; networks of the space basic see 19 at "
+            "most, of rfdn 40"
+        ),
     )
 
     @model_validator(mode="after")
@@ -110,8 +115,10 @@ class SuperResolutionOptions(DataOptions):
             looked,
             f"the folders {self.train} (data.train) and {self.test} (data.test), with high-resolution images in them",
             [
-                "give data.path in full, or set RAYNAS_DATA to the folder that holds it, on every machine of the cluster",
-                "BSDS500 and DIV2K are usual to train on; Set5, Set14 and BSD100 to test on; low-resolution images are made from them",
+                "give data.path in full, or set RAYNAS_DATA to the folder that holds it, on every machine of the "
+                "cluster",
+                "BSDS500 and DIV2K are usual to train on; Set5, Set14 and BSD100 to test on; low-resolution images are "
+                "made from them",
                 "where there is nothing: data.name=photos needs no files",
             ],
         )
@@ -148,7 +155,8 @@ def tensor(pixels: list[np.ndarray]) -> Tensor:
 
 
 def enlarge(x: Tensor, scale: int) -> Tensor:
-    """What bicubic interpolation makes of low-resolution images: ``(n, 3, h, w)`` in [0, 1] -> ``(n, 3, h * scale, w * scale)``."""
+    """What bicubic interpolation makes of low-resolution images: ``(n, 3, h, w)`` in [0, 1] -> ``(n, 3, h * scale, w
+    * scale)``."""
     images = (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     height, width = (size * scale for size in x.shape[-2:])
     return tensor([bicubic(image, height, width) for image in images]).to(x.device)
@@ -179,8 +187,8 @@ class Crops:
     def batch(self, indices: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
         """Low and high resolution in [0, 1]: float32 ``(n, 3, side, side)`` and ``(n, 3, side * scale, side * scale)``.
 
-        With an epoch each crop lies somewhere in its cell, mirrored or turned; how depends on (seed, epoch, its index) alone. Without one
-        it is the middle of the cell.
+        With an epoch each crop lies somewhere in its cell, mirrored or turned; how depends on (seed, epoch, its index)
+        alone. Without one it is the middle of the cell.
         """
         scale, indices = self.settings.scale, np.asarray(indices)
         image, top, left, bottom, right = self.cells[indices].T
@@ -220,14 +228,16 @@ class Wholes:
         return len(self.photos)
 
     def batch(self, indices: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
-        """As `Crops.batch`: ``(n, 3, h, w)`` and ``(n, 3, h * scale, w * scale)``, of images of one size; of grey ones ``(n, 1, ...)``."""
+        """As `Crops.batch`: ``(n, 3, h, w)`` and ``(n, 3, h * scale, w * scale)``, of images of one size; of grey
+        ones ``(n, 1, ...)``."""
         high = [divisible(self.photos[i].pixels, self.scale) for i in indices]
         grey = all(self.photos[i].grey for i in indices)
         return tensor([degrade(pixels, self.scale) for pixels in high]), tensor(high)[:, : 1 if grey else 3]
 
 
 def cells(photos: list[Photo], rows: np.ndarray, side: int) -> np.ndarray:
-    """Some images in cells of at least `side` pixels square that cover them: int64 ``(N, 5)``; an image smaller than that is one cell."""
+    """Some images in cells of at least `side` pixels square that cover them: int64 ``(N, 5)``; an image smaller than
+    that is one cell."""
     found = [np.empty((0, 5), np.int64)]
     for image in rows:
         ends = []
@@ -240,10 +250,12 @@ def cells(photos: list[Photo], rows: np.ndarray, side: int) -> np.ndarray:
 
 
 def divide(photos: list[Photo], settings: SuperResolutionOptions, seed: int) -> tuple[Crops, Crops]:
-    """Training and validation crops, of different images: a tenth of them, two at least, is held out, or more where they hold too few crops.
+    """Training and validation crops, of different images: a tenth of them, two at least, is held out, or more where
+    they hold too few crops.
 
-    A training crop comes from a cell twice as long. A validation crop is four times as long, so that a mean of PSNR over crops orders
-    networks as one over whole images does: among smaller ones there are many of sky or wall, whose PSNR is high and says little.
+    A training crop comes from a cell twice as long. A validation crop is four times as long, so that a mean of PSNR
+    over crops orders networks as one over whole images does: among smaller ones there are many of sky or wall, whose
+    PSNR is high and says little.
 
     Raises:
         ValueError: an image is too small to be cropped, or there are too few.
@@ -254,7 +266,8 @@ def divide(photos: list[Photo], settings: SuperResolutionOptions, seed: int) -> 
         if min(photo.pixels.shape[:2]) < crop:
             height, width = photo.pixels.shape[:2]
             raise ValueError(
-                f"{photo.name} is {width} x {height} pixels; data.patch {settings.patch} at scale {settings.scale} needs {crop}: lower data.patch or remove it"
+                f"{photo.name} is {width} x {height} pixels; data.patch {settings.patch} at scale {settings.scale} "
+                f"needs {crop}: lower data.patch or remove it"
             )
     order = permutation(len(photos), seed, "validation")
     order = np.array(
@@ -269,7 +282,8 @@ def divide(photos: list[Photo], settings: SuperResolutionOptions, seed: int) -> 
             train = Crops(photos, cells(photos, np.sort(order[held:]), 2 * crop), settings.patch, settings, seed)
             return train, Crops(photos, spread, 4 * settings.patch, settings, seed)
     raise ValueError(
-        f"data.validation {settings.validation}: all but one of the {len(photos)} training images hold {len(fit)} crops of {cell} x {cell} "
+        f"data.validation {settings.validation}: all but one of the {len(photos)} training images hold {len(fit)} "
+        f"crops of {cell} x {cell} "
         "pixels; hold fewer out, lower data.patch or give more images"
     )
 
@@ -279,7 +293,8 @@ def load_photos(settings: SuperResolutionOptions) -> tuple[list[Photo], list[Pho
 
     Raises:
         DataMissing: they are not there (a `FileNotFoundError`).
-        ValueError: a file is not a readable image, a test image is too small, there are none, or more than memory may take.
+        ValueError: a file is not a readable image, a test image is too small, there are none, or more than memory may
+            take.
     """
     base = settings.locate()
     if base is None:
@@ -320,7 +335,8 @@ def _guard_memory(files: list[Path]) -> None:
             size += image.width * image.height * 3
     if size > MOST_BYTES:
         raise ValueError(
-            f"{len(files)} images would take {size / 1024**3:.1f} GiB; every process keeps them in memory, at most {MOST_BYTES / 1024**3:.0f} GiB "
+            f"{len(files)} images would take {size / 1024**3:.1f} GiB; every process keeps them in memory, at most "
+            f"{MOST_BYTES / 1024**3:.0f} GiB "
             "is allowed: give fewer, or parts cut out of them"
         )
 

@@ -1,4 +1,5 @@
-"""Pictures of what a child does, for the report: images side by side with a line under each. Which ones is the task's business."""
+"""Pictures of what a child does, for the report: images side by side with a line under each. Which ones is the
+task's business."""
 
 from __future__ import annotations
 
@@ -49,9 +50,15 @@ def compare(title: str, images: Mapping[str, Tensor], notes: Mapping[str, str]) 
     window = np.s_[top : top + side, left : left + side]
     whole = Image.fromarray(list(pixels.values())[-1])
     for away, colour in enumerate(MARK):
-        ImageDraw.Draw(whole).rectangle((left - 2 * away, top - 2 * away, left + side - 1 + 2 * away, top + side - 1 + 2 * away), outline=colour, width=2)
+        ImageDraw.Draw(whole).rectangle(
+            (left - 2 * away, top - 2 * away, left + side - 1 + 2 * away, top + side - 1 + 2 * away),
+            outline=colour,
+            width=2,
+        )
     whole.thumbnail((OVERVIEW, OVERVIEW))
-    overview = Panel(title, f"enlarged: {side} x {side} pixels, where they differ most", np.asarray(whole), enlarged=False)
+    overview = Panel(
+        title, f"enlarged: {side} x {side} pixels, where they differ most", np.asarray(whole), enlarged=False
+    )
     return Picture(title, (overview, *(Panel(label, notes[label], image[window]) for label, image in pixels.items())))
 
 
@@ -70,7 +77,8 @@ def _pixels(image: Tensor) -> np.ndarray:
 
 
 def save_pictures(pictures: Sequence[Picture], directory: Path) -> None:
-    """PNG files in `directory`, and a list of them that `read_pictures` in the report follows; nothing for no pictures."""
+    """PNG files in `directory`, and a list of them that `read_pictures` in the report follows; nothing for no
+    pictures."""
     if not pictures:
         return
     (directory / FOLDER).mkdir()

@@ -1,7 +1,7 @@
 """PSNR and SSIM as the super-resolution literature takes them: on luma, without the border.
 
-The common protocol cuts off as many pixels as the scale and keeps luma as a fraction; some papers cut off a fixed number of pixels,
-or round luma to whole numbers, which moves PSNR in the second decimal.
+The common protocol cuts off as many pixels as the scale and keeps luma as a fraction; some papers cut off a fixed
+number of pixels, or round luma to whole numbers, which moves PSNR in the second decimal.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004, with their Gaussian window, where it lies wholly inside): ``(n, 1, H, W)`` in [0, 255] -> ``(n,)``."""
+    """Structural similarity (Wang et al. 2004, with their Gaussian window, where it lies wholly inside): ``(n, 1, H,
+    W)`` in [0, 255] -> ``(n,)``."""
     one, two = (K1 * PEAK) ** 2, (K2 * PEAK) ** 2
     maps = _blur(a.shape[-2], a) @ torch.cat((a, b, a * a, b * b, a * b)) @ _blur(a.shape[-1], a).T
     mean_a, mean_b, aa, bb, ab = maps.chunk(5)
@@ -49,7 +50,8 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _blur(size: int, like: Tensor) -> Tensor:
-    """The Gaussian window at each place of an axis: ``(size - 10, size)``. On a CPU a product with it is quicker than a convolution."""
+    """The Gaussian window at each place of an axis: ``(size - 10, size)``. On a CPU a product with it is quicker
+    than a convolution."""
     at = torch.arange(WINDOW, dtype=torch.float64) - WINDOW // 2
     window = torch.exp(-at.square() / (2 * SIGMA**2))
     places = size - WINDOW + 1

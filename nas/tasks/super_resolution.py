@@ -25,8 +25,8 @@ WHOLE = 4  # tiles along an image that is also run in one piece, to tell what ti
 class SuperResolution(Task):
     """Pairs of low and high resolution: data, L1 loss, PSNR and SSIM on luma.
 
-    A test image of one channel is shown to networks as RGB, but its target has one channel, and is compared in full range: published
-    figures are taken so (bridge in Set14).
+    A test image of one channel is shown to networks as RGB, but its target has one channel, and is compared in full
+    range: published figures are taken so (bridge in Set14).
 
     Attributes:
         input_shape: ``(C, h, w)`` that a cost is stated for.
@@ -59,7 +59,8 @@ class SuperResolution(Task):
         self.learnt = self.chance + CLEARLY
 
     def loss(self, output: Tensor | Output, target: Tensor | Target, label_smoothing: float = 0.0) -> Tensor:
-        """Mean absolute difference of ``(n, 3, H, W)`` in [0, 1]. There are no labels, so there is nothing to smooth."""
+        """Mean absolute difference of ``(n, 3, H, W)`` in [0, 1]. There are no labels, so there is nothing to
+        smooth."""
         assert isinstance(output, Tensor) and isinstance(target, Tensor)  # there is no auxiliary head
         with torch.autocast(output.device.type, enabled=False):
             return F.l1_loss(output.float(), target)
@@ -98,7 +99,8 @@ class SuperResolution(Task):
 
     @torch.inference_mode()
     def pictures(self, child: nn.Module, device: torch.device) -> list[Picture]:
-        """Some test images, spread over the set: bicubic, the child's and the true one, enlarged where these differ most."""
+        """Some test images, spread over the set: bicubic, the child's and the true one, enlarged where these differ
+        most."""
         found = []
         for row in sorted(set(np.linspace(0, len(self.test) - 1, SHOWN).round().astype(int).tolist())):
             x, truth = (t.to(device) for t in self.test.batch(np.array([row])))

@@ -45,7 +45,8 @@ class Task:
         about: plain values that an exported child keeps of its data.
         train, validation, test: the data. The search sees validation, exported children alone see test.
         chance: the metric, on validation, of what has learnt nothing.
-        learnt: the metric from which a network has clearly learnt something; one that was there and is back at chance has collapsed.
+        learnt: the metric from which a network has clearly learnt something; one that was there and is back at chance
+            has collapsed.
     """
 
     Options: ClassVar[type[DataOptions]] = DataOptions

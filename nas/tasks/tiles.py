@@ -9,11 +9,12 @@ from torch import Tensor
 
 
 def in_tiles(network: Callable[[Tensor], Tensor], x: Tensor, scale: int, side: int, overlap: int) -> Tensor:
-    """``(n, C, h, w)`` -> ``(n, C', h * scale, w * scale)``, in tiles of about `side` low-resolution pixels square, at most.
+    """``(n, C, h, w)`` -> ``(n, C', h * scale, w * scale)``, in tiles of about `side` low-resolution pixels square, at
+    most.
 
-    Each tile is seen with `overlap` pixels around it, as far as there are any, and its own part is kept. Where no output pixel depends on
-    input further than `overlap` away, the result is what the whole image would give; a network that looks at the whole image (a mean
-    over it, batch statistics, attention) gives another.
+    Each tile is seen with `overlap` pixels around it, as far as there are any, and its own part is kept. Where no
+    output pixel depends on input further than `overlap` away, the result is what the whole image would give; a network
+    that looks at the whole image (a mean over it, batch statistics, attention) gives another.
     """
     height, width = x.shape[-2:]
     if height <= side and width <= side:
@@ -25,7 +26,10 @@ def in_tiles(network: Callable[[Tensor], Tensor], x: Tensor, scale: int, side: i
             part = network(x[..., above : bottom + overlap, before : right + overlap])
             if out is None:
                 out = part.new_empty((*part.shape[:-2], height * scale, width * scale))
-            rows, columns = slice((top - above) * scale, (bottom - above) * scale), slice((left - before) * scale, (right - before) * scale)
+            rows, columns = (
+                slice((top - above) * scale, (bottom - above) * scale),
+                slice((left - before) * scale, (right - before) * scale),
+            )
             out[..., top * scale : bottom * scale, left * scale : right * scale] = part[..., rows, columns]
     assert out is not None
     return out

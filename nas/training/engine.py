@@ -1,7 +1,7 @@
 """DeepSpeed: the only file that imports it. One step of many backwards, right under ZeRO 0 to 3.
 
-DeepSpeed clips to norm 1.0 unless told otherwise, and with its default bookkeeping several backwards before one step are silently
-wrong under ZeRO 1 and 2; so the configuration is made here and never taken from outside.
+DeepSpeed clips to norm 1.0 unless told otherwise, and with its default bookkeeping several backwards before one step
+are silently wrong under ZeRO 1 and 2; so the configuration is made here and never taken from outside.
 """
 
 from __future__ import annotations
@@ -26,27 +26,32 @@ from nas.supernet import Output, Pass, Soft, Supernet, main_head
 
 
 def _extensions() -> Path:
-    """Where torch keeps built operators: one folder for each environment and its versions; two that shared one would build by turns."""
+    """Where torch keeps built operators: one folder for each environment and its versions; two that shared one would
+    build by turns."""
     home = hashlib.sha256(sys.prefix.encode()).hexdigest()[:8]  # the compiler's command names it
-    stamp = f"torch{version('torch')}-deepspeed{version('deepspeed')}-py{sys.version_info.major}{sys.version_info.minor}-{home}"
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    stamp = f"torch{version('torch')}-deepspeed{version('deepspeed')}-{python}-{home}"
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "raynas" / "extensions" / stamp
 
 
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")  # both are read when DeepSpeed is first imported
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_extensions()))
-# A distribution's ninja and pip's hash commands differently: each builds anew, in every worker, what the other has built. Always pip's.
+# A distribution's ninja and pip's hash commands differently: each builds anew, in every worker, what the other has
+# built. Always pip's.
 os.environ["PATH"] = os.pathsep.join(filter(None, [str(Path(sys.executable).parent), os.environ.get("PATH")]))
 
 
 class RanksDiffer(RuntimeError):
-    """Ranks were about to run different architectures in the same pass; their gradients would be wrong without an error."""
+    """Ranks were about to run different architectures in the same pass; their gradients would be wrong without an
+    error."""
 
 
 class Engine:
     """A supernet under DeepSpeed: ``engine(x, archs, how)``, ``backward(loss)`` as often as wanted, ``step(lr)``.
 
     Args:
-        net: on the CPU, every rank with the same weights; parameters contiguous (channels_last weights break DeepSpeed).
+        net: on the CPU, every rank with the same weights; parameters contiguous (channels_last weights break
+            DeepSpeed).
         optimizer: a torch optimizer over its parameters.
         zero_stage: 0 to 3.
         precision: ``"fp32"``, or ``"bf16"`` for autocast over fp32 weights.
@@ -56,7 +61,14 @@ class Engine:
     """
 
     def __init__(
-        self, net: Supernet, optimizer: torch.optim.Optimizer, zero_stage: int, precision: str, clip_norm: float | None, micro_batch: int, device: torch.device
+        self,
+        net: Supernet,
+        optimizer: torch.optim.Optimizer,
+        zero_stage: int,
+        precision: str,
+        clip_norm: float | None,
+        micro_batch: int,
+        device: torch.device,
     ) -> None:
         import deepspeed
 
@@ -66,8 +78,14 @@ class Engine:
             "gradient_accumulation_steps": 1,
             "managed_gradient_accumulation": False,  # any number of backwards, one reduction, at the step
             "gradient_clipping": clip_norm or 0.0,
-            # memory_efficient_linear would exchange torch's own linear function for good, for whoever uses it later in this process
-            "zero_optimization": {"stage": zero_stage, "overlap_comm": False, "contiguous_gradients": True, "memory_efficient_linear": False},
+            # memory_efficient_linear would exchange torch's own linear function for good, for whoever uses it later in
+            # this process
+            "zero_optimization": {
+                "stage": zero_stage,
+                "overlap_comm": False,
+                "contiguous_gradients": True,
+                "memory_efficient_linear": False,
+            },
             "zero_allow_untested_optimizer": True,  # SGD
             "steps_per_print": 10**12,
         }
@@ -92,7 +110,10 @@ class Engine:
         seen = torch.tensor([digest, -digest])
         dist.all_reduce(seen, dist.ReduceOp.MAX, group=self._talk)
         if seen[0] != -seen[1]:
-            raise RanksDiffer(f"rank {dist.get_rank()} drew {_name(archs)[:12]} and another rank drew something else; all must draw from (seed, step)")
+            raise RanksDiffer(
+                f"rank {dist.get_rank()} drew {_name(archs)[:12]} and another rank drew something else; all must draw "
+                "from (seed, step)"
+            )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Around each forward pass and its loss."""
@@ -143,7 +164,8 @@ class Engine:
             return {name: value.detach().float().cpu().clone().contiguous() for name, value in net.state_dict().items()}
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """Full optimizer state as ``"<key>/<parameter>"``, whatever the stage and the number of ranks; every rank must ask."""
+        """Full optimizer state as ``"<key>/<parameter>"``, whatever the stage and the number of ranks; every rank
+        must ask."""
         self._link()
         state: dict[str, Tensor] = {}
         for parameter, name in self._parameters():
@@ -156,8 +178,8 @@ class Engine:
     def load_optimizer_state(self, state: dict[str, Tensor], steps: int) -> None:
         """Take back what `optimizer_state` gave. The weights must have been in the network before the engine was made.
 
-        ZeRO makes its state in the first step, so one step at rate 0 on zero gradients comes first: it changes no weight. The pass
-        is a real one, since ZeRO 3 has its weights only within a forward.
+        ZeRO makes its state in the first step, so one step at rate 0 on zero gradients comes first: it changes no
+        weight. The pass is a real one, since ZeRO 3 has its weights only within a forward.
         """
         from deepspeed.utils import safe_set_full_optimizer_state
 
@@ -183,17 +205,26 @@ class Engine:
 
     def _torch_optimizer(self) -> torch.optim.Optimizer:
         optimizer = self._engine.optimizer
-        return optimizer if isinstance(optimizer, torch.optim.Optimizer) and self.zero_stage == 0 else optimizer.optimizer
+        return (
+            optimizer if isinstance(optimizer, torch.optim.Optimizer) and self.zero_stage == 0 else optimizer.optimizer
+        )
 
     def _link(self) -> None:
-        """Show every parameter its optimizer state: ZeRO 1 and 2 do so once, after the first of several groups has stepped."""
+        """Show every parameter its optimizer state: ZeRO 1 and 2 do so once, after the first of several groups has
+        stepped."""
         if self.zero_stage in (1, 2):
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _keys(self) -> list[str]:
-        """The names of the optimizer's per-weight tensors (``momentum_buffer``; ``exp_avg``, ``exp_avg_sq``), the same on all ranks."""
-        found = {k for entry in self._torch_optimizer().state.values() for k, v in entry.items() if isinstance(v, Tensor) and v.ndim > 0}
+        """The names of the optimizer's per-weight tensors (``momentum_buffer``; ``exp_avg``, ``exp_avg_sq``), the
+        same on all ranks."""
+        found = {
+            k
+            for entry in self._torch_optimizer().state.values()
+            for k, v in entry.items()
+            if isinstance(v, Tensor) and v.ndim > 0
+        }
         return sorted({key for keys in self.gather(sorted(found)) for key in keys})
 
     def _full_state(self, parameter: torch.nn.Parameter, key: str) -> Tensor | None:
@@ -210,7 +241,8 @@ class Engine:
 
 
 def _name(archs: Arch | list[Arch] | Soft) -> str:
-    """The same text on all ranks if and only if they come with the same: a list in any rotation, a mixture to the last bit."""
+    """The same text on all ranks if and only if they come with the same: a list in any rotation, a mixture to the
+    last bit."""
     if isinstance(archs, Soft):
         return "".join(str(table.tolist()) for table in archs.probabilities.values())
     return "".join(sorted(arch.id for arch in ([archs] if isinstance(archs, Arch) else archs)))
@@ -225,10 +257,11 @@ deepspeed.init_distributed("gloo")
 
 
 def prebuild(timeout_s: float = 600) -> None:
-    """Build what DeepSpeed compiles at its first use on a CPU (about 30 s, once a machine), before many workers would all want it.
+    """Build what DeepSpeed compiles at its first use on a CPU (about 30 s, once a machine), before many workers would
+    all want it.
 
-    One process builds under our own lock, which the kernel frees when its holder dies; a lock file that a killed build left behind
-    in torch's cache is removed while ours is held.
+    One process builds under our own lock, which the kernel frees when its holder dies; a lock file that a killed build
+    left behind in torch's cache is removed while ours is held.
 
     Raises:
         RuntimeError: the build fails; says why and what to do.
@@ -242,8 +275,24 @@ def prebuild(timeout_s: float = 600) -> None:
             return
         for stale in cache.glob("**/lock"):
             stale.unlink()
-        env = {**os.environ, "DS_ACCELERATOR": "cpu", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        done = subprocess.run([sys.executable, "-c", PREBUILD], env={**env, "MASTER_PORT": "0"}, capture_output=True, text=True, timeout=timeout_s)
+        env = {
+            **os.environ,
+            "DS_ACCELERATOR": "cpu",
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", PREBUILD],
+            env={**env, "MASTER_PORT": "0"},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
         if done.returncode:
-            raise RuntimeError(f"DeepSpeed's CPU operator does not build; it needs g++ and ninja (nas doctor tells):\n{done.stderr[-1500:]}")
+            raise RuntimeError(
+                "DeepSpeed's CPU operator does not build; it needs g++ and ninja (nas doctor "
+                f"tells):\n{done.stderr[-1500:]}"
+            )
         (cache / "built").touch()

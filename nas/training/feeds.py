@@ -24,7 +24,9 @@ class Feed:
         name: of the feed; two feeds have unrelated orders.
     """
 
-    def __init__(self, split: Examples, rows: np.ndarray, batch: int, rank: int, world: int, seed: int, name: str) -> None:
+    def __init__(
+        self, split: Examples, rows: np.ndarray, batch: int, rank: int, world: int, seed: int, name: str
+    ) -> None:
         self.split, self.rows, self.batch, self.seed, self.name = split, rows, batch, seed, name
         self.mine = slice(rank * batch // world, (rank + 1) * batch // world)
         self.an_epoch = len(rows) // batch

@@ -35,10 +35,13 @@ LEAVING_S = 2.0  # between two questions whether a machine will be taken away
 
 
 def total_steps(experiment: Experiment, train_examples: int, recipe: Recipe) -> int:
-    """Optimizer steps of a whole training; an epoch goes once through the recipe's first feed and drops the rest of a batch."""
+    """Optimizer steps of a whole training; an epoch goes once through the recipe's first feed and drops the rest of
+    a batch."""
     examples = int(train_examples * next(iter(recipe.feeds.values())))
     if examples < experiment.recipe.batch:
-        raise ValueError(f"recipe.batch {experiment.recipe.batch} is more than the {examples} training examples; lower it")
+        raise ValueError(
+            f"recipe.batch {experiment.recipe.batch} is more than the {examples} training examples; lower it"
+        )
     return max(1, round(experiment.recipe.epochs * (examples // experiment.recipe.batch)))
 
 
@@ -51,8 +54,8 @@ class Loop:
         fence: refuses writes of an attempt that is over.
         rank, world: which worker of how many.
         device: where to work.
-        leaving: whether the machine of some rank will be taken away, so that all shall save and return. All ranks ask at the same steps, and
-            must be given the same answer.
+        leaving: whether the machine of some rank will be taken away, so that all shall save and return. All ranks ask
+            at the same steps, and must be given the same answer.
     """
 
     def __init__(
@@ -66,7 +69,14 @@ class Loop:
         leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         self.leaving = leaving
-        self.experiment, self.run, self.fence, self.rank, self.world, self.device = experiment, run, fence, rank, world, device
+        self.experiment, self.run, self.fence, self.rank, self.world, self.device = (
+            experiment,
+            run,
+            fence,
+            rank,
+            world,
+            device,
+        )
         self.task = load_task(experiment)
         self.log = Log(run.training_log) if rank == 0 else None
 
@@ -88,7 +98,8 @@ class Loop:
                 self.note(EventLine("rollback", str(reason)))
                 if rollbacks >= self.experiment.train.max_rollbacks:
                     raise Diverged(
-                        f"{reason}; that was after {rollbacks} rollbacks, each at half the learning rate: lower recipe.lr or set recipe.clip_norm"
+                        f"{reason}; that was after {rollbacks} rollbacks, each at half the learning rate: lower "
+                        "recipe.lr or set recipe.clip_norm"
                     ) from None
                 if self.rank == 0:
                     self.fence.check()
@@ -109,9 +120,13 @@ class Attempt:
         settings, recipe_settings = self.experiment.train, self.experiment.recipe
         self.recipe = load_recipe(self.task, recipe_settings)
         if self.recipe.taught_by:
-            self.recipe.teacher = load_child(self.recipe.taught_by, child_packages(self.experiment.space.name)).to(loop.device)
+            self.recipe.teacher = load_child(self.recipe.taught_by, child_packages(self.experiment.space.name)).to(
+                loop.device
+            )
         self.total = total_steps(self.experiment, len(self.task.train), self.recipe)
-        self.feeds = make_feeds(self.recipe, self.task.train, recipe_settings.batch, loop.rank, loop.world, self.experiment.seed)
+        self.feeds = make_feeds(
+            self.recipe, self.task.train, recipe_settings.batch, loop.rank, loop.world, self.experiment.seed
+        )
         mine = recipe_settings.batch // loop.world
         self.micro = settings.micro_batch or mine
         net, found = make_supernet(self.experiment, self.task), self._newest()
@@ -121,8 +136,12 @@ class Attempt:
             size = self.experiment.search.calibration_batch
             fit_steps(net, Batches(self.task.train, size, size, torch.device("cpu"), epoch=0))
         optimizer = self.recipe.optimizer(net)
-        self.averaged = copy.deepcopy(net).to(loop.device) if self.recipe.follows else None  # before DeepSpeed puts its own into the network
-        self.engine = Engine(net, optimizer, settings.zero_stage, settings.precision, recipe_settings.clip_norm, self.micro, loop.device)
+        self.averaged = (
+            copy.deepcopy(net).to(loop.device) if self.recipe.follows else None
+        )  # before DeepSpeed puts its own into the network
+        self.engine = Engine(
+            net, optimizer, settings.zero_stage, settings.precision, recipe_settings.clip_norm, self.micro, loop.device
+        )
         self.state, self.stopping = State(0, self.total), False
         if found:
             self._restore(found)
@@ -138,7 +157,9 @@ class Attempt:
         """The checkpoint to go on from: rank 0 looks, so that all take the same, and verifies it for all."""
         found: list[tuple[str, Mapping[str, Any]] | None] = [None]
         if self.loop.rank == 0:
-            newest = Checkpoint.newest(self.loop.run.checkpoints, lambda why: self.loop.note(EventLine("checkpoint", why)))
+            newest = Checkpoint.newest(
+                self.loop.run.checkpoints, lambda why: self.loop.note(EventLine("checkpoint", why))
+            )
             found = [(newest.directory.name, newest.manifest) if newest else None]
         torch.distributed.broadcast_object_list(found)
         return Checkpoint(self.loop.run.checkpoints / found[0][0], found[0][1]) if found[0] else None
@@ -149,7 +170,8 @@ class Attempt:
         self.recipe.load(found.recipe())
 
     def to_the_end(self) -> None:
-        """Steps until the schedule or the time is used up, or the run is asked to end; a checkpoint every so often and at the end."""
+        """Steps until the schedule or the time is used up, or the run is asked to end; a checkpoint every so often
+        and at the end."""
         limit, every = self.experiment.train.max_minutes, self.experiment.train.checkpoint_every
         with closing(prefetched(self.feeds, self.state.step)) as batches:
             while self.state.share_done(limit) < 1 and not self.stopping:
@@ -169,7 +191,9 @@ class Attempt:
         for part in range(parts):
             step = self._facts(part)
             rows = slice(part * self.micro, (part + 1) * self.micro)
-            here = {name: (x[rows].to(self.loop.device), y[rows].to(self.loop.device)) for name, (x, y) in batches.items()}
+            here = {
+                name: (x[rows].to(self.loop.device), y[rows].to(self.loop.device)) for name, (x, y) in batches.items()
+            }
             losses = self.recipe.losses(self.engine, self.engine.module, here, step)
             for name in self.recipe.names:
                 with self.engine.autocast():
@@ -185,32 +209,42 @@ class Attempt:
                 self.recipe.stepped(net, step)
         state.step += 1
         if self.loop.log is not None and (self.loop.log.due() or state.step == state.total):
-            epoch, done = state.step / next(iter(self.feeds.values())).an_epoch, state.share_done(self.experiment.train.max_minutes)
+            epoch, done = (
+                state.step / next(iter(self.feeds.values())).an_epoch,
+                state.share_done(self.experiment.train.max_minutes),
+            )
             how_far = round(epoch, 3), round(state.seconds, 2), round(done, 5)
             self.loop.note(StepLine(state.step, state.total, *how_far, lr, sums))
 
     def _facts(self, micro_step: int) -> Step:
         seed, index, rank = self.experiment.seed, self.state.step, self.loop.rank
-        noise = torch.Generator(self.loop.device).manual_seed(int(bits(seed, "noise", index, micro_step, rank)[0] >> np.uint64(1)))
+        noise = torch.Generator(self.loop.device).manual_seed(
+            int(bits(seed, "noise", index, micro_step, rank)[0] >> np.uint64(1))
+        )
         archs = np.random.default_rng(bits(seed, "architectures", index))
         progress = self.state.share_done(self.experiment.train.max_minutes)
         row = rank * self.experiment.recipe.batch // self.loop.world + micro_step * self.micro
         return Step(index, self.state.total, progress, row, archs, noise, self.engine.mean, seed)
 
     def _guard(self, losses: Mapping[str, float]) -> None:
-        """Agree with the other ranks on time, on the worst loss before a bad gradient is applied, and on whether to end here.
+        """Agree with the other ranks on time, on the worst loss before a bad gradient is applied, and on whether to end
+        here.
 
         Raises:
             Diverged: a loss is not finite, or the first one is far above what it was in the first steps.
         """
         first = self.loop.rank == 0
         stop, ask = first and self.loop.fence.stopping(), first and time.monotonic() - self.asked > LEAVING_S
-        worst, self.state.seconds, stopping, asking = self.engine.highest(worst_of(losses), time.monotonic() - self.began, stop, ask)
+        worst, self.state.seconds, stopping, asking = self.engine.highest(
+            worst_of(losses), time.monotonic() - self.began, stop, ask
+        )
         self.stopping = stopping > 0
         if asking:
             self.asked = time.monotonic()
             if self.loop.leaving():
-                self.loop.note(EventLine("preemption", "a machine is being taken away: saving, and going on with those that stay"))
+                self.loop.note(
+                    EventLine("preemption", "a machine is being taken away: saving, and going on with those that stay")
+                )
                 self.stopping = True
         check_loss(self.state, worst)
 
@@ -234,7 +268,9 @@ class Attempt:
         """The network with the weights that children are cut from, see `Checkpoint.child_weights`."""
         if self.averaged is None:
             return net
-        kept = {name.removeprefix(AVERAGE): value for name, value in self.recipe.state().items() if name.startswith(AVERAGE)}
+        kept = {
+            name.removeprefix(AVERAGE): value for name, value in self.recipe.state().items() if name.startswith(AVERAGE)
+        }
         self.averaged.load_state_dict({**net.state_dict(), **kept})
         return self.averaged
 
@@ -245,7 +281,9 @@ class Attempt:
             raise Diverged(f"at step {self.state.step} the weights are not finite")
         if self.loop.rank:
             return
-        Checkpoint.write(self.loop.run.checkpoints, self.state, weights, optimizer, self.recipe.state(), self.loop.fence.check)
+        Checkpoint.write(
+            self.loop.run.checkpoints, self.state, weights, optimizer, self.recipe.state(), self.loop.fence.check
+        )
         retain(self.loop.run.checkpoints, self.experiment.train.keep)
 
 

@@ -13,7 +13,8 @@ from nas.config.experiment import Experiment
 
 QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end, or a death, is seen; 2 s by default
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # how soon a notice that a node will be taken away reaches the workers; 5 s by default
+    # how soon a notice that a node will be taken away reaches the workers; 5 s by default
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -22,7 +23,8 @@ QUIET = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "OMP_WAIT_POLICY": "PASSIVE",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours ends the search in order
-    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # in a submitted job: what is set below adds to the job's own, and may repeat it
+    # in a submitted job: what is set below adds to the job's own, and may repeat it
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
 }
 
 
@@ -32,14 +34,21 @@ class TooLittle(ValueError):
 
 @contextmanager
 def session() -> Iterator[None]:
-    """A connection to Ray: the cluster of RAY_ADDRESS, or a local one that ends with this process. Nested calls share one."""
+    """A connection to Ray: the cluster of RAY_ADDRESS, or a local one that ends with this process. Nested calls
+    share one."""
     if ray.is_initialized():
         yield
         return
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))  # a user's own space lies where they stand
-    env = {"PYTHONPATH": path, "OMP_WAIT_POLICY": "PASSIVE", **{k: v for k in ("RAYNAS_DATA",) if (v := os.environ.get(k))}}
+    path = os.pathsep.join(
+        filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")])
+    )  # a user's own space lies where they stand
+    env = {
+        "PYTHONPATH": path,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **{k: v for k in ("RAYNAS_DATA",) if (v := os.environ.get(k))},
+    }
     ray.init(
         include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
         log_to_driver=False,
@@ -68,11 +77,15 @@ def _check(cpus: float, gpus: float, what: str, setting: str) -> None:
     have = ray.cluster_resources()
     for name, want in (("CPU", cpus), ("GPU", gpus)):
         if want > have.get(name, 0):
-            raise TooLittle(f"{what} asks for {want:g} {name}s and the cluster has {have.get(name, 0):g}: lower {setting}, or add machines")
+            raise TooLittle(
+                f"{what} asks for {want:g} {name}s and the cluster has {have.get(name, 0):g}: lower {setting}, or add "
+                "machines"
+            )
 
 
 def workers(experiment: Experiment) -> int:
-    """How many train: as set, or one for each GPU where use_gpu is null and there are fewer GPUs, if the batch divides among these."""
+    """How many train: as set, or one for each GPU where use_gpu is null and there are fewer GPUs, if the batch
+    divides among these."""
     train, have = experiment.train, int(gpus())
     share = train.micro_batch or 1
     fewer = train.use_gpu is None and 0 < have < train.workers and experiment.recipe.batch % (have * share) == 0
@@ -90,7 +103,10 @@ def gpus() -> float:
 
 
 def leaving() -> bool:
-    """Whether the machine of this process will be taken away: Ray drains a node at a preemption notice, and where it is ended by SIGTERM."""
-    from ray._private.state import state  # Ray 2.60 tells it nowhere else; to workers alone by ray.train.get_preemption_info
+    """Whether the machine of this process will be taken away: Ray drains a node at a preemption notice, and where it
+    is ended by SIGTERM."""
+    from ray._private.state import (
+        state,
+    )  # Ray 2.60 tells it nowhere else; to workers alone by ray.train.get_preemption_info
 
     return ray.get_runtime_context().get_node_id() in state.get_draining_nodes()

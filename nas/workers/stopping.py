@@ -47,7 +47,8 @@ class Stopper:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals while the context is open. Inside Ray's session, since Ray takes SIGTERM for itself as it starts."""
+        """Take the signals while the context is open. Inside Ray's session, since Ray takes SIGTERM for itself as it
+        starts."""
         before = {number: signal.signal(number, self._heard) for number in SIGNALS} if _main() else {}
         try:
             yield
@@ -78,7 +79,8 @@ def watching(leaving: Callable[[], bool], then: Callable[[], None], every_s: flo
 
 
 def aside(work: Callable[[], Any]) -> Any:
-    """Do `work` in a thread of its own and wait for it: Ray Train and Tune take SIGINT for themselves only in the main thread."""
+    """Do `work` in a thread of its own and wait for it: Ray Train and Tune take SIGINT for themselves only in the
+    main thread."""
     done: Future[Any] = Future()
 
     def run() -> None:

@@ -49,13 +49,17 @@ def train(experiment: Experiment, run: RunDir, fence: Fence, notify: Notify = la
         check_room(experiment)
         prebuild()
         done = -1
-        for part in count():  # more than one where workers have saved and returned since a machine of theirs is being taken away
+        for part in (
+            count()
+        ):  # more than one where workers have saved and returned since a machine of theirs is being taken away
             _fit(experiment, run, fence, has_gpus(experiment.train.use_gpu), part)
             newest = Checkpoint.newest(run.checkpoints)
             if newest is None or newest.state.share_done(experiment.train.max_minutes) >= 1 or fence.stopping():
                 return newest
             if newest.state.step <= done:
-                raise TrainingFailed(f"the workers were asked to leave their machines twice at step {done:,}; the same command continues")
+                raise TrainingFailed(
+                    f"the workers were asked to leave their machines twice at step {done:,}; the same command continues"
+                )
             done = newest.state.step
     return None
 
@@ -68,8 +72,17 @@ def _fit(experiment: Experiment, run: RunDir, fence: Fence, gpu: bool, part: int
     settings = experiment.train
     trainer = TorchTrainer(
         work,
-        train_loop_config={"experiment": experiment.model_dump(mode="json"), "run": str(run.path), "attempt": fence.attempt, "gpu": gpu},
-        scaling_config=ScalingConfig(num_workers=workers(experiment), use_gpu=gpu, resources_per_worker={"CPU": settings.cpus_per_worker, "GPU": int(gpu)}),
+        train_loop_config={
+            "experiment": experiment.model_dump(mode="json"),
+            "run": str(run.path),
+            "attempt": fence.attempt,
+            "gpu": gpu,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=workers(experiment),
+            use_gpu=gpu,
+            resources_per_worker={"CPU": settings.cpus_per_worker, "GPU": int(gpu)},
+        ),
         run_config=RunConfig(
             name=f"attempt-{fence.attempt}-{part}",
             storage_path=str(run.ray),
@@ -102,11 +115,14 @@ def work(config: dict[str, Any]) -> None:
 
     run, place = RunDir(config["run"]), ray.train.get_context()
     fence = Fence(run.path, config["attempt"])
-    Loop(parse(config["experiment"]), run, fence, place.get_world_rank(), place.get_world_size(), device, preempted).train()
+    Loop(
+        parse(config["experiment"]), run, fence, place.get_world_rank(), place.get_world_size(), device, preempted
+    ).train()
 
 
 def preempted() -> bool:
-    """Whether Ray has notice that the node of some worker will be taken away; all workers ask together, and get one answer."""
+    """Whether Ray has notice that the node of some worker will be taken away; all workers ask together, and get one
+    answer."""
     import ray.train
 
     return ray.train.get_preemption_info() is not None

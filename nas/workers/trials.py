@@ -44,7 +44,9 @@ class SearchFailed(RuntimeError):
 class Scored(tune.Trainable):
     """An actor that holds one supernet and judges the candidates of one trial after another."""
 
-    def setup(self, config: dict[str, Any], weights: Mapping[str, np.ndarray], experiment: dict[str, Any], gpu: bool) -> None:  # type: ignore[override]
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], weights: Mapping[str, np.ndarray], experiment: dict[str, Any], gpu: bool
+    ) -> None:
         from nas.device import settle
 
         device = settle(gpu, 1)
@@ -180,7 +182,9 @@ class Asker(Searcher):
     def _keep(self, candidate: Candidate, metrics: dict[str, float] | None, seconds: float, error: str | None) -> None:
         if metrics is not None and not all(np.isfinite(value) for value in metrics.values()):
             metrics, error = None, f"not finite: {metrics}"
-        record = Record(candidate.k, candidate.arch, metrics, dict(self.search.cost(candidate.arch)), round(seconds, 4), error)
+        record = Record(
+            candidate.k, candidate.arch, metrics, dict(self.search.cost(candidate.arch)), round(seconds, 4), error
+        )
         self.fence.check()
         self.search.tell(record)  # it checks what it is told: what is written must not be refused at the next start
         self.journal.append(record)
@@ -224,7 +228,9 @@ def search_children(
         if not journal.records:
             _check_first(search, settings.candidates)
         deadline = time.monotonic() + 60 * settings.max_minutes if settings.max_minutes else float("inf")
-        asker = Asker(search, journal, missing, settings.candidates, settings.trials, settings.batch, deadline, notify, fence)
+        asker = Asker(
+            search, journal, missing, settings.candidates, settings.trials, settings.batch, deadline, notify, fence
+        )
         with session():
             _run(experiment, run, fence, asker, trained)
         return asker.exhausted
@@ -236,7 +242,8 @@ def _check_first(search: Search, candidates: int) -> None:
     if first and candidates <= len(first) and all(constraints.violation(search.cost(arch)) for arch in first):
         costs = "; ".join(f"{arch.id}: {_bound(search.cost(arch), constraints)}" for arch in first)
         raise ValueError(
-            f"search.constraints ({constraints}) exclude what was found ({costs}), and search.candidates is {candidates}: "
+            f"search.constraints ({constraints}) exclude what was found ({costs}), and search.candidates is "
+            f"{candidates}: "
             "raise one of them"
         )
 
@@ -263,10 +270,14 @@ def _run(experiment: Experiment, run: RunDir, fence: Fence, asker: Asker, traine
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it prints the traceback of a dead worker, whose candidates the asker gives out again
+    logging.getLogger("ray.tune").setLevel(
+        logging.CRITICAL
+    )  # it prints the traceback of a dead worker, whose candidates the asker gives out again
     aside(tuner.fit)
     if asker.broken:
-        raise SearchFailed(f"{asker.broken} workers died one after another and none has judged a child; what they said: {_said(tuner)}")
+        raise SearchFailed(
+            f"{asker.broken} workers died one after another and none has judged a child; what they said: {_said(tuner)}"
+        )
 
 
 def _said(tuner: tune.Tuner) -> str:

@@ -4,12 +4,13 @@ Run from the root of the repository, some minutes on one core:
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.multi_arch --size d8 --batch 64
 
-Milliseconds an example (processor time, forward and backward, one thread, fp32), median of the steps with the quartiles after it;
-sub-networks are drawn anew, stratified, at every step, and all ways run the same ones in turn. The sandwich step runs the largest,
-two random and the smallest network on every example. `ratio` is masked over grouped; `MACs` is what the A sub-networks take, of what
-the largest takes.
+Milliseconds an example (processor time, forward and backward, one thread, fp32), median of the steps with the quartiles
+after it; sub-networks are drawn anew, stratified, at every step, and all ways run the same ones in turn. The sandwich
+step runs the largest, two random and the smallest network on every example. `ratio` is masked over grouped; `MACs` is
+what the A sub-networks take, of what the largest takes.
 
-Measured on two cores that others used as well, AVX-512, torch 2.14: the ratios of ways that ran in turn say more than the times.
+Measured on two cores that others used as well, AVX-512, torch 2.14: the ratios of ways that ran in turn say more than
+the times.
 
 d8, batch 64:
 
@@ -52,7 +53,8 @@ tiny, batch 8, 5 steps, on a quiet machine:
 
 156 ms are 6.4 images/s, and 67 GFLOP/s, or 74 % of the fastest matrix product here (91 GFLOP/s).
 
-So grouped is the default. What the smallest space loses at A = 16 is Python and small matrices: four examples a sub-network.
+So grouped is the default. What the smallest space loses at A = 16 is Python and small matrices: four examples a
+sub-network.
 """
 
 from __future__ import annotations
@@ -128,11 +130,23 @@ def main() -> None:
     fastest, most = peak(), nets["grouped"].cost(nets["grouped"].space.largest())["macs"]
     for count in args.archs:
         times, share = measure(nets, count, args.batch, args.steps)
-        cells = {name: "{1:.3g} ({0:.3g}-{2:.3g})".format(*np.quantile(values, (0.25, 0.5, 0.75))) for name, values in times.items()}
+        cells = {
+            name: "{1:.3g} ({0:.3g}-{2:.3g})".format(*np.quantile(values, (0.25, 0.5, 0.75)))
+            for name, values in times.items()
+        }
         ratio = np.median(times["masked"] / times["grouped"])
-        print(f"| {count} | {share:.2f} | {cells['grouped']} | {cells['masked']} | {ratio:.2f} | {cells['sandwich']} |", flush=True)
-        shares = {name: 6 * share * most / (np.median(times[name]) / 1000) / fastest for name in nets}  # a backward pass takes twice a forward one
-        print(f"<!-- of the {fastest / 1e9:.0f} GFLOP/s of a matrix product: " + ", ".join(f"{name} {part:.0%}" for name, part in shares.items()) + " -->")
+        print(
+            f"| {count} | {share:.2f} | {cells['grouped']} | {cells['masked']} | {ratio:.2f} | {cells['sandwich']} |",
+            flush=True,
+        )
+        shares = {
+            name: 6 * share * most / (np.median(times[name]) / 1000) / fastest for name in nets
+        }  # a backward pass takes twice a forward one
+        print(
+            f"<!-- of the {fastest / 1e9:.0f} GFLOP/s of a matrix product: "
+            + ", ".join(f"{name} {part:.0%}" for name, part in shares.items())
+            + " -->"
+        )
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
     python -m tests.benchmarks.no_retraining --seeds 3
 
-Each seed trains the preset's supernet (one process), searches it, and takes the children of the front. Every one of these
-architectures is then trained alone from fresh weights: the same steps, batch, augmentation, schedule, label smoothing and
-dropout, at the learning rate that was best on validation cross-entropy with a seed that is not among those compared. Both are calibrated
-and scored by the same code, on the test part.
+Each seed trains the preset's supernet (one process), searches it, and takes the children of the front. Every one of
+these architectures is then trained alone from fresh weights: the same steps, batch, augmentation, schedule, label
+smoothing and dropout, at the learning rate that was best on validation cross-entropy with a seed that is not among
+those compared. Both are calibrated and scored by the same code, on the test part.
 
-Measured (3 seeds, 297 test images; alone's learning rate by validation: 0.05 0.1739, 0.1 0.1544, 0.2 0.1587, 0.4 0.1460, 0.8 0.1499 nats):
+Measured (3 seeds, 297 test images; alone's learning rate by validation: 0.05 0.1739, 0.1 0.1544, 0.2 0.1587, 0.4
+0.1460, 0.8 0.1499 nats):
 
 | seed | child | MACs | cut: test accuracy | cross-entropy | alone: test accuracy | cross-entropy |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -26,9 +27,9 @@ Measured (3 seeds, 297 test images; alone's learning rate by validation: 0.05 0.
 | 2 | cfe71c5610e3 | 128,480 | 98.32 | 0.1489 | 98.65 | 0.1394 |
 | 2 | 91cb45f71b07 | 222,176 | 97.64 | 0.1603 | 97.64 | 0.1595 |
 
-Over the 14 pairs: accuracy of the cut ones 0.94 points lower (standard deviation 0.74, an image is 0.34 points), cross-entropy 0.017 nats
-higher (0.016). So at this size a child that was trained alone, with a rate tuned for it, is a little better than one that was cut, and each
-costs a training of its own.
+Over the 14 pairs: accuracy of the cut ones 0.94 points lower (standard deviation 0.74, an image is 0.34 points),
+cross-entropy 0.017 nats higher (0.016). So at this size a child that was trained alone, with a rate tuned for it, is a
+little better than one that was cut, and each costs a training of its own.
 """
 
 from __future__ import annotations
@@ -73,7 +74,10 @@ def alone(experiment: Experiment, evaluator: Evaluator, arch: Arch, lr: float) -
         torch.default_generator.manual_seed(experiment.seed)
         net = BigNAS(make_supernet(experiment, task).fix(arch).table, **task.network)
     recipe = load_recipe(task, o)
-    total, feed = total_steps(experiment, len(task.train), recipe), make_feeds(recipe, task.train, o.batch, 0, 1, experiment.seed)["train"]
+    total, feed = (
+        total_steps(experiment, len(task.train), recipe),
+        make_feeds(recipe, task.train, o.batch, 0, 1, experiment.seed)["train"],
+    )
     optimizer = torch.optim.SGD(decayed(net, o.weight_decay), lr=lr, momentum=o.momentum, nesterov=o.nesterov)
     generator, only = torch.Generator().manual_seed(experiment.seed), net.space.largest()
     for step in range(total):
@@ -117,10 +121,17 @@ def compare(options: argparse.Namespace, train: Trainer) -> None:
     task = load_task(tuning)
     space = make_supernet(tuning, task).space
     rng = np.random.default_rng(0)
-    rate = best_rate(tuning, Evaluator(make_supernet(tuning, task), task, tuning.search, CPU), [space.smallest(), space.sample(rng), space.largest()])
+    rate = best_rate(
+        tuning,
+        Evaluator(make_supernet(tuning, task), task, tuning.search, CPU),
+        [space.smallest(), space.sample(rng), space.largest()],
+    )
     print(f"alone: learning rate {rate:g}")
     gains, accuracies = [], []
-    print("| seed | child | MACs | cut: test accuracy | cross-entropy | alone: test accuracy | cross-entropy |\n|" + " --- |" * 7)
+    print(
+        "| seed | child | MACs | cut: test accuracy | cross-entropy | alone: test accuracy | cross-entropy |\n|"
+        + " --- |" * 7
+    )
     for seed in range(options.seeds):
         experiment = load_experiment(options.preset, [*overrides, f"seed={seed}"])
         evaluator = train(experiment, str(seed))
@@ -130,7 +141,10 @@ def compare(options: argparse.Namespace, train: Trainer) -> None:
             solo = score(alone(experiment, evaluator, arch, rate), test, evaluator.task)
             gains.append(solo["cross_entropy"] - cut["cross_entropy"])
             accuracies.append(cut["accuracy"] - solo["accuracy"])
-            figures = f"{cut['accuracy']:.2f} | {cut['cross_entropy']:.4f} | {solo['accuracy']:.2f} | {solo['cross_entropy']:.4f}"
+            figures = (
+                f"{cut['accuracy']:.2f} | {cut['cross_entropy']:.4f} | {solo['accuracy']:.2f} | "
+                f"{solo['cross_entropy']:.4f}"
+            )
             print(f"| {seed} | {arch.id} | {evaluator.net.cost(arch)['macs']:,} | {figures} |", flush=True)
     for name, values in (("cross-entropy, alone minus cut", gains), ("accuracy, cut minus alone", accuracies)):
         print(f"{name}: {mean(values):+.4f} (standard deviation over {len(values)} pairs {stdev(values):.4f})")

@@ -1,8 +1,10 @@
-"""What quantization costs a step: noise against real quantizers, of one path and of a mixture of all, in one process, one thread.
+"""What quantization costs a step: noise against real quantizers, of one path and of a mixture of all, in one process,
+one thread.
 
     python -m tests.benchmarks.quant_step
 
-Measured on a quiet machine with --repeats 5; milliseconds of a forward and a backward pass under noise, medians of ratios:
+Measured on a quiet machine with --repeats 5; milliseconds of a forward and a backward pass under noise, medians of
+ratios:
 
 | | noise, ms | noise / off | real / off | noise / real |
 | --- | --- | --- | --- | --- |
@@ -35,7 +37,9 @@ KINDS = ("off", "noise", "real")
 
 def uniform(net: Supernet) -> Soft:
     """Every choice as likely as any other, with gradients."""
-    shapes = {slot: [len(net.space.choices[choice].values) for choice in choices] for slot, choices in net.slots.items()}
+    shapes = {
+        slot: [len(net.space.choices[choice].values) for choice in choices] for slot, choices in net.slots.items()
+    }
     return Soft({slot: torch.full(shape, 1 / np.prod(shape), requires_grad=True) for slot, shape in shapes.items()})
 
 
@@ -65,7 +69,9 @@ def main() -> None:
                 arch = net.space.sample(rng) if what == "path" else uniform(net)
                 for kind in KINDS:  # by turns, so that a busy machine hurts all alike
                     taken[kind].append(seconds(net, arch, x, y, kind))
-            ratios = {kind: median(t / off for t, off in zip(taken[kind], taken["off"], strict=True)) for kind in KINDS[1:]}
+            ratios = {
+                kind: median(t / off for t, off in zip(taken[kind], taken["off"], strict=True)) for kind in KINDS[1:]
+            }
             against = median(n / r for n, r in zip(taken["noise"], taken["real"], strict=True))
             print(
                 f"{size} x{scale}, {rows} of {side} px, {what}: noise {1e3 * median(taken['noise']):.0f} ms; "

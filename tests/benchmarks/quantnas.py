@@ -1,30 +1,36 @@
-"""What QuantNAS claims, on BSDS200 x2, tested on Set5, Set14 and BSD100: PSNR on luma, and BitOPs for 32 x 32 low-resolution pixels.
+"""What QuantNAS claims, on BSDS200 x2, tested on Set5, Set14 and BSD100: PSNR on luma, and BitOPs for 32 x 32
+low-resolution pixels.
 
     python -m tests.benchmarks.quantnas front --data FOLDER --dir build/quantnas
 
 FOLDER holds the folders BSDS200_train, Set5, Set14 and BSD100 with high-resolution images.
 
 Parts:
-    front   space basic-c18: one hand-made network with 8 and with 4 bits everywhere; bits alone chosen for it (all 256 ways scored on the
-            supernet); evolution and random search within budgets of BitOPs; the differentiable search. Whatever is found is trained
-            on from the supernet's weights with real quantizers, all alike
-    noise   space basic-c12, a third of the steps: supernets trained under noise and without, with ADQ and without; PSNR with real
+    front   space basic-c18: one hand-made network with 8 and with 4 bits everywhere; bits alone chosen for it (all 256
+    ways scored on the
+            supernet); evolution and random search within budgets of BitOPs; the differentiable search. Whatever is
+            found is trained on from the supernet's weights with real quantizers, all alike
+    noise   space basic-c12, a third of the steps: supernets trained under noise and without, with ADQ and without; PSNR
+    with real
             quantizers of the same 20 random children
-    paths   space basic-c12: supernets whose operations share kernels and whose do not, all choices open at once or from the largest network on,
+    paths   space basic-c12: supernets whose operations share kernels and whose do not, all choices open at once or from
+    the largest network on,
             one path a step or four in a quarter of the steps; the same children
-    alpha   space basic-c12, a third of the steps: the differentiable search with its entropy term and without; what it finds from scratch
-    long    one network of FSRCNN's cost, unquantized, for 20 times as many steps
+    alpha   space basic-c12, a third of the steps: the differentiable search with its entropy term and without; what it
+    finds from scratch long    one network of FSRCNN's cost, unquantized, for 20 times as many steps
 
-A training continues where it was killed, and one that is done is not done twice: all are runs in --dir, which is for one number of --steps.
-``--minutes`` bounds the trainings; the scoring between them comes on top. What real quantizers cost a step is in `quant_step`.
+A training continues where it was killed, and one that is done is not done twice: all are runs in --dir, which is for
+one number of --steps. ``--minutes`` bounds the trainings; the scoring between them comes on top. What real quantizers
+cost a step is in `quant_step`.
 
-`front`, seeds 0 to 2, mean ± standard deviation: a supernet of 1,500 steps of 8 crops and four paths under noise, opened from the largest network on;
-each network trained on for 1,500; bicubic has 33.67, 30.23, 29.56 dB.
+`front`, seeds 0 to 2, mean ± standard deviation: a supernet of 1,500 steps of 8 crops and four paths under noise,
+opened from the largest network on; each network trained on for 1,500; bicubic has 33.67, 30.23, 29.56 dB.
 
 | network | GBitOPs | Set5 | Set14 | BSD100 |
 | --- | --- | --- | --- | --- |
 | hand-made, 8 bits | 1.539 | 36.52 ± 0.03 | 32.25 ± 0.03 | 31.17 ± 0.04 |
-| hand-made, bits chosen, at most the geometric mean of 4 and 8 bits | 0.743 ± 0.055 | 36.46 ± 0.05 | 32.20 ± 0.05 | 31.12 ± 0.04 |
+| hand-made, bits chosen, at most the geometric mean of 4 and 8 bits | 0.743 ± 0.055 | 36.46 ± 0.05 | 32.20 ± 0.05 |
+31.12 ± 0.04 |
 | hand-made, 4 bits | 0.393 | 36.36 ± 0.04 | 32.12 ± 0.03 | 31.08 ± 0.04 |
 | evolution, at most as 8 bits | 0.974 ± 0.121 | 36.44 ± 0.02 | 32.19 ± 0.03 | 31.11 ± 0.03 |
 | evolution, between | 0.641 ± 0.024 | 36.33 ± 0.06 | 32.11 ± 0.06 | 31.06 ± 0.04 |
@@ -32,27 +38,33 @@ each network trained on for 1,500; bicubic has 33.67, 30.23, 29.56 dB.
 | random search, between | 0.749 ± 0.022 | 36.40 ± 0.04 | 32.14 ± 0.03 | 31.10 ± 0.02 |
 | differentiable search | 0.290 ± 0.059 | 36.22 ± 0.10 | 32.00 ± 0.07 | 30.96 ± 0.04 |
 
-Bits chosen by the supernet's scores lie where they should, between 4 and 8 bits everywhere. Operations chosen by them are no better than 3 x 3 convolutions
-everywhere: evolution's lie 0.04 to 0.1 dB below the hand-made network at the BitOPs between which they stand, random search as near as evolution.
-The differentiable search finds the cheapest network, which none of the others dominates; seeds differ more than elsewhere.
+Bits chosen by the supernet's scores lie where they should, between 4 and 8 bits everywhere. Operations chosen by them
+are no better than 3 x 3 convolutions everywhere: evolution's lie 0.04 to 0.1 dB below the hand-made network at the
+BitOPs between which they stand, random search as near as evolution. The differentiable search finds the cheapest
+network, which none of the others dominates; seeds differ more than elsewhere.
 
-Evolution lost 0.3 to 0.8 dB at the lower budgets while the supernet stayed at what a linear filter can do (31.8 dB on validation, about 35.0 on Set5),
-whatever its rate and its steps. Three things changed that: fresh weights half as large, and a tenth of that where a function
-is added to something (the hand-made network after 1,500 steps from scratch: 36.4 to 36.5 dB on Set5, before 35.8); one kernel for all single
-convolutions of a slot; and, for long trainings, four paths a step, whose gradients agree on what one path's do not. At C = 18, seed 0, opened
-from the largest network, 1,500 steps of four paths gave random children 31.90 dB on validation, 6,000 steps of one path 31.67. What remains
-is the price of operations sampled at random: bits sampled at random alone cost nothing (1,500 steps with one operation everywhere reach
-32.36 dB, the network alone 32.40), and 31.8 to 31.9 are reached with either the head's or the tail's operations fixed.
+Evolution lost 0.3 to 0.8 dB at the lower budgets while the supernet stayed at what a linear filter can do (31.8 dB on
+validation, about 35.0 on Set5), whatever its rate and its steps. Three things changed that: fresh weights half as
+large, and a tenth of that where a function is added to something (the hand-made network after 1,500 steps from scratch:
+36.4 to 36.5 dB on Set5, before 35.8); one kernel for all single convolutions of a slot; and, for long trainings, four
+paths a step, whose gradients agree on what one path's do not. At C = 18, seed 0, opened from the largest network, 1,500
+steps of four paths gave random children 31.90 dB on validation, 6,000 steps of one path 31.67. What remains is the
+price of operations sampled at random: bits sampled at random alone cost nothing (1,500 steps with one operation
+everywhere reach 32.36 dB, the network alone 32.40), and 31.8 to 31.9 are reached with either the head's or the tail's
+operations fixed.
 
-`paths`, seed 0, 1,500 passes (so 375 steps of four paths), mean validation PSNR of 20 children, dB; at this length only shared kernels help:
+`paths`, seed 0, 1,500 passes (so 375 steps of four paths), mean validation PSNR of 20 children, dB; at this length only
+shared kernels help:
 
 | own kernels | shared kernels | shared, opening | shared, 4 paths | shared, opening, 4 paths |
 | --- | --- | --- | --- | --- |
 | 31.52 | 31.65 | 31.55 | 31.57 | 31.48 |
 
-What follows is from before these changes, with fresh weights as torch has them and operations with weights of their own. A --dir of then is not one of now.
+What follows is from before these changes, with fresh weights as torch has them and operations with weights of their
+own. A --dir of then is not one of now.
 
-`noise`, seeds 0 to 2, mean validation PSNR of 20 children, dB (seeds differ in their validation images, so compare by column):
+`noise`, seeds 0 to 2, mean validation PSNR of 20 children, dB (seeds differ in their validation images, so compare by
+column):
 
 | | seed 0 | seed 1 | seed 2 |
 | --- | --- | --- | --- |
@@ -60,7 +72,8 @@ What follows is from before these changes, with fresh weights as torch has them 
 | no noise, ADQ | 31.19 | 30.51 | 30.11 |
 | noise, no ADQ | 31.26 | 30.57 | 30.18 |
 
-So noise makes no difference at 4 and 8 bits after 500 steps, and ADQ costs 0.07 dB on each seed: against the paper, whose trainings are long.
+So noise makes no difference at 4 and 8 bits after 500 steps, and ADQ costs 0.07 dB on each seed: against the paper,
+whose trainings are long.
 
 `alpha`, seeds 0 to 2, mean ± standard deviation, dB:
 
@@ -70,11 +83,12 @@ So noise makes no difference at 4 and 8 bits after 500 steps, and ADQ costs 0.07
 | 0.001 | 3.21 ± 0.11 | 0.127 ± 0.004 | 34.66 ± 0.04 |
 | 0.01 | 0.78 ± 0.10 | 0.122 ± 0.005 | 34.67 ± 0.18 |
 
-The entropy term does what it is for: without it the logits are undecided at the end. That what is cut from them is better, by 0.1 dB, is within noise
-and comes with more BitOPs.
+The entropy term does what it is for: without it the logits are undecided at the end. That what is cut from them is
+better, by 0.1 dB, is within noise and comes with more BitOPs.
 
-`long`, 15,000 steps (--steps 750), seed 0: a network of 12,468 MACs a pixel, FSRCNN's cost, has 36.65 dB on Set5, 32.38 on Set14, 31.31 on BSD100. FSRCNN
-has 36.94 on Set5, VDSR (54 times the weights) 37.53, after much longer trainings: these 15,000 steps of 8 crops took nine minutes on a busy core.
+`long`, 15,000 steps (--steps 750), seed 0: a network of 12,468 MACs a pixel, FSRCNN's cost, has 36.65 dB on Set5, 32.38
+on Set14, 31.31 on BSD100. FSRCNN has 36.94 on Set5, VDSR (54 times the weights) 37.53, after much longer trainings:
+these 15,000 steps of 8 crops took nine minutes on a busy core.
 """
 
 from __future__ import annotations
@@ -97,12 +111,25 @@ from nas.supernet import Supernet
 from tests.benchmarks.trainings import CPU, Figures, Trainer, report, searched
 
 BATCH, CANDIDATES, SIZE = 8, 150, "basic-c18"
-SHARED = 4  # paths a step for the supernet of `front`: most slots choose among four operations, so each is trained about as often as alone
-FSRCNN = 12_464 * 32**2  # MACs x2 for 32 x 32 low-resolution pixels: 5x5x56, 1x1x12, four of 3x3, 1x1x56, 9x9 transposed
+# paths a step for the supernet of `front`: most slots choose among four operations, so each is trained about as often
+# as alone
+SHARED = 4
+FSRCNN = (
+    12_464 * 32**2
+)  # MACs x2 for 32 x 32 low-resolution pixels: 5x5x56, 1x1x12, four of 3x3, 1x1x56, 9x9 transposed
 TESTS = ("Set5", "Set14", "BSD100")
-SUPERNET = "{{name: single_path, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, quant: '{quant}', opening_epochs: {opening}, paths: {paths}}}"
-MIXTURE = "{{name: differentiable, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, alpha_lr: 1e-2, bitops: 1e-3, entropy: {entropy}}}"
-ALONE = "{{name: single, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, weight_decay: 0.0, label_smoothing: 0.0, quant: '{quant}'}}"
+SUPERNET = (
+    "{{name: single_path, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, quant: '{quant}', "
+    "opening_epochs: {opening}, paths: {paths}}}"
+)
+MIXTURE = (
+    "{{name: differentiable, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, alpha_lr: 1e-2, bitops: "
+    "1e-3, entropy: {entropy}}}"
+)
+ALONE = (
+    "{{name: single, epochs: {epochs}, batch: 8, lr: 1e-3, warmup_epochs: {warmup}, weight_decay: 0.0, "
+    "label_smoothing: 0.0, quant: '{quant}'}}"
+)
 
 
 class Bench:
@@ -110,7 +137,10 @@ class Bench:
 
     def __init__(self, o: argparse.Namespace) -> None:
         self.o, self.train = o, Trainer(o.dir, o.minutes)
-        self.data = f"{{name: sr-folder, path: {o.data}, train: BSDS200_train, test: Set5, scale: 2, patch: 24, validation: 16, rotate: true}}"
+        self.data = (
+            f"{{name: sr-folder, path: {o.data}, train: BSDS200_train, test: Set5, scale: 2, patch: 24, validation: "
+            f"16, rotate: true}}"
+        )
         told = load_experiment("quantnas-photos", [f"data={self.data}"])
         self.examples, self.tests = len(load_task(told).train), {}
         for name in TESTS:
@@ -118,19 +148,33 @@ class Bench:
             self.tests[name] = task, Batches(task.test, len(task.test), 1, CPU)
 
     def experiment(
-        self, recipe: str, steps: int, seed: int, size: str, child: Arch | None = None, inherit: Path | None = None, half: bool = False, **how: Any
+        self,
+        recipe: str,
+        steps: int,
+        seed: int,
+        size: str,
+        child: Arch | None = None,
+        inherit: Path | None = None,
+        half: bool = False,
+        **how: Any,
     ) -> Experiment:
         """`half`: an epoch goes through one half of the examples, as that of the differentiable search does."""
         epochs = steps * BATCH / (self.examples / 2 if half else self.examples)
         options = how.pop("options", {})
         how["opening"] = how.get("opening", 0.5) * epochs
         told = recipe.format(epochs=epochs, warmup=0.05 * epochs, **{"paths": 1, **how})
-        base = load_experiment("quantnas-photos", [f"space.size={size}", f"data={self.data}", f"seed={seed}", f"recipe={told}"])
+        base = load_experiment(
+            "quantnas-photos", [f"space.size={size}", f"data={self.data}", f"seed={seed}", f"recipe={told}"]
+        )
         return base.model_copy(
             update={
                 "train": base.train.model_copy(update={"workers": 1, "zero_stage": 0, "checkpoint_every": 250}),
                 "space": base.space.model_copy(
-                    update={"child": dict(child) if child else None, "inherit": str(inherit) if inherit else None, "options": options}
+                    update={
+                        "child": dict(child) if child else None,
+                        "inherit": str(inherit) if inherit else None,
+                        "options": options,
+                    }
                 ),
                 "search": base.search.model_copy(update={"candidates": CANDIDATES}),
             }
@@ -139,13 +183,19 @@ class Bench:
     def alone(self, arch: Arch, net: Supernet, seed: int, size: str, share: int = 1) -> Figures:
         """The network trained from scratch with real quantizers, for the given share of the steps, and tested."""
         told = self.experiment(ALONE, self.o.steps // share, seed, size, arch, quant="real")
-        return {"GBitOPs": net.cost(arch)["bitops"] / 1e9, **self.tested(self.train(told, f"alone-{size}-{arch.id}-{seed}"))}
+        return {
+            "GBitOPs": net.cost(arch)["bitops"] / 1e9,
+            **self.tested(self.train(told, f"alone-{size}-{arch.id}-{seed}")),
+        }
 
     def finetuned(self, arch: Arch, net: Supernet, seed: int) -> Figures:
         """The network trained on from the weights that it inherits, with real quantizers, and tested."""
         found = Checkpoint.newest(RunDir(self.o.dir / f"supernet-{SIZE}-{seed}").checkpoints)
         told = self.experiment(ALONE, self.o.steps, seed, SIZE, arch, found and found.directory, quant="real")
-        return {"GBitOPs": net.cost(arch)["bitops"] / 1e9, **self.tested(self.train(told, f"finetuned-{SIZE}-{arch.id}-{seed}"))}
+        return {
+            "GBitOPs": net.cost(arch)["bitops"] / 1e9,
+            **self.tested(self.train(told, f"finetuned-{SIZE}-{arch.id}-{seed}")),
+        }
 
     def tested(self, found: Evaluator) -> Figures:
         """PSNR of a space of one on every test set."""
@@ -163,7 +213,9 @@ class Bench:
         return net, architecture(net, alpha), float(entropy(net, alpha))
 
     def front(self, seed: int) -> Iterator[tuple[str, Figures]]:
-        shared = self.train(self.experiment(SUPERNET, self.o.steps, seed, SIZE, quant="noise", paths=SHARED), f"supernet-{SIZE}-{seed}")
+        shared = self.train(
+            self.experiment(SUPERNET, self.o.steps, seed, SIZE, quant="noise", paths=SHARED), f"supernet-{SIZE}-{seed}"
+        )
         net = shared.net
         eight, four = hand_made(net, 8), hand_made(net, 4)
         low, high = net.cost(four)["bitops"], net.cost(eight)["bitops"]
@@ -182,16 +234,24 @@ class Bench:
         """The best of so many candidates within a budget of BitOPs, on inherited weights."""
         told = self.experiment(SUPERNET, self.o.steps, seed, SIZE, quant="noise")
         constraints = told.search.constraints.model_copy(update={"max_bitops": budget})
-        told = told.model_copy(update={"search": told.search.model_copy(update={"algorithm": algorithm, "constraints": constraints})})
+        told = told.model_copy(
+            update={"search": told.search.model_copy(update={"algorithm": algorithm, "constraints": constraints})}
+        )
 
         def find() -> Arch:
             records = searched(told, shared)
-            return max(records, key=lambda record: record.metrics["psnr"] if record.cost["bitops"] <= budget else 0.0).arch  # type: ignore[index]
+            return max(
+                records, key=lambda record: record.metrics["psnr"] if record.cost["bitops"] <= budget else 0.0
+            ).arch  # type: ignore[index]
 
         return self.train.once(f"{algorithm}-{budget}-{seed}", find)
 
     def noise(self, seed: int) -> Iterator[tuple[str, Figures]]:
-        for name, quant, adq in (("noise, ADQ", "noise", True), ("no noise, ADQ", "off", True), ("noise, no ADQ", "noise", False)):
+        for name, quant, adq in (
+            ("noise, ADQ", "noise", True),
+            ("no noise, ADQ", "off", True),
+            ("noise, no ADQ", "noise", False),
+        ):
             told = self.experiment(SUPERNET, self.o.steps // 3, seed, "basic-c12", quant=quant, options={"adq": adq})
             yield name, self.random_children(told, f"{name.replace(', ', '-').replace(' ', '-')}-{seed}")
 
@@ -204,7 +264,14 @@ class Bench:
             ("shared, opening, 4 paths", True, 0.5, 4),
         ):
             told = self.experiment(
-                SUPERNET, self.o.steps // paths, seed, "basic-c12", quant="noise", opening=opening, paths=paths, options={"shared": shared}
+                SUPERNET,
+                self.o.steps // paths,
+                seed,
+                "basic-c12",
+                quant="noise",
+                opening=opening,
+                paths=paths,
+                options={"shared": shared},
             )
             yield name, self.random_children(told, f"paths-{name.replace(',', '').replace(' ', '-')}-{seed}")
 
@@ -224,7 +291,11 @@ class Bench:
         net = make_supernet(told, load_task(told))
         rng = np.random.default_rng(0)
         arch = min((net.space.sample(rng) for _ in range(500)), key=lambda arch: abs(net.cost(arch)["macs"] - FSRCNN))
-        print(f"{net.cost(arch)['macs'] / 32**2:.0f} MACs a low-resolution pixel, {net.cost(arch)['params']:,} parameters", flush=True)
+        print(
+            f"{net.cost(arch)['macs'] / 32**2:.0f} MACs a low-resolution pixel, {net.cost(arch)['params']:,} "
+            "parameters",
+            flush=True,
+        )
         told = self.experiment(ALONE, 20 * self.o.steps, seed, "basic-c12", arch, quant="off", options={"bits": [32]})
         yield "long", self.tested(self.train(told, f"long-{seed}"))
 
@@ -251,7 +322,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="which")
-    parser.add_argument("--steps", type=int, default=1500, help="of a training; a supernet of `front` takes four paths in each")
+    parser.add_argument(
+        "--steps", type=int, default=1500, help="of a training; a supernet of `front` takes four paths in each"
+    )
     parser.add_argument("--minutes", type=float, default=60)
     o = parser.parse_args()
     report(getattr(Bench(o), o.part), o.seeds)

@@ -1,9 +1,10 @@
-"""Candidates scored a second, against the bare forward passes of the same children; and how long extraction takes. One thread.
+"""Candidates scored a second, against the bare forward passes of the same children; and how long extraction takes. One
+thread.
 
     python -m tests.benchmarks.score
 
-Three runs: 10.0, 10.8 and 11.3 candidates/s, 1.23 to 1.28 times the bare forward passes of the same child, most of the rest being the
-extraction (11 to 13 ms). Before the child's weights were put in channels_last order it was 6.6 to 8.2.
+Three runs: 10.0, 10.8 and 11.3 candidates/s, 1.23 to 1.28 times the bare forward passes of the same child, most of the
+rest being the extraction (11 to 13 ms). Before the child's weights were put in channels_last order it was 6.6 to 8.2.
 """
 
 from __future__ import annotations
@@ -71,7 +72,10 @@ def main() -> None:
                 child(x)
         rows.append((scored - began, extracted - scored, time.perf_counter() - ready))
     whole, extraction, bare = (median(column) for column in zip(*rows[3:], strict=True))
-    print(f"scored: {1 / whole:.1f} candidates/s; {median(w / b for w, _, b in rows[3:]):.2f} times the bare forward passes of the same child")
+    print(
+        f"scored: {1 / whole:.1f} candidates/s; {median(w / b for w, _, b in rows[3:]):.2f} times the bare forward "
+        "passes of the same child"
+    )
     print(f"extraction: {extraction * 1e3:.1f} ms; bare passes: {bare * 1e3:.1f} ms")
 
 

@@ -15,9 +15,9 @@ Hypervolume below (1, 1.05) of error and relative cost, mean ± standard deviati
 | Optuna NSGA-II | 0.5806 ± 0.0162 | 0.6167 ± 0.0116 | 0.6356 ± 0.0090 | 0.6621 ± 0.0087 | |
 
 "without ends" is evolution that does not begin with the smallest and the largest network: most of the lead is theirs,
-since both lie on the true front here. pymoo's (0.6.2, population 50, uniform crossover, polynomial mutation) and Optuna's
-(5.0) begin with random ones alone; they were measured once on the same seeds. The true front lies near 0.70: pymoo with
-population 200 reaches 0.7007 in 50,000 evaluations.
+since both lie on the true front here. pymoo's (0.6.2, population 50, uniform crossover, polynomial mutation) and
+Optuna's (5.0) begin with random ones alone; they were measured once on the same seeds. The true front lies near 0.70:
+pymoo with population 200 reaches 0.7007 in 50,000 evaluations.
 """
 
 from __future__ import annotations
@@ -41,13 +41,16 @@ from tests.synthetic import OBJECTIVE, REFERENCE, SPACE, cost, evaluate, objecti
 class WithoutEnds(Evolution):
     """Evolution from random networks alone."""
 
-    def draws(self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator) -> Iterator[Arch]:
+    def draws(
+        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+    ) -> Iterator[Arch]:
         """As evolution's from the third candidate on."""
         return super().draws(max(k, 2), archs, points, violations, rng)
 
 
 def volumes(search: Search, marks: list[int]) -> list[float]:
-    """The hypervolume of all candidates evaluated so far at each number of evaluations in `marks`, with all of W in flight."""
+    """The hypervolume of all candidates evaluated so far at each number of evaluations in `marks`, with all of W in
+    flight."""
     waiting: deque[Candidate] = deque()
     found: list[tuple[float, float]] = []
     while len(found) < max(marks):
@@ -65,16 +68,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Hypervolume of the searchers on the synthetic problem.")
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0")
     parser.add_argument("--window", type=int, default=32, help="W: candidate k waits for the records of 0 ... k - W")
-    parser.add_argument("--marks", type=int, nargs="+", default=[100, 250, 500, 1000], help="numbers of evaluations to report")
+    parser.add_argument(
+        "--marks", type=int, nargs="+", default=[100, 250, 500, 1000], help="numbers of evaluations to report"
+    )
     args = parser.parse_args()
     searches: dict[str, type[Search]] = {"random": Random, "evolution": Evolution, "without ends": WithoutEnds}
     print("| searcher | " + " | ".join(f"{mark:,}" for mark in args.marks) + " | ms a candidate |")
     print("| --- " * (len(args.marks) + 2) + "|")
     for name, kind in searches.items():
         start = time.perf_counter()
-        table = np.array([volumes(kind(SPACE, cost, OBJECTIVE, seed=s, window=args.window), args.marks) for s in range(args.seeds)])
+        table = np.array(
+            [volumes(kind(SPACE, cost, OBJECTIVE, seed=s, window=args.window), args.marks) for s in range(args.seeds)]
+        )
         took = (time.perf_counter() - start) / (args.seeds * max(args.marks)) * 1000
-        cells = [f"{mean:.4f} ± {deviation:.4f}" for mean, deviation in zip(table.mean(axis=0), table.std(axis=0), strict=True)]
+        cells = [
+            f"{mean:.4f} ± {deviation:.4f}"
+            for mean, deviation in zip(table.mean(axis=0), table.std(axis=0), strict=True)
+        ]
         print(f"| {name} | {' | '.join(cells)} | {took:.1f} |", flush=True)
 
 

@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.train_step
 
-Seven runs: elastic over static 1.05 to 1.16, median 1.11 (single steps from 0.79 to 1.54), 130 to 178 images/s, 5 to 7 % of a
-convolution peak of 115 to 120 GFLOP/s. Where the time goes (--profile): some
-55 % is the backward of convolutions, most of it depthwise ones, which are bound by memory; oneDNN's weight gradient of a 5x5 depthwise
-kernel takes 14 times that of a 3x3 (1.37 against 0.10 ms at 96 channels, 8x8, batch 32).
+Seven runs: elastic over static 1.05 to 1.16, median 1.11 (single steps from 0.79 to 1.54), 130 to 178 images/s, 5 to 7
+% of a convolution peak of 115 to 120 GFLOP/s. Where the time goes (--profile): some
+55 % is the backward of convolutions, most of it depthwise ones, which are bound by memory; oneDNN's weight gradient of
+a 5x5 depthwise kernel takes 14 times that of a 3x3 (1.37 against 0.10 ms at 96 channels, 8x8, batch 32).
 """
 
 from __future__ import annotations
@@ -73,9 +73,15 @@ def main() -> None:
     peak = convolution_peak()
     ratio, took = median(e / s for e, s, *_ in rows), median(e + o for e, _, o, _ in rows)
     flops = median(6 * macs * BATCH / e for e, _, _, macs in rows)
-    print(f"elastic step / same children static: {ratio:.3f} (from {min(e / s for e, s, *_ in rows):.3f} to {max(e / s for e, s, *_ in rows):.3f})")
+    print(
+        f"elastic step / same children static: {ratio:.3f} (from {min(e / s for e, s, *_ in rows):.3f} to "
+        f"{max(e / s for e, s, *_ in rows):.3f})"
+    )
     print(f"sandwich step with SGD: {took * 1e3:.0f} ms, {BATCH / took:.0f} images/s")
-    print(f"convolution peak here {peak / 1e9:.0f} GFLOP/s; the step runs at {flops / 1e9:.1f}, {100 * flops / peak:.0f} % of it")
+    print(
+        f"convolution peak here {peak / 1e9:.0f} GFLOP/s; the step runs at {flops / 1e9:.1f}, {100 * flops / peak:.0f} "
+        "% of it"
+    )
     if options.profile:
         with torch.profiler.profile() as profile:
             step([lambda x, arch=arch: net(x, arch) for arch in archs], x, y)

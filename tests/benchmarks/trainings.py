@@ -1,4 +1,5 @@
-"""What the benchmarks that train have in common: trainings that continue where they were killed, searches in this process, tables."""
+"""What the benchmarks that train have in common: trainings that continue where they were killed, searches in this
+process, tables."""
 
 from __future__ import annotations
 
@@ -66,7 +67,6 @@ class Trainer:
         net.load_state_dict(found.child_weights())
         return Evaluator(net, task, told.search, CPU)
 
-
     def once(self, name: str, find: Callable[[], Arch]) -> Arch:
         """What was found, now or by an earlier call of that name."""
         file = self.root / f"{name}.json"
@@ -81,19 +81,25 @@ def searched(told: Experiment, evaluator: Evaluator) -> list[Record]:
     for _ in range(told.search.candidates):
         candidate = engine.ask()
         assert candidate is not None
-        records.append(Record(candidate.k, candidate.arch, evaluator(candidate.arch), dict(engine.cost(candidate.arch)), 0.0, None))
+        records.append(
+            Record(candidate.k, candidate.arch, evaluator(candidate.arch), dict(engine.cost(candidate.arch)), 0.0, None)
+        )
         engine.tell(records[-1])
     return records
 
 
 def report(parts: Callable[[int], Iterator[tuple[str, Figures]]], seeds: Iterable[int]) -> None:
-    """Print what each part of each seed shows, then means and standard deviations over seeds; or that the time is over."""
+    """Print what each part of each seed shows, then means and standard deviations over seeds; or that the time is
+    over."""
     rows: dict[str, list[Figures]] = {}
     try:
         for seed in seeds:
             for name, figures in parts(seed):
                 rows.setdefault(name, []).append(figures)
-                print(f"seed {seed}, {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()), flush=True)
+                print(
+                    f"seed {seed}, {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()),
+                    flush=True,
+                )
     except Late:
         print("the time is over; the same command continues")
     for name, found in rows.items():

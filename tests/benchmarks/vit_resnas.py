@@ -1,17 +1,21 @@
-"""What ViT-ResNAS claims, on Fashion-MNIST (28 pixels, space m28): one part of it at a time, every training of so many examples.
+"""What ViT-ResNAS claims, on Fashion-MNIST (28 pixels, space m28): one part of it at a time, every training of so many
+examples.
 
     RAYNAS_DATA=... python -m tests.benchmarks.vit_resnas skip --dir build/vit
 
 Parts:
     skip    a hand-made network from scratch, with the skip of its spatial reductions and without it
-    archs   multi-architectural sampling with 1 and with 8 sub-networks a step; examples and, by the grouped pass, MACs are equal
-    rules   multi-architectural sampling (8) against the sandwich rule: as many steps and as many MACs a step, so fewer examples in each
-    search  from scratch, all alike: the child found by `fittest` on the supernet of `archs`, the best of as many random ones, the hand-made one
+    archs   multi-architectural sampling with 1 and with 8 sub-networks a step; examples and, by the grouped pass, MACs
+    are equal rules   multi-architectural sampling (8) against the sandwich rule: as many steps and as many MACs a step,
+    so fewer examples in each search  from scratch, all alike: the child found by `fittest` on the supernet of `archs`,
+    the best of as many random ones, the hand-made one
 
-A training continues where it was killed, and one that is done is not done twice: all are runs in --dir. ``--minutes`` bounds the whole.
-Supernets are judged by the mean over the same 20 random children, extracted, on 2,000 test images; nothing is chosen by them.
+A training continues where it was killed, and one that is done is not done twice: all are runs in --dir. ``--minutes``
+bounds the whole. Supernets are judged by the mean over the same 20 random children, extracted, on 2,000 test images;
+nothing is chosen by them.
 
-Measured with 60,000 examples a training, about one epoch, seeds 0, 1, 2; test accuracy in percent, cross-entropy in nats:
+Measured with 60,000 examples a training, about one epoch, seeds 0, 1, 2; test accuracy in percent, cross-entropy in
+nats:
 
 | | accuracy | cross-entropy |
 | --- | --- | --- |
@@ -25,12 +29,14 @@ Measured with 60,000 examples a training, about one epoch, seeds 0, 1, 2; test a
 | found by `fittest` among 150, 8.1 M MACs | 80.82 ± 1.28 | 0.579 ± 0.022 |
 | best of 150 random ones, 8.4 M MACs | 80.88 ± 0.64 | 0.583 ± 0.022 |
 
-The skip shows no effect here, though the paper has it among what matters: one epoch and two reductions are little. Eight sub-networks a step
-are better than one on every seed, by 0.4 to 1.0 points, and the sandwich rule is far behind: it passes each example through four networks,
-so for its MACs it sees a quarter of the examples. What was found is better than the hand-made network on every seed, by 0.2 to 1.4 points in
-accuracy and in cross-entropy but once; evolution and random search cannot be told apart on inherited weights with 150 candidates.
+The skip shows no effect here, though the paper has it among what matters: one epoch and two reductions are little.
+Eight sub-networks a step are better than one on every seed, by 0.4 to 1.0 points, and the sandwich rule is far behind:
+it passes each example through four networks, so for its MACs it sees a quarter of the examples. What was found is
+better than the hand-made network on every seed, by 0.2 to 1.4 points in accuracy and in cross-entropy but once;
+evolution and random search cannot be told apart on inherited weights with 150 candidates.
 
-(Measured while the examples to judge on were the first ones of each part, not drawn from it; Fashion-MNIST comes in random order.)
+(Measured while the examples to judge on were the first ones of each part, not drawn from it; Fashion-MNIST comes in
+random order.)
 """
 
 from __future__ import annotations
@@ -61,11 +67,19 @@ CANDIDATES = 150  # each judged on 1,000 validation images
 def experiment(recipe: str, seed: int, examples: int, child: Arch | None = None) -> Experiment:
     """A training of so many examples by this recipe."""
     epochs = examples / TRAINING
-    changes = [f"recipe={recipe}", f"recipe.epochs={epochs}", f"recipe.warmup_epochs={0.05 * epochs}", f"seed={seed}", "data.mix=false"]
+    changes = [
+        f"recipe={recipe}",
+        f"recipe.epochs={epochs}",
+        f"recipe.warmup_epochs={0.05 * epochs}",
+        f"seed={seed}",
+        "data.mix=false",
+    ]
     base = load_experiment("vit-resnas-fashion-mnist", changes)
     train = base.train.model_copy(update={"workers": 1, "zero_stage": 0, "checkpoint_every": 100})
     space = base.space.model_copy(update={"child": dict(child) if child else None})
-    return base.model_copy(update={"train": train, "space": space, "search": base.search.model_copy(update={"validation": 1000})})
+    return base.model_copy(
+        update={"train": train, "space": space, "search": base.search.model_copy(update={"validation": 1000})}
+    )
 
 
 MULTI = "{{name: multi_arch, epochs: 1, batch: 128, archs: {archs}, lr: 1e-3, weight_decay: 0.05}}"
@@ -89,7 +103,12 @@ def hand_made() -> Arch:
     """Every block, the middle width, heads and hidden width of every stage."""
     told = experiment(SINGLE, 0, 128)
     space = make_supernet(told, load_task(told)).space
-    return space.arch({name: 1 if set(c.values) == {0, 1} else c.values[(len(c.values) - 1) // 2] for name, c in space.choices.items()})
+    return space.arch(
+        {
+            name: 1 if set(c.values) == {0, 1} else c.values[(len(c.values) - 1) // 2]
+            for name, c in space.choices.items()
+        }
+    )
 
 
 @contextmanager
@@ -133,7 +152,9 @@ class Bench:
         usual = mean(net.cost(net.space.sample(rng))["macs"] for _ in range(500))
         a_step = net.cost(net.space.largest())["macs"] + net.cost(net.space.smallest())["macs"] + 2 * usual
         batch = round(BATCH * usual / a_step)
-        found = self.train(experiment(SANDWICH.format(batch=batch), seed, self.examples * batch // BATCH), f"sandwich-{batch}-{seed}")
+        found = self.train(
+            experiment(SANDWICH.format(batch=batch), seed, self.examples * batch // BATCH), f"sandwich-{batch}-{seed}"
+        )
         yield "sandwich rule", tested(found, some(found))
 
     def search(self, seed: int) -> Iterator[tuple[str, Figures]]:

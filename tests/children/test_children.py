@@ -1,4 +1,5 @@
-"""A child as others use it: every line of Python in docs/children.md is run on a real one, and one is registered in MLflow."""
+"""A child as others use it: every line of Python in docs/children.md is run on a real one, and one is registered in
+MLflow."""
 
 from __future__ import annotations
 
@@ -44,9 +45,24 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Path:
     task = load_task(experiment)
     net, device = make_supernet(experiment, task), torch.device("cpu")
     arch = net.space.smallest()
-    about = {"space": "bignas", "size": experiment.space.size, "supernet": "5a" * 32, "data": "digits", "classes": list(task.classes)}
+    about = {
+        "space": "bignas",
+        "size": experiment.space.size,
+        "supernet": "5a" * 32,
+        "data": "digits",
+        "classes": list(task.classes),
+    }
     evaluator = Evaluator(net, task, experiment.search, device)
-    export_child(run / "children" / arch.id, arch, CostModel(net), evaluator, Batches(task.test, len(task.test), 500, device), about, True, Fence.take(run))
+    export_child(
+        run / "children" / arch.id,
+        arch,
+        CostModel(net),
+        evaluator,
+        Batches(task.test, len(task.test), 500, device),
+        about,
+        True,
+        Fence.take(run),
+    )
     with Journal(run / "search" / "journal-5a5a5a5a.jsonl", {"supernet": "5a" * 32}) as journal:
         journal.append(Record(0, arch, {"accuracy": 10.0}, net.cost(arch), 0.1, None))
     return run / "children" / arch.id
@@ -55,14 +71,19 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_snippet_of_the_page_runs(child: Path) -> None:
     snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(snippets) == 4
-    ours, others = [s for s in snippets if "nas.load_child" in s], [s for s in snippets if "nas." not in s and "models:/" not in s]
+    ours, others = (
+        [s for s in snippets if "nas.load_child" in s],
+        [s for s in snippets if "nas." not in s and "models:/" not in s],
+    )
     assert len(ours) == 1 and len(others) == 2
     for snippet in others:  # in the child's directory, where raynas cannot be imported
         script = "import sys\nsys.modules['nas'] = sys.modules['searchspaces'] = None\n" + snippet
         done = subprocess.run([sys.executable, "-c", script], cwd=child, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0 and done.stdout.strip().endswith(("]", ")")), done.stderr
     script = ours[0].replace("<id>", child.name)
-    done = subprocess.run([sys.executable, "-c", script], cwd=child.parents[3], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=child.parents[3], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -97,7 +118,9 @@ print(mlflow.MlflowClient().get_model_version_by_alias('digits', 'champion').ver
     torch.testing.assert_close(torch.tensor(json.loads(figures)), expected.flatten())
 
 
-def test_a_version_keeps_its_files_whatever_is_registered_after_it(child: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_keeps_its_files_whatever_is_registered_after_it(
+    child: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another child of the same architecture, as one that was trained on is; and one that takes images of any size."""
     import mlflow.pytorch
 
@@ -108,7 +131,10 @@ def test_a_version_keeps_its_files_whatever_is_registered_after_it(child: Path, 
             if path.name != atomic.MANIFEST:
                 shutil.copy(path, directory)
         tensors = load_file(child / "model.safetensors")
-        save_file({name: value * 2 if name.endswith("bias") else value for name, value in tensors.items()}, directory / "model.safetensors")
+        save_file(
+            {name: value * 2 if name.endswith("bias") else value for name, value in tensors.items()},
+            directory / "model.safetensors",
+        )
 
     atomic.write_directory(other, changed, {})
     tracker = Tracker(RunDir(run), None, "bignas-digits")
@@ -116,14 +142,27 @@ def test_a_version_keeps_its_files_whatever_is_registered_after_it(child: Path, 
     assert tracker.close(120) == 0
     for each in (child, other):
         assert CliRunner().invoke(app, ["register", str(run), each.name, "two"]).exit_code == 0
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", default_uri(RunDir(run)))  # mlflow.set_tracking_uri would set it for every later test
+    monkeypatch.setenv(
+        "MLFLOW_TRACKING_URI", default_uri(RunDir(run))
+    )  # mlflow.set_tracking_uri would set it for every later test
     x = torch.rand(3, 1, 8, 8)
     for version, each in (("1", child), ("2", other)):
         torch.testing.assert_close(mlflow.pytorch.load_model(f"models:/two/{version}")(x), nas.load_child(each)(x))
     assert not torch.allclose(nas.load_child(child)(x), nas.load_child(other)(x))
 
     enlarger = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.PixelShuffle(2)).eval()
-    register_model(RunDir(run), default_uri(RunDir(run)), "bignas-digits", enlarger, child.name, "enlarger", (1, 8, 8), True, "enlarger", None)
+    register_model(
+        RunDir(run),
+        default_uri(RunDir(run)),
+        "bignas-digits",
+        enlarger,
+        child.name,
+        "enlarger",
+        (1, 8, 8),
+        True,
+        "enlarger",
+        None,
+    )
     x = torch.rand(1, 1, 14, 9)
     torch.testing.assert_close(mlflow.pytorch.load_model("models:/enlarger/1")(x), enlarger(x))
 
@@ -134,7 +173,9 @@ def test_what_is_not_exported_is_told(child: Path) -> None:
 
 
 @pytest.mark.parametrize("failures", [2, 3])
-def test_an_exporter_that_fails_now_and_then_is_asked_again(failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exporter_that_fails_now_and_then_is_asked_again(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     export, calls = torch.onnx.export, []
 
     def flaky(*args: Any, **options: Any) -> Any:

@@ -39,7 +39,9 @@ def test_every_batch_is_of_all_kinds_and_always_the_same() -> None:
     assert [len(x) for x, _ in first] == [32, 32]
     for (x, _), (same, _) in zip(first, again, strict=True):
         assert torch.equal(x, same) and set(x.flatten().tolist()) == {0.0, 1.0, 2.0, 3.0}
-    assert sorted(torch.cat([x for x, _ in Batches(Sorted(), 400, 64, CPU)]).flatten().tolist()) == sorted(np.repeat(np.arange(4.0), 100))
+    assert sorted(torch.cat([x for x, _ in Batches(Sorted(), 400, 64, CPU)]).flatten().tolist()) == sorted(
+        np.repeat(np.arange(4.0), 100)
+    )
 
 
 def test_what_is_kept_counts_targets_too_and_is_given_up_early(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,9 +56,18 @@ def test_what_is_kept_counts_targets_too_and_is_given_up_early(monkeypatch: pyte
 
 @pytest.mark.parametrize(
     ("gpus", "settings", "count"),
-    [(0.0, [], 2), (1.0, [], 1), (4.0, [], 2), (1.0, ["train.use_gpu=true"], 2), (3.0, ["train.workers=4"], 4), (2.0, ["train.workers=4"], 2)],
+    [
+        (0.0, [], 2),
+        (1.0, [], 1),
+        (4.0, [], 2),
+        (1.0, ["train.use_gpu=true"], 2),
+        (3.0, ["train.workers=4"], 4),
+        (2.0, ["train.workers=4"], 2),
+    ],
 )
-def test_one_worker_for_each_gpu_where_there_are_fewer(gpus: float, settings: list[str], count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_worker_for_each_gpu_where_there_are_fewer(
+    gpus: float, settings: list[str], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If the batch, here 64, divides among them; what was asked for in so many words is asked for."""
     monkeypatch.setattr(nas.workers.session, "gpus", lambda: gpus)
     assert nas.workers.session.workers(load_experiment("bignas-digits", settings)) == count

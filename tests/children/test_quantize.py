@@ -74,7 +74,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     evaluator = Evaluator(supernet, task, experiment.search, CPU)
     about = {"space": "bignas", "size": "d8", "supernet": "0" * 64, "data": "digits", "classes": list(task.classes)}
     test = Batches(task.test, len(task.test), 500, CPU)
-    figures = export_child(run / "children" / arch.id, arch, CostModel(supernet), evaluator, test, about, False, Fence.take(run))
+    figures = export_child(
+        run / "children" / arch.id, arch, CostModel(supernet), evaluator, test, about, False, Fence.take(run)
+    )
     assert figures["test"]["accuracy"] > 88
     batches = [x for x, _ in Batches(task.train, 256, 32, CPU, epoch=0)]
     return Trained(run, arch.id, task, nas.load_child(run / "children" / arch.id), batches)

@@ -1,4 +1,5 @@
-"""What the commands say: to a mistake one screen that names it and the way out, without a traceback; to --help an example."""
+"""What the commands say: to a mistake one screen that names it and the way out, without a traceback; to --help an
+example."""
 
 from __future__ import annotations
 
@@ -86,9 +87,18 @@ def test_mistakes_in_values(tmp_path: Path, setting: str, parts: list[str]) -> N
 
 
 def test_all_mistakes_of_a_file_at_once(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("name: mine\nspace: {name: bignas, size: d8}\ndata: {name: digits, validation: many}\nrecipes: {}\n")
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nspace: {name: bignas, size: d8}\ndata: {name: digits, validation: many}\nrecipes: {}\n"
+    )
     said = refused(tmp_path, "run", "mine.yaml")
-    for part in ("mine.yaml: 4 mistakes", "data.validation", "recipe: missing", "recipes: unknown key", "did you mean recipe", "search: missing"):
+    for part in (
+        "mine.yaml: 4 mistakes",
+        "data.validation",
+        "recipe: missing",
+        "recipes: unknown key",
+        "did you mean recipe",
+        "search: missing",
+    ):
         assert part in said, said
     (tmp_path / "broken.yaml").write_text("name: [\n")
     assert "broken.yaml, line 2" in refused(tmp_path, "run", "broken.yaml")
@@ -123,7 +133,14 @@ def test_an_impossible_budget_by_how_much(tmp_path: Path, setting: str, parts: l
 def test_missing_data(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "home").mkdir()
-    said = refused(tmp_path, "run", "bignas-cifar10", RAYNAS_DATA=str(tmp_path / "empty"), HOME=str(tmp_path / "home"), XDG_CACHE_HOME="")
+    said = refused(
+        tmp_path,
+        "run",
+        "bignas-cifar10",
+        RAYNAS_DATA=str(tmp_path / "empty"),
+        HOME=str(tmp_path / "home"),
+        XDG_CACHE_HOME="",
+    )
     assert "CIFAR-10 was not found" in said
     for place in (tmp_path / "empty", tmp_path / "data", tmp_path / "home" / ".cache" / "raynas"):
         assert str(place) in said, said

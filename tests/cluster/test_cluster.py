@@ -33,7 +33,13 @@ from nas.rundir.fence import Fence
 from nas.workers.stopping import Stopper, watching
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-SET = ["cluster.storage=/mnt/runs", "cluster.image=registry/raynas:1", "cluster.claim=runs", "train.use_gpu=true", "train.workers=4"]
+SET = [
+    "cluster.storage=/mnt/runs",
+    "cluster.image=registry/raynas:1",
+    "cluster.claim=runs",
+    "train.use_gpu=true",
+    "train.workers=4",
+]
 
 
 def work(**more: Any) -> Work:
@@ -48,12 +54,16 @@ def test_submission_ids_split_again(run: str) -> None:
     assert split_id(submission_id(run, 12)) == (run, 12)
 
 
-@pytest.mark.parametrize("text", ["digits", "digits-0", "digits-01", "-", "../x-1", "raysubmit_Xe7cvjyGJCyuCvm2", "a/b-1", ""])
+@pytest.mark.parametrize(
+    "text", ["digits", "digits-0", "digits-01", "-", "../x-1", "raysubmit_Xe7cvjyGJCyuCvm2", "a/b-1", ""]
+)
 def test_other_ids_are_none_of_ours(text: str) -> None:
     assert split_id(text) is None
 
 
-@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "a/../../x", "a//b", ".hidden", "a/.b", "x\n", "", "a\\..\\b\x00", "n" * 101])
+@pytest.mark.parametrize(
+    "path", ["../x", "/etc/passwd", "a/../../x", "a//b", ".hidden", "a/.b", "x\n", "", "a\\..\\b\x00", "n" * 101]
+)
 def test_names_cannot_leave_their_directory(tmp_path: Path, path: str) -> None:
     with pytest.raises(Refused):
         inside(tmp_path, path)
@@ -80,9 +90,13 @@ class Recorder:
 
     def _details(self, id_: str, status: str, run_dir: str) -> Any:
         metadata = {"raynas": "run", "run_dir": run_dir, "experiment": work().digest}
-        return SimpleNamespace(submission_id=id_, status=status, metadata=metadata, message="", start_time=len(id_), end_time=None)
+        return SimpleNamespace(
+            submission_id=id_, status=status, metadata=metadata, message="", start_time=len(id_), end_time=None
+        )
 
-    def submit_job(self, *, entrypoint: str, submission_id: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
+    def submit_job(
+        self, *, entrypoint: str, submission_id: str, runtime_env: dict[str, Any], metadata: dict[str, str]
+    ) -> None:
         if self.refuses:
             self.refuses -= 1
             self.known.append((submission_id, "RUNNING", work().run_dir))
@@ -108,7 +122,9 @@ def test_a_first_submit() -> None:
 
 @pytest.mark.parametrize("status", ["FAILED", "STOPPED", "SUCCEEDED"])
 def test_a_submit_after_the_end_is_the_next_attempt(status: str) -> None:
-    done = submit(on(Recorder(("digits-1", "FAILED", "/mnt/a b/digits"), ("digits-2", status, "/mnt/a b/digits"))), work())
+    done = submit(
+        on(Recorder(("digits-1", "FAILED", "/mnt/a b/digits"), ("digits-2", status, "/mnt/a b/digits"))), work()
+    )
     assert done.new and done.job.id == "digits-3"
 
 
@@ -145,7 +161,9 @@ def test_an_unknown_job_names_the_known_ones() -> None:
 
 def test_a_name_that_is_a_job_and_a_run_is_not_guessed() -> None:
     client = on(Recorder(("digits-2", "RUNNING", "x"), ("digits-2-1", "RUNNING", "y")))
-    with pytest.raises(Refused, match=r"'digits-2' is a job, attempt 2 at the run 'digits', and a run too: give 'digits-2-1'"):
+    with pytest.raises(
+        Refused, match=r"'digits-2' is a job, attempt 2 at the run 'digits', and a run too: give 'digits-2-1'"
+    ):
         jobs.found(client, "digits-2")
     assert jobs.found(client, "digits").id == "digits-2" and jobs.found(client, "digits-2-1").run == "digits-2"
 
@@ -170,7 +188,9 @@ def test_the_token_is_looked_for_where_ray_does(monkeypatch: pytest.MonkeyPatch,
     assert find_token() is None
 
 
-@pytest.mark.parametrize("address", ["head:8265", "ray://head:10001", "http://u:secret@head:8265", "http://head:8265/x", "http://"])
+@pytest.mark.parametrize(
+    "address", ["head:8265", "ray://head:10001", "http://u:secret@head:8265", "http://head:8265/x", "http://"]
+)
 def test_other_addresses_are_refused(address: str) -> None:
     with pytest.raises(Refused, match="http://HOST:8265") as refused:
         connect(address)
@@ -203,9 +223,13 @@ def test_all_that_is_missing_is_told() -> None:
     assert "4 CPUs and the run asks for 8" in told(seen(nodes=[]), cpus=8)
     assert "0 GPUs and the run asks for 2" in told(seen(nodes=[]), use_gpu=True)
     assert "1 GPUs and the run asks for 2" in told(seen(nodes=[], gpus=1.0), use_gpu=True)
-    assert told(seen(nodes=[], gpus=1.0)) == told(seen(nodes=[], gpus=1.0), use_gpu=False) == "", "one worker uses the one there is"
+    assert told(seen(nodes=[], gpus=1.0)) == told(seen(nodes=[], gpus=1.0), use_gpu=False) == "", (
+        "one worker uses the one there is"
+    )
     assert "n1: has ray 0.1, and here is" in told(seen(nodes=[{**good, "versions": {"ray": "0.1"}}]))
-    assert "n1: cluster.storage /mnt/a b cannot be written" in told(seen(nodes=[{**good, "storage": "cannot be written: x"}]))
+    assert "n1: cluster.storage /mnt/a b cannot be written" in told(
+        seen(nodes=[{**good, "storage": "cannot be written: x"}])
+    )
     assert "n1: does not answer" in told(seen(nodes=[{"node": "n1", "lost": "gone"}]))
     assert "MLflow at http://m does not answer" in told(seen(nodes=[], tracking="refused"), tracking="http://m")
 
@@ -239,7 +263,9 @@ def test_secrets_are_refused(env: str) -> None:
 
 
 def test_plain_variables_are_taken() -> None:
-    given = load_experiment("bignas-digits", ["cluster.env={RAYNAS_DATA: /data, RAY_AUTH_TOKEN_PATH: /run/token, NCCL_DEBUG: INFO}"])
+    given = load_experiment(
+        "bignas-digits", ["cluster.env={RAYNAS_DATA: /data, RAY_AUTH_TOKEN_PATH: /run/token, NCCL_DEBUG: INFO}"]
+    )
     assert work_of(load_experiment("bignas-digits", SET)).run_dir == "/mnt/runs/bignas-digits"
     assert given.cluster.env["RAYNAS_DATA"] == "/data"
 
@@ -268,7 +294,9 @@ def test_an_address_with_a_key_is_refused_and_not_repeated(words: list[str]) -> 
 
 def test_the_job_keeps_the_mirror_of_its_own_run() -> None:
     mirror = "s3://bucket/runs/?endpoint_override=minio:9000&scheme=http"
-    given = work_of(load_experiment("bignas-digits", ["cluster.storage=/mnt/runs", f"cluster.mirror={mirror}", "name=mine"]))
+    given = work_of(
+        load_experiment("bignas-digits", ["cluster.storage=/mnt/runs", f"cluster.mirror={mirror}", "name=mine"])
+    )
     words = shlex.split(given.entrypoint)
     assert words[words.index("--mirror") + 1] == "s3://bucket/runs/mine?endpoint_override=minio:9000&scheme=http"
     assert "--mirror" not in work().entrypoint
@@ -281,7 +309,11 @@ def test_the_head_tries_the_mirror(tmp_path: Path) -> None:
     assert probe.mirror_problem(None, "t") is None
     assert probe.mirror_problem(f"file://{tmp_path}/store", "t") is None and not list((tmp_path / "store").iterdir())
     problem = probe.mirror_problem(f"file://{tmp_path}/nowhere", "t")
-    assert problem and "cluster.mirror" in told(seen(nodes=[], mirror=problem)) and problem in told(seen(nodes=[], mirror=problem))
+    assert (
+        problem
+        and "cluster.mirror" in told(seen(nodes=[], mirror=problem))
+        and problem in told(seen(nodes=[], mirror=problem))
+    )
 
 
 @pytest.mark.parametrize("storage", ["runs", "~/runs", "/mnt/../etc"])
@@ -297,7 +329,10 @@ def test_no_storage_says_what_to_set() -> None:
 
 def test_needs_are_the_larger_of_training_and_search() -> None:
     needs = needs_of(
-        load_experiment("bignas-digits", ["train.workers=4", "train.cpus_per_worker=2.0", "search.trials=3", "tracking.uri=http://m"])
+        load_experiment(
+            "bignas-digits",
+            ["train.workers=4", "train.cpus_per_worker=2.0", "search.trials=3", "tracking.uri=http://m"],
+        )
     )
     assert needs == Needs(8.0, 4, None, "http://m")
 
@@ -362,7 +397,11 @@ def packed(run: Path) -> bytes:
 
 def test_a_pack_comes_back_whole(run: Path, tmp_path: Path) -> None:
     unpack(io.BytesIO(packed(run)), tmp_path / "here")
-    assert sorted(path.name for path in (tmp_path / "here").rglob("*") if path.is_file()) == ["experiment.yaml", "manifest.json", "weights"]
+    assert sorted(path.name for path in (tmp_path / "here").rglob("*") if path.is_file()) == [
+        "experiment.yaml",
+        "manifest.json",
+        "weights",
+    ]
     verify(tmp_path / "here" / "children" / "abc123")
 
 

@@ -1,4 +1,5 @@
-"""Runs submitted to a real cluster of two nodes on loopback, with a token: followed, stopped, continued, fetched; and what is refused.
+"""Runs submitted to a real cluster of two nodes on loopback, with a token: followed, stopped, continued, fetched; and
+what is refused.
 
 The commands are a user's own, in a directory that has nothing in it. One cluster serves all tests of this file.
 """
@@ -31,7 +32,13 @@ PATIENCE = 500.0
 PAGE = Path(__file__).parent.parent.parent / "docs" / "cluster.md"
 EPOCHS = 16  # long enough for a command to come between
 STEPS = EPOCHS * 18
-SHORT = [f"recipe.epochs={EPOCHS}", "recipe.warmup_epochs=1", "search.candidates=8", "search.window=8", "export.children=2"]
+SHORT = [
+    f"recipe.epochs={EPOCHS}",
+    "recipe.warmup_epochs=1",
+    "search.candidates=8",
+    "search.window=8",
+    "export.children=2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +68,11 @@ def whole(loopback: Loopback, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def submit(loopback: Loopback, here: Path, name: str, *more: str) -> str:
-    words = [word for setting in [*SHORT, f"name={name}", f"cluster.storage={loopback.storage}", *more] for word in ("--set", setting)]
+    words = [
+        word
+        for setting in [*SHORT, f"name={name}", f"cluster.storage={loopback.storage}", *more]
+        for word in ("--set", setting)
+    ]
     done = loopback.nas("submit", "bignas-digits", "--address", loopback.address, *words, cwd=here, patience=PATIENCE)
     assert done.returncode == 0, done.stdout
     return done.stdout
@@ -92,9 +103,17 @@ def wait_for(found: object, patience: float = PATIENCE) -> None:
         (["tracking.uri=http://127.0.0.1:9"], "MLflow at http://127.0.0.1:9 does not answer the head"),
     ],
 )
-def test_what_the_cluster_lacks_is_told_first(loopback: Loopback, tmp_path: Path, settings: list[str], says: str) -> None:
-    words = [word for setting in [f"cluster.storage={loopback.storage}", "name=refused", *settings] for word in ("--set", setting)]
-    done = loopback.nas("submit", "bignas-digits", "--address", loopback.address, *words, cwd=tmp_path, patience=PATIENCE)
+def test_what_the_cluster_lacks_is_told_first(
+    loopback: Loopback, tmp_path: Path, settings: list[str], says: str
+) -> None:
+    words = [
+        word
+        for setting in [f"cluster.storage={loopback.storage}", "name=refused", *settings]
+        for word in ("--set", setting)
+    ]
+    done = loopback.nas(
+        "submit", "bignas-digits", "--address", loopback.address, *words, cwd=tmp_path, patience=PATIENCE
+    )
     assert done.returncode == 1 and "nothing was submitted" in done.stdout and says in done.stdout, done.stdout
     assert len(done.stdout.splitlines()) <= 24, done.stdout
     assert "refused" not in loopback.nas("jobs", "--address", loopback.address, cwd=tmp_path).stdout
@@ -103,7 +122,10 @@ def test_what_the_cluster_lacks_is_told_first(loopback: Loopback, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("env", "says"),
-    [({"RAY_AUTH_TOKEN": "0" * 32}, "wants another token"), ({"RAY_AUTH_MODE": "disabled"}, "wants a token, and none was found")],
+    [
+        ({"RAY_AUTH_TOKEN": "0" * 32}, "wants another token"),
+        ({"RAY_AUTH_MODE": "disabled"}, "wants a token, and none was found"),
+    ],
 )
 def test_no_entry_without_the_token(loopback: Loopback, tmp_path: Path, env: dict[str, str], says: str) -> None:
     words = ["--set", f"cluster.storage={loopback.storage}"]
@@ -125,10 +147,20 @@ def test_the_page_holds_line_by_line(loopback: Loopback, tmp_path: Path) -> None
     """Every command of docs/cluster.md's first section of work, on this cluster, with a shorter training."""
     block = PAGE.read_text().partition("## Submit, follow, stop, fetch\n")[2].partition("\n\nA job is")[0]
     lines = [line.strip() for line in block.splitlines() if line.startswith("    ")]
-    assert [line.split()[1] for line in lines if line.startswith("nas ")] == ["submit", "jobs", "status", "logs", "stop", "submit", "fetch"]
+    assert [line.split()[1] for line in lines if line.startswith("nas ")] == [
+        "submit",
+        "jobs",
+        "status",
+        "logs",
+        "stop",
+        "submit",
+        "fetch",
+    ]
     env, said = {}, {}
     for number, line in enumerate(lines):
-        here = line.replace("http://127.0.0.1:8265", loopback.address).replace("/tmp/shared-runs", str(loopback.storage))
+        here = line.replace("http://127.0.0.1:8265", loopback.address).replace(
+            "/tmp/shared-runs", str(loopback.storage)
+        )
         program, *words = shlex.split(here, comments=True)
         if program == "export":
             env |= dict([words[0].split("=", 1)])
@@ -143,7 +175,9 @@ def test_the_page_holds_line_by_line(loopback: Loopback, tmp_path: Path) -> None
     loopback.nas("stop", "bignas-digits-2", cwd=tmp_path, patience=PATIENCE, **env)
 
 
-def test_a_run_is_fetched_and_its_children_load(loopback: Loopback, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_fetched_and_its_children_load(
+    loopback: Loopback, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = loopback.nas("fetch", "whole", "--address", loopback.address, cwd=tmp_path)
     assert done.returncode == 0 and "2 children" in done.stdout, done.stdout
     here = tmp_path / "fetched" / "whole"
@@ -187,10 +221,14 @@ def bucket() -> Iterator[str]:
     if server is None:
         pytest.skip("moto_server is not installed: pip install 'moto[s3]' flask flask-cors")
     [port] = free_ports(1)
-    process = subprocess.Popen([server, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [server, "-H", "127.0.0.1", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         wait_for(lambda: reachable(f"http://127.0.0.1:{port}"), 60)
-        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT"), timeout=20).close()
+        urllib.request.urlopen(
+            urllib.request.Request(f"http://127.0.0.1:{port}/bucket", method="PUT"), timeout=20
+        ).close()
         yield f"s3://bucket/runs?endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
     finally:
         process.kill()
@@ -216,17 +254,29 @@ def test_a_run_whose_directory_is_lost_continues_from_its_mirror(
     shutil.rmtree(run)
     assert "mirrored-2 submitted" in submit(loopback, tmp_path, "mirrored", mirror)
     wait_for(lambda: (run / "supernet" / f"step-{STEPS:08d}").exists())
-    assert f"restored from {bucket.replace('/runs', '/runs/mirrored')}" in loopback.nas("logs", "mirrored-2", *at, cwd=tmp_path).stdout
-    assert json.loads(metrics.read_text().splitlines()[0])["step"] < int(kept.name.removeprefix("step-")), "its history came back too"
+    assert (
+        f"restored from {bucket.replace('/runs', '/runs/mirrored')}"
+        in loopback.nas("logs", "mirrored-2", *at, cwd=tmp_path).stdout
+    )
+    assert json.loads(metrics.read_text().splitlines()[0])["step"] < int(kept.name.removeprefix("step-")), (
+        "its history came back too"
+    )
     assert weights(run) == weights(whole)
     assert "mirrored-2: STOPPED" in loopback.nas("stop", "mirrored-2", *at, cwd=tmp_path, patience=PATIENCE).stdout
-    came = loopback.nas("fetch", bucket.replace("/runs", "/runs/mirrored"), cwd=tmp_path, AWS_ACCESS_KEY_ID="x", AWS_SECRET_ACCESS_KEY="x")
+    came = loopback.nas(
+        "fetch",
+        bucket.replace("/runs", "/runs/mirrored"),
+        cwd=tmp_path,
+        AWS_ACCESS_KEY_ID="x",
+        AWS_SECRET_ACCESS_KEY="x",
+    )
     assert came.returncode == 0, came.stdout
     assert weights(tmp_path / "fetched" / "mirrored") == weights(whole)
 
 
 def test_a_node_that_is_taken_away_costs_nothing_but_time(loopback: Loopback, whole: Path, tmp_path: Path) -> None:
-    """One worker on each node; the second has notice of its end, the workers save and return, and go on when another node has come."""
+    """One worker on each node; the second has notice of its end, the workers save and return, and go on when another
+    node has come."""
     run = loopback.storage / "drained"
     submit(loopback, tmp_path, "drained", "train.cpus_per_worker=1.6")
     metrics = run / "train" / "metrics.jsonl"
@@ -239,4 +289,7 @@ def test_a_node_that_is_taken_away_costs_nothing_but_time(loopback: Loopback, wh
     loopback.replace_second()
     wait_for(lambda: (run / "supernet" / f"step-{STEPS:08d}").exists())
     assert weights(run) == weights(whole)
-    assert "drained-1: STOPPED" in loopback.nas("stop", "drained", "--address", loopback.address, cwd=tmp_path, patience=PATIENCE).stdout
+    assert (
+        "drained-1: STOPPED"
+        in loopback.nas("stop", "drained", "--address", loopback.address, cwd=tmp_path, patience=PATIENCE).stdout
+    )

@@ -1,6 +1,8 @@
-"""A cluster of two machines as far as the network can tell: each node in a namespace with an address of its own, one cable between them.
+"""A cluster of two machines as far as the network can tell: each node in a namespace with an address of its own, one
+cable between them.
 
-One training worker on each node, so that what workers say to each other crosses the cable; MLflow as a server with PostgreSQL behind it.
+One training worker on each node, so that what workers say to each other crosses the cable; MLflow as a server with
+PostgreSQL behind it.
 """
 
 from __future__ import annotations
@@ -21,13 +23,21 @@ from tests.servers import ADDRESSES, crossed, inside, mlflow_server, networks, n
 
 pytestmark = pytest.mark.timeout(1200)
 PATIENCE = 900.0
-SHORT = ["recipe.epochs=4", "recipe.warmup_epochs=1", "search.candidates=8", "search.window=8", "export.children=2", "train.cpus_per_worker=1.6"]
+SHORT = [
+    "recipe.epochs=4",
+    "recipe.warmup_epochs=1",
+    "search.candidates=8",
+    "search.window=8",
+    "export.children=2",
+    "train.cpus_per_worker=1.6",
+]
 LOOK = """
 import sys, json
 from mlflow import MlflowClient
 client = MlflowClient(sys.argv[1])
 [experiment] = [e for e in client.search_experiments() if e.name == "across"]
-print(json.dumps([[r.data.tags["raynas.kind"], r.info.status, r.data.metrics] for r in client.search_runs([experiment.experiment_id])]))
+runs = client.search_runs([experiment.experiment_id])
+print(json.dumps([[r.data.tags["raynas.kind"], r.info.status, r.data.metrics] for r in runs]))
 """
 
 
@@ -53,7 +63,9 @@ def test_a_run_across_a_network_and_a_server_of_mlflow(two: tuple[Loopback, tupl
         assert "MLflow writes SQLite" not in done.stdout
         logs = there.nas("logs", "across", "--follow", *at, cwd=tmp_path, patience=PATIENCE)
         assert logs.returncode == 0 and "could not be sent" not in logs.stdout, logs.stdout
-        found = subprocess.run([*inside(names[0]), sys.executable, "-c", LOOK, server], capture_output=True, text=True, timeout=120)
+        found = subprocess.run(
+            [*inside(names[0]), sys.executable, "-c", LOOK, server], capture_output=True, text=True, timeout=120
+        )
         runs = json.loads(found.stdout.strip().splitlines()[-1])
     assert Counter(kind for kind, _, _ in runs) == {"train": 1, "search": 1, "candidate": 8}
     assert {status for _, status, _ in runs} == {"FINISHED"} and all(metrics for _, _, metrics in runs)

@@ -53,7 +53,9 @@ def test_presets_load_and_survive_a_round_trip(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["1e-5", "010", "2024-01-01", "yes", "null", "1_000"])
 def test_a_dump_quotes_what_would_be_read_as_something_else(name: str, tmp_path: Path) -> None:
-    experiment = load_experiment(DIGITS, [f"name='{name}'", f"space.options={{a: '{name}', b: [1, 2.5, null]}}", "recipe.lr=1e-7"])
+    experiment = load_experiment(
+        DIGITS, [f"name='{name}'", f"space.options={{a: '{name}', b: [1, 2.5, null]}}", "recipe.lr=1e-7"]
+    )
     file = tmp_path / "e.yaml"
     file.write_text(dump(experiment))
     assert load_experiment(file) == experiment and experiment.space.options == {"a": name, "b": [1, 2.5, None]}
@@ -61,7 +63,16 @@ def test_a_dump_quotes_what_would_be_read_as_something_else(name: str, tmp_path:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1e-5", 1e-5), ("1E3", 1000.0), (".5", 0.5), ("5.", 5.0), ("010", 10.0), ("1_0.5", 10.5), ("2", 2.0), ("+1e+1", 10.0)],
+    [
+        ("1e-5", 1e-5),
+        ("1E3", 1000.0),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("010", 10.0),
+        ("1_0.5", 10.5),
+        ("2", 2.0),
+        ("+1e+1", 10.0),
+    ],
 )
 def test_numbers_are_read_as_people_write_them(text: str, value: float) -> None:
     assert load_experiment(DIGITS, [f"recipe.lr={text}"]).recipe.lr == value
@@ -88,11 +99,21 @@ def test_an_unknown_key_is_told_with_near_misses_and_the_sections_keys() -> None
 
 
 def test_all_mistakes_are_told_at_once_and_no_more_than_a_screen() -> None:
-    text = told("recipe.lrr=3", "train.workers=true", "recipe.schedule=step", "data=3", "search.candidates=null", "train.use_gpu=maybe")
+    text = told(
+        "recipe.lrr=3",
+        "train.workers=true",
+        "recipe.schedule=step",
+        "data=3",
+        "search.candidates=null",
+        "train.use_gpu=maybe",
+    )
     assert "6 mistakes" in text
     assert "train.workers: given true; allowed: a whole number" in text
     assert "recipe.schedule: given \"step\"; allowed: 'cosine' or 'exponential'" in text
-    assert "data: given 3; allowed: a mapping with the keys name, validation, and others by its name (which images)" in text
+    assert (
+        "data: given 3; allowed: a mapping with the keys name, validation, and others by its name (which images)"
+        in text
+    )
     assert 'train.use_gpu: given "maybe"; allowed: true or false, or null' in text
     assert "and 5 more" in told(*(f"x{i}=1" for i in range(15)))
 
@@ -113,14 +134,28 @@ def test_all_mistakes_are_told_at_once_and_no_more_than_a_screen() -> None:
         ("recipe.lr='0.1'", "a number"),
         ("recipe.batch=64.0", "a whole number"),
         ("recipe.label_smoothing=1", "less than 1"),
-        ("recipe.name=bigger", "recipe.name: given 'bigger'; allowed: differentiable, multi_arch, sandwich, single, single_path; or your own"),
+        (
+            "recipe.name=bigger",
+            "recipe.name: given 'bigger'; allowed: differentiable, multi_arch, sandwich, single, single_path; or your "
+            "own",
+        ),
         ("recipe.name=sandwhich", "did you mean sandwich?"),
         ("recipe.name=3", "recipe.name: given 3; allowed: differentiable"),
         ("recipe.name=null", "recipe.name: missing; allowed: differentiable"),
-        ("recipe={name: multi_arch, epochs: 1, batch: 8}", "recipe.archs 16 is more than the 4 examples of one pass on one worker"),
-        ("data.name=imagenet", "data.name: given 'imagenet'; allowed: digits, fashion-mnist, cifar10, folder, photos, sr-folder; or your own"),
+        (
+            "recipe={name: multi_arch, epochs: 1, batch: 8}",
+            "recipe.archs 16 is more than the 4 examples of one pass on one worker",
+        ),
+        (
+            "data.name=imagenet",
+            "data.name: given 'imagenet'; allowed: digits, fashion-mnist, cifar10, folder, photos, sr-folder; or your "
+            "own",
+        ),
         ("data={name: photos, scale: 2}", "data.patch: missing (side of"),
-        ("finetune.recipe.name=sandwich", "finetune.recipe.name: given 'sandwich'; allowed: a recipe that trains one network: single; or your own"),
+        (
+            "finetune.recipe.name=sandwich",
+            "finetune.recipe.name: given 'sandwich'; allowed: a recipe that trains one network: single; or your own",
+        ),
         ("finetune.recipe.lrr=1", "did you mean finetune.recipe.lr?"),
         ("seed.x=1", "a whole number"),
         ("space.options=3", "a mapping"),
@@ -141,7 +176,8 @@ def test_a_name_is_a_safe_directory(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["seed: 1\nseed: 2", "space: {name: a, name: b}", "a: [1", "- 1", "just text", "", "seed: !!int x", "? [1]\n: 2"]
+    "text",
+    ["seed: 1\nseed: 2", "space: {name: a, name: b}", "a: [1", "- 1", "just text", "", "seed: !!int x", "? [1]\n: 2"],
 )
 def test_broken_files_are_told(text: str, tmp_path: Path) -> None:
     file = tmp_path / "broken.yaml"
@@ -158,7 +194,9 @@ def test_an_unknown_preset_is_told_with_the_known_ones() -> None:
     assert "did you mean bignas-digits" in text and "bignas-cifar10" in text
 
 
-def test_relative_paths_count_from_the_file_and_in_overrides_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_paths_count_from_the_file_and_in_overrides_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "here" / "pictures").mkdir(parents=True)
     (tmp_path / "pictures").mkdir()
     file = write(tmp_path, "")
@@ -175,13 +213,23 @@ def test_relative_paths_count_from_the_file_and_in_overrides_from_here(tmp_path:
 
 def test_a_section_given_whole_under_another_name_replaces_the_old_one() -> None:
     whole = load_experiment(DIGITS, ["recipe={name: multi_arch, epochs: 3, batch: 64}", "recipe.archs=4"])
-    assert (whole.recipe.name, whole.recipe.epochs, whole.recipe.archs) == ("multi_arch", 3, 4) and whole.recipe.lr == 1e-3
+    assert (whole.recipe.name, whole.recipe.epochs, whole.recipe.archs) == (
+        "multi_arch",
+        3,
+        4,
+    ) and whole.recipe.lr == 1e-3
     same = load_experiment(DIGITS, ["recipe={name: sandwich, epochs: 3}"])
     assert same.recipe == load_experiment(DIGITS, ["recipe.epochs=3"]).recipe
     assert "recipe.schedule: unknown key" in told("recipe.name=multi_arch")
 
 
-OPEN = ("space.options", "cluster.env", "search.options", "search.costs", "search.constraints")  # keys of which others decide
+OPEN = (
+    "space.options",
+    "cluster.env",
+    "search.options",
+    "search.costs",
+    "search.constraints",
+)  # keys of which others decide
 
 
 def test_every_field_has_a_kind_and_a_description() -> None:
@@ -200,13 +248,16 @@ def test_every_field_has_a_kind_and_a_description() -> None:
         check(Experiment, tree)
         leaves = {key for key, _, _ in _leaves(experiment) if not key.startswith(OPEN)}
         keys = {key for key in _keys(Experiment, tree) if not key.startswith(OPEN)}
-        inner = {k for k in keys if any(o.startswith(k + ".") for o in keys)} - ({"finetune"} if experiment.finetune is None else set())
+        inner = {k for k in keys if any(o.startswith(k + ".") for o in keys)} - (
+            {"finetune"} if experiment.finetune is None else set()
+        )
         nothing = {k for k in keys if experiment.finetune is None and k.startswith("finetune.")}
         assert leaves == keys - inner - nothing
 
 
 def test_the_sections_of_plug_ins_are_what_they_were_when_runs_that_exist_began() -> None:
-    """Keys and values of the presets' data, recipe and finetune, on the commit before each went into its plug-in's file."""
+    """Keys and values of the presets' data, recipe and finetune, on the commit before each went into its plug-in's
+    file."""
     known = json.loads((Path(__file__).parent.parent / "golden" / "preset_sections.json").read_text())
     assert set(known) <= set(presets())
     for name, sections in known.items():
@@ -217,10 +268,20 @@ def test_the_sections_of_plug_ins_are_what_they_were_when_runs_that_exist_began(
 def test_a_difference_tells_what_it_means() -> None:
     old = load_experiment(DIGITS)
     free = load_experiment(
-        DIGITS, ["train.workers=4", "search.trials=4", "search.batch=2", "export.children=2", "tracking.experiment=x", "name=y"]
+        DIGITS,
+        [
+            "train.workers=4",
+            "search.trials=4",
+            "search.batch=2",
+            "export.children=2",
+            "tracking.experiment=x",
+            "name=y",
+        ],
     )
     more = load_experiment(DIGITS, ["recipe.epochs=90", "search.candidates=900", "search.constraints.max_macs=300k"])
-    other = load_experiment(DIGITS, ["recipe.lr=1", "seed=3", "space.options={sync_batch_norm: true}", "search.window=64"])
+    other = load_experiment(
+        DIGITS, ["recipe.lr=1", "seed=3", "space.options={sync_batch_norm: true}", "search.window=64"]
+    )
     assert {d.kind for d in difference(old, free)} == {Kind.FREE} and len(difference(old, free)) == 6
     assert {d.kind for d in difference(old, more)} == {Kind.EXTEND} and len(difference(old, more)) == 3
     assert ("recipe.lr", old.recipe.lr, 1.0, Kind.IDENTITY) in difference(old, other)
@@ -236,6 +297,12 @@ def test_frozen() -> None:
 
 def test_light_to_import() -> None:
     """Of what is heavy, only what the plug-ins that a file names import themselves."""
-    code = "import sys, nas.config.experiment as e; e.presets(); print('torch' in sys.modules); e.load_experiment('bignas-digits')"
+    code = (
+        "import sys, nas.config.experiment as e; e.presets(); print('torch' in sys.modules); "
+        "e.load_experiment('bignas-digits')"
+    )
     code += "; print({'ray', 'mlflow', 'deepspeed'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["False", "set()"]
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == [
+        "False",
+        "set()",
+    ]

@@ -110,8 +110,8 @@ def test_mistakes_in_own_sections_are_told_as_in_any() -> None:
     text = told(RECIPE, DATA, "recipe.sare=0.1", "data.width=wide", "recipe.share=2.0")
     assert "3 mistakes" in text
     assert (
-        "recipe.sare: unknown key; did you mean recipe.share? keys of recipe: name, epochs, batch, clip_norm, rate, share, looks"
-        in text
+        "recipe.sare: unknown key; did you mean recipe.share? keys of recipe: name, epochs, batch, clip_norm, rate, "
+        "share, looks" in text
     )
     assert 'data.width: given "wide"; allowed: a whole number (of a stripe, pixels)' in text
     assert "recipe.share: given 2.0; allowed: less than 1" in text

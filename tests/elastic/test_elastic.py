@@ -1,4 +1,5 @@
-"""Elastic layers against torch's own layers with the sliced weights. (The grouped and masked ones: tests/test_vit_resnas.py.)"""
+"""Elastic layers against torch's own layers with the sliced weights. (The grouped and masked ones:
+tests/test_vit_resnas.py.)"""
 
 from __future__ import annotations
 
@@ -35,8 +36,11 @@ def assert_same(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-12)
 
 
-def assert_is_window(elastic: nn.Module, run: Callable[[Tensor], Tensor], plain: nn.Module, window: Window, x: Tensor) -> None:
-    """`run` gives what `plain` gives with the windows copied in, and so do all gradients, which are zero outside. In double precision."""
+def assert_is_window(
+    elastic: nn.Module, run: Callable[[Tensor], Tensor], plain: nn.Module, window: Window, x: Tensor
+) -> None:
+    """`run` gives what `plain` gives with the windows copied in, and so do all gradients, which are zero outside. In
+    double precision."""
     elastic.double(), plain.double()
     x = x.double()
     with torch.no_grad():
@@ -244,13 +248,16 @@ def _rank(rank: int, store: str, folder: str) -> None:
         assert part.grad is not None and norm.weight.grad is not None and norm.bias.grad is not None
         found[case] = [out.detach().tolist(), part.grad.tolist(), norm.weight.grad.tolist(), norm.bias.grad.tolist()]
         local = ElasticBatchNorm2d(CHANNELS)(x[mine])
-        assert (local - out).abs().max() > 0.01 or case != "plain", "the ranks' statistics do not differ: the test shows nothing"
+        assert (local - out).abs().max() > 0.01 or case != "plain", (
+            "the ranks' statistics do not differ: the test shows nothing"
+        )
     Path(folder, f"rank{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
 def test_synchronised_batch_norm_is_that_of_the_joint_batch(tmp_path: Path) -> None:
-    """Values and gradients of two ranks equal one process's on both batches together, computed by torch in double precision."""
+    """Values and gradients of two ranks equal one process's on both batches together, computed by torch in double
+    precision."""
     torch.multiprocessing.spawn(_rank, (str(tmp_path / "store"), str(tmp_path)), nprocs=2)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
     for case, tolerance in (("plain", 1e-5), (SHIFTED, 2e-3)):

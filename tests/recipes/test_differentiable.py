@@ -1,4 +1,5 @@
-"""The recipes of QuantNAS: random paths under noise, and the differentiable search with its logits beside the engine."""
+"""The recipes of QuantNAS: random paths under noise, and the differentiable search with its logits beside the
+engine."""
 
 from __future__ import annotations
 
@@ -30,15 +31,22 @@ def network(size: str = "basic-c12") -> Supernet:
 
 def batches(seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
     random = torch.Generator().manual_seed(seed)
-    return {name: (torch.rand(2, 3, 16, 16, generator=random), torch.rand(2, 3, 32, 32, generator=random)) for name in ("weights", "alpha", "train")}
+    return {
+        name: (torch.rand(2, 3, 16, 16, generator=random), torch.rand(2, 3, 32, 32, generator=random))
+        for name in ("weights", "alpha", "train")
+    }
 
 
 def step_of(index: int = 0, total: int = 100, mean: Any = lambda value: value) -> Step:
-    return Step(index, total, index / total, 0, np.random.default_rng(index), torch.Generator().manual_seed(index), mean, 0)
+    return Step(
+        index, total, index / total, 0, np.random.default_rng(index), torch.Generator().manual_seed(index), mean, 0
+    )
 
 
 def recipe_of(**options: Any) -> Differentiable:
-    settings = Settings(name="differentiable", epochs=1.0, batch=2, **{"alpha_warmup": 0.0, "alpha_lr": 0.05, **options})
+    settings = Settings(
+        name="differentiable", epochs=1.0, batch=2, **{"alpha_warmup": 0.0, "alpha_lr": 0.05, **options}
+    )
     recipe = load_recipe(Enlarging(), settings)
     assert isinstance(recipe, Differentiable)
     return recipe
@@ -183,7 +191,9 @@ def test_the_architecture_is_each_slots_largest_logit_even_below_zero() -> None:
     alpha[5] = -1.0  # head1: the third operation at 8 bits
     arch = architecture(net, alpha)
     assert arch["head1.op"] == net.space.choices["head1.op"].values[2] and arch["head1.bits"] == 8
-    assert {name: value for name, value in arch.items() if "head1" not in name} == {n: v for n, v in net.space.smallest().items() if "head1" not in n}
+    assert {name: value for name, value in arch.items() if "head1" not in name} == {
+        n: v for n, v in net.space.smallest().items() if "head1" not in n
+    }
 
 
 def test_a_family_without_slots_is_refused() -> None:
@@ -196,7 +206,8 @@ def test_a_family_without_slots_is_refused() -> None:
 
 @pytest.mark.parametrize("paths", [1, 3])
 def test_random_paths_are_trained_under_noise(paths: int) -> None:
-    """The same paths and noise for the same step, whatever the rank has drawn before; the gradient of those paths alone."""
+    """The same paths and noise for the same step, whatever the rank has drawn before; the gradient of those paths
+    alone."""
     net, feeds = network(), batches()
     recipe = load_recipe(Enlarging(), SinglePathSettings(name="single_path", epochs=1.0, batch=2, paths=paths))
     losses = list(recipe.losses(net, net, feeds, step_of(3)))
@@ -205,7 +216,9 @@ def test_random_paths_are_trained_under_noise(paths: int) -> None:
     noise = torch.Generator().manual_seed(3)
     wanted = [F.l1_loss(net(x, arch, Pass(quant="noise", generator=noise)), target).item() / paths for arch in archs]
     plain = [F.l1_loss(net(x, arch), target).item() / paths for arch in archs]
-    assert [loss.item() for loss in losses] == pytest.approx(wanted, rel=1e-6) and len(recipe.names) == len(losses) == len(set(archs)) == paths
+    assert [loss.item() for loss in losses] == pytest.approx(wanted, rel=1e-6) and len(recipe.names) == len(
+        losses
+    ) == len(set(archs)) == paths
     assert all(loss.item() != pytest.approx(other, rel=1e-6) for loss, other in zip(losses, plain, strict=True))
     sum(losses[1:], losses[0]).backward()
     lent = net.windows()
@@ -216,7 +229,8 @@ def test_random_paths_are_trained_under_noise(paths: int) -> None:
 
 
 def test_paths_open_from_the_largest_network_to_all() -> None:
-    """The largest alone until half of `opening`; a quarter of it later every second choice is free; then all of them, as if drawn by the space."""
+    """The largest alone until half of `opening`; a quarter of it later every second choice is free; then all of
+    them, as if drawn by the space."""
     space, rng = network().space, np.random.default_rng(0)
     largest = space.largest()
     assert all(opening_archs(space, 3, progress, rng, 0.4) == [largest] * 3 for progress in (0.0, 0.1, 0.2))
@@ -224,7 +238,10 @@ def test_paths_open_from_the_largest_network_to_all() -> None:
         drawn = [arch for _ in range(500) for arch in opening_archs(space, 4, progress, rng, opening)]
         for name, choice in space.choices.items():
             others = 1 - 1 / len(choice.values)
-            assert np.mean([arch[name] != largest[name] for arch in drawn]) == pytest.approx(share * others, abs=0.1), (progress, name)
+            assert np.mean([arch[name] != largest[name] for arch in drawn]) == pytest.approx(share * others, abs=0.1), (
+                progress,
+                name,
+            )
 
 
 def test_paths_of_a_step_have_every_value_as_often() -> None:

@@ -1,4 +1,5 @@
-"""One child by itself: where its weights come from, what it learns from, the average of its weights, and that it goes on bit-equal."""
+"""One child by itself: where its weights come from, what it learns from, the average of its weights, and that it
+goes on bit-equal."""
 
 from __future__ import annotations
 
@@ -97,7 +98,16 @@ def test_a_child_that_the_space_does_not_have_is_refused() -> None:
 
 
 def step_of(index: int = 0, total: int = 10) -> Step:
-    return Step(index, total, index / total, 0, np.random.default_rng(0), torch.Generator().manual_seed(0), lambda value: value, 0)
+    return Step(
+        index,
+        total,
+        index / total,
+        0,
+        np.random.default_rng(0),
+        torch.Generator().manual_seed(0),
+        lambda value: value,
+        0,
+    )
 
 
 def test_a_teacher_counts_half() -> None:
@@ -146,7 +156,9 @@ def test_the_average_of_the_weights() -> None:
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
-def test_a_killed_finetune_goes_on_bit_equal(zero_stage: int, supernet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_finetune_goes_on_bit_equal(
+    zero_stage: int, supernet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """AdamW's moments, the average and drop-path, from step 4 of 9."""
     experiment = child_of(supernet, "recipe.drop_path=0.2", "recipe.dropout=0.1", f"train.zero_stage={zero_stage}")
     undisturbed = trained(tmp_path / "undisturbed", experiment)
@@ -169,11 +181,15 @@ def test_a_killed_finetune_goes_on_bit_equal(zero_stage: int, supernet: Path, tm
     for file in ("weights.safetensors", "optimizer.safetensors", "recipe.safetensors"):
         assert (again / file).read_bytes() == (undisturbed / file).read_bytes(), file
     told = [json.loads(line) for line in (tmp_path / "killed" / "train" / "metrics.jsonl").read_text().splitlines()]
-    assert {tuple(line["panel"]) for line in told if "panel" in line} == {("largest",)}, "a space of one has one child to look at"
+    assert {tuple(line["panel"]) for line in told if "panel" in line} == {("largest",)}, (
+        "a space of one has one child to look at"
+    )
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
-def test_the_panel_judges_the_average(zero_stage: int, supernet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_panel_judges_the_average(
+    zero_stage: int, supernet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[dict[str, Tensor]] = []
 
     class Watched(nas.training.loop.Evaluator):
@@ -207,11 +223,19 @@ def test_the_experiment_of_a_finetune(tmp_path: Path, monkeypatch: pytest.Monkey
     assert derived.recipe.name == "single" and derived.recipe.epochs == experiment.finetune.recipe.epochs
     assert derived.recipe.teacher == str(tmp_path / "teacher")
     assert derived.data == experiment.data and derived.finetune is None and not derived.search.constraints
-    assert derived.tracking.uri == f"sqlite:///{tmp_path / 'mlflow.db'}" and derived.tracking.experiment == "vit-resnas-digits"
+    assert (
+        derived.tracking.uri == f"sqlite:///{tmp_path / 'mlflow.db'}"
+        and derived.tracking.experiment == "vit-resnas-digits"
+    )
     inheriting = experiment.model_copy(update={"finetune": experiment.finetune.model_copy(update={"fresh": False})})
-    moved = [derived_from(inheriting, folder, record, folder / "child", tmp_path) for folder in (tmp_path, tmp_path / "moved")]
+    moved = [
+        derived_from(inheriting, folder, record, folder / "child", tmp_path)
+        for folder in (tmp_path, tmp_path / "moved")
+    ]
     assert moved[0].space.inherit == str(tmp_path / "step")
-    assert {row.kind for row in difference(*moved)} == {Kind.FREE} and len(difference(*moved)) == 2, "a run that was moved goes on"
+    assert {row.kind for row in difference(*moved)} == {Kind.FREE} and len(difference(*moved)) == 2, (
+        "a run that was moved goes on"
+    )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:hunter2@db/mlflow")
     assert "hunter2" not in dump(derived_from(experiment, tmp_path, record, None)), "it is written to files"
 

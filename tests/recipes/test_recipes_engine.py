@@ -1,4 +1,5 @@
-"""Recipes under DeepSpeed: two workers at every ZeRO stage learn what one process of plain torch learns on the whole batch."""
+"""Recipes under DeepSpeed: two workers at every ZeRO stage learn what one process of plain torch learns on the whole
+batch."""
 
 from __future__ import annotations
 
@@ -43,9 +44,13 @@ def differentiable() -> tuple[Supernet, Differentiable]:
 
 
 def multi_arch() -> tuple[Supernet, MultiArch]:
-    """Three sub-networks for a batch of eight: which rows are a rank's decides which sub-networks it runs, and how often."""
+    """Three sub-networks for a batch of eight: which rows are a rank's decides which sub-networks it runs, and how
+    often."""
     torch.manual_seed(0)
-    task = SimpleNamespace(mix=lambda x, y, *_: (x, y), loss=lambda output, y, _: F.cross_entropy(output.main if hasattr(output, "main") else output, y))
+    task = SimpleNamespace(
+        mix=lambda x, y, *_: (x, y),
+        loss=lambda output, y, _: F.cross_entropy(output.main if hasattr(output, "main") else output, y),
+    )
     settings = MultiArchSettings(name="multi_arch", epochs=1.0, batch=8, archs=3, opening=0.0)
     return ready(load_supernet("vit_resnas", "d8", sync_batch_norm=True)), MultiArch(task, settings)
 
@@ -68,14 +73,19 @@ def sgd(net: nn.Module) -> torch.optim.Optimizer:
 def batches(case: str, step: int, rows: slice) -> dict[str, tuple[Tensor, Tensor]]:
     """For every recipe: what it feeds on."""
     random = torch.Generator().manual_seed(step)
-    images = {name: (torch.rand(4, 3, 12, 12, generator=random)[rows], torch.rand(4, 3, 24, 24, generator=random)[rows]) for name in ("weights", "alpha")}
+    images = {
+        name: (torch.rand(4, 3, 12, 12, generator=random)[rows], torch.rand(4, 3, 24, 24, generator=random)[rows])
+        for name in ("weights", "alpha")
+    }
     if case == "single_path":
         return {"train": images["weights"]}
     return {**images, "train": (torch.rand(8, 1, 8, 8, generator=random)[rows], torch.arange(8)[rows])}
 
 
 def step_of(index: int, row: int, mean: Any) -> Step:
-    return Step(index, STEPS, index / STEPS, row, np.random.default_rng(index), torch.Generator().manual_seed(index), mean, 0)
+    return Step(
+        index, STEPS, index / STEPS, row, np.random.default_rng(index), torch.Generator().manual_seed(index), mean, 0
+    )
 
 
 def state(net_state: dict[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
@@ -85,7 +95,13 @@ def state(net_state: dict[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
 def work(rank: int, folder: str) -> None:
     from nas.device import settle
 
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
     settle(False, 1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     for case, stage in product(CASES, STAGES):
@@ -94,7 +110,9 @@ def work(rank: int, folder: str) -> None:
         engine = Engine(net, sgd(net), stage, "fp32", None, mine, torch.device("cpu"))
         for index in range(STEPS):
             step = step_of(index, mine * rank, engine.mean)
-            for loss in recipe.losses(engine, engine.module, batches(case, index, slice(mine * rank, mine * (rank + 1))), step):
+            for loss in recipe.losses(
+                engine, engine.module, batches(case, index, slice(mine * rank, mine * (rank + 1))), step
+            ):
                 engine.backward(loss)
             engine.step(0.1)
         save_file(state(engine.weights(), recipe), Path(folder) / f"{case}{stage}-rank{rank}.safetensors")
@@ -106,7 +124,9 @@ def work(rank: int, folder: str) -> None:
 
 def _differ(engine: Engine, net: Supernet, rank: int, told: Path) -> None:
     """Every rank with another mixture; whether it was refused."""
-    tables = {name: torch.zeros([len(net.space.choices[c].values) for c in choices]) for name, choices in net.slots.items()}
+    tables = {
+        name: torch.zeros([len(net.space.choices[c].values) for c in choices]) for name, choices in net.slots.items()
+    }
     for table in tables.values():
         table[0, rank] = 1.0
     try:
@@ -128,7 +148,9 @@ def reference(case: str) -> dict[str, Tensor]:
     optimizer = sgd(net)
     for index in range(STEPS):
         optimizer.zero_grad()
-        for loss in recipe.losses(net, net, batches(case, index, slice(None, 2 * MINE[case])), step_of(index, 0, lambda value: value)):
+        for loss in recipe.losses(
+            net, net, batches(case, index, slice(None, 2 * MINE[case])), step_of(index, 0, lambda value: value)
+        ):
             loss.backward()
         optimizer.step()
     return state(net.state_dict(), recipe)
@@ -137,8 +159,16 @@ def reference(case: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("case", CASES)
 def test_two_workers_learn_what_one_process_learns(case: str, stage: int, folder: Path) -> None:
-    first, wanted, start = load_file(folder / f"{case}{stage}-rank0.safetensors"), reference(case), CASES[case]()[0].state_dict()
-    moved = [name for name, value in wanted.items() if name in start and value.is_floating_point() and not torch.equal(start[name], value)]
+    first, wanted, start = (
+        load_file(folder / f"{case}{stage}-rank0.safetensors"),
+        reference(case),
+        CASES[case]()[0].state_dict(),
+    )
+    moved = [
+        name
+        for name, value in wanted.items()
+        if name in start and value.is_floating_point() and not torch.equal(start[name], value)
+    ]
     assert len(moved) > 10
     for name in moved:
         assert torch.allclose(first[name], wanted[name], atol=1e-5), name
@@ -148,7 +178,10 @@ def test_two_workers_learn_what_one_process_learns(case: str, stage: int, folder
 def test_the_logits_are_the_same_on_both_ranks_to_the_last_bit(stage: int, folder: Path) -> None:
     """Though the engine knows nothing of them."""
     first, second = (load_file(folder / f"differentiable{stage}-rank{rank}.safetensors")["alpha"] for rank in (0, 1))
-    assert torch.equal(first, second) and (first - reference("differentiable")["alpha"]).abs().max() < 1e-3 < first.abs().max()
+    assert (
+        torch.equal(first, second)
+        and (first - reference("differentiable")["alpha"]).abs().max() < 1e-3 < first.abs().max()
+    )
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -93,7 +93,9 @@ def test_a_steps_gradient_is_the_sum_of_four(task: Classification, batch: Batch)
     parts = [alone(smoothed(net(x, net.space.largest()), y, 0.1))]
     parts += [alone(-(teacher * net(x, arch).log_softmax(-1)).sum(-1).mean()) for arch in children]
     for (name, _), have, *those in zip(net.named_parameters(), found, *parts, strict=True):
-        torch.testing.assert_close(have, sum(those), atol=2e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            have, sum(those), atol=2e-6, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
     strengths = [max(part.abs().max().item() for part in one) for one in parts]
     assert min(strengths) > 1e-3, f"one of the four teaches nothing: {strengths}"
 
@@ -116,7 +118,9 @@ def test_children_see_no_labels(task: Classification, batch: Batch) -> None:
     net, (x, y) = network(), batch
     told = []
     for labels in (y, (y + 3) % 10):
-        told.append([loss.item() for loss in recipe_of(task, "dropout=0").losses(net, net, {"train": (x, labels)}, step_of())])
+        told.append(
+            [loss.item() for loss in recipe_of(task, "dropout=0").losses(net, net, {"train": (x, labels)}, step_of())]
+        )
     assert told[0][0] != told[1][0]
     assert told[0][1:] == told[1][1:]
 
@@ -161,7 +165,12 @@ def test_who_is_trained_and_how(task: Classification, batch: Batch) -> None:
 def test_label_smoothing_is_for_the_largest_alone(task: Classification, batch: Batch) -> None:
     net = network()
     hard, soft = (
-        [loss.item() for loss in recipe_of(task, "dropout=0", f"label_smoothing={share}").losses(net, net, {"train": batch}, step_of())]
+        [
+            loss.item()
+            for loss in recipe_of(task, "dropout=0", f"label_smoothing={share}").losses(
+                net, net, {"train": batch}, step_of()
+            )
+        ]
         for share in (0.0, 0.3)
     )
     assert hard[0] != soft[0]
@@ -173,7 +182,9 @@ def test_dropout_draws_from_the_steps_generator(task: Classification, batch: Bat
     net, told = network(), list[list[float]]()
     for seed in (1, 1, 2):
         torch.rand(len(told) + 1)
-        told.append([loss.item() for loss in recipe_of(task, "dropout=0.5").losses(net, net, {"train": batch}, step_of(seed))])
+        told.append(
+            [loss.item() for loss in recipe_of(task, "dropout=0.5").losses(net, net, {"train": batch}, step_of(seed))]
+        )
     assert told[0] == told[1] != told[2]
 
 
@@ -195,7 +206,12 @@ def test_norms_and_biases_do_not_decay(task: Classification) -> None:
     name_of = {id(p): name for name, p in net.named_parameters()}
     with_decay, without = ({name_of[id(p)] for p in g["params"]} for g in (group, other))
     assert with_decay | without == set(name_of.values()) and not with_decay & without
-    norms = {f"{module}.{name}" for module, m in net.named_modules() if "Norm2d" in type(m).__name__ for name, _ in m.named_parameters()}
+    norms = {
+        f"{module}.{name}"
+        for module, m in net.named_modules()
+        if "Norm2d" in type(m).__name__
+        for name, _ in m.named_parameters()
+    }
     biases = {name for name in name_of.values() if name.endswith(".bias")}
     assert without == norms | biases
     assert len(group["params"]) == len(with_decay) and len(other["params"]) == len(without), "a parameter twice"
@@ -220,7 +236,8 @@ def test_the_optimizer_is_what_the_file_says(task: Classification) -> None:
 def test_the_exponential_schedule_is_bignas() -> None:
     """0.97 every 2.4 epochs with a floor of 5 %, in 360 epochs: the law of the re-implementations.
 
-    0.65 of the way rounds the floor's 236 epochs to 234: within 1 % of the base rate everywhere, and 3 % of the rate itself.
+    0.65 of the way rounds the floor's 236 epochs to 234: within 1 % of the base rate everywhere, and 3 % of the rate
+    itself.
     """
     for epoch in np.arange(0, 360, 0.5):
         law = max(0.97 ** (epoch / 2.4), 0.05)

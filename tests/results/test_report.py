@@ -22,7 +22,14 @@ from nas.space import Choice, Space
 SPACE = Space([Choice("width", tuple(range(1, 3000)))])
 SUPERNET = "5a" * 32
 # (accuracy, MACs) by k; None failed. The front, cheapest first: 1, 4, 0.
-GIVEN: list[tuple[float, int] | None] = [(91.5, 50_000_000), (60.25, 400_000), (55.0, 900_000), None, (80.125, 1_234_567), (math.nan, 10)]
+GIVEN: list[tuple[float, int] | None] = [
+    (91.5, 50_000_000),
+    (60.25, 400_000),
+    (55.0, 900_000),
+    None,
+    (80.125, 1_234_567),
+    (math.nan, 10),
+]
 
 
 class Page(HTMLParser):
@@ -64,7 +71,9 @@ def search(run: Path, given: list[tuple[float, int] | None], **header: Any) -> l
         for k, what in enumerate(given):
             metrics = {"accuracy": what[0], "cross_entropy": 1.0} if what else None
             cost = {"macs": what[1], "params": 10 * k + 5000, "bitops": what[1] * 1024} if what else {}
-            records.append(Record(k, SPACE.arch({"width": k + 1}), metrics, cost, 30.0, None if what else "<b>no</b> memory"))
+            records.append(
+                Record(k, SPACE.arch({"width": k + 1}), metrics, cost, 30.0, None if what else "<b>no</b> memory")
+            )
             journal.append(records[-1])
     return records
 
@@ -72,7 +81,14 @@ def search(run: Path, given: list[tuple[float, int] | None], **header: Any) -> l
 def train(run: Path) -> None:
     (run / "train").mkdir(parents=True)
     lines: list[dict[str, Any]] = [
-        {"step": s, "total": 40, "epoch": 1.0, "seconds": 60.0 * s, "lr": 0.1, "loss": {"largest": 9.0, "smallest": 9.5}}
+        {
+            "step": s,
+            "total": 40,
+            "epoch": 1.0,
+            "seconds": 60.0 * s,
+            "lr": 0.1,
+            "loss": {"largest": 9.0, "smallest": 9.5},
+        }
         for s in (10, 20, 30)
     ]
     lines += [{"step": 20, "event": "rollback", "reason": "<i>nan</i>"}]
@@ -105,7 +121,9 @@ def test_children_of_an_earlier_supernet_and_half_written_ones_are_not_taken_for
     rows = {row["id"]: row for row in front_table(RunDir(run))}
     assert set(rows) == {records[k].id for k in (0, 1, 2, 4)}
     on_front, off = rows[records[4].id], rows[records[2].id]
-    assert on_front["front"] and not on_front["exported"] and on_front["test"] is None, "the search judged another network of that name"
+    assert on_front["front"] and not on_front["exported"] and on_front["test"] is None, (
+        "the search judged another network of that name"
+    )
     assert off["exported"] and off["test"] == 54.25 and off["k"] is None and off["validation"] is None
     assert "1 child was exported" not in write_report(RunDir(run)).read_text()
 
@@ -120,7 +138,15 @@ def test_a_whole_run(run: Path) -> None:
     assert path == run / "report.html" and [p.name for p in run.iterdir() if "report" in p.name] == ["report.html"]
     page = Page(path.read_text())
     head, *rows = page.rows
-    assert head == ["id", "MACs", "parameters", "validation accuracy", "validation accuracy, as exported", "test accuracy", "files"]
+    assert head == [
+        "id",
+        "MACs",
+        "parameters",
+        "validation accuracy",
+        "validation accuracy, as exported",
+        "test accuracy",
+        "files",
+    ]
     link = "children/{}/".format
     assert rows == [
         [records[1].id, "400 k", "5.01 k", "60.25", "–", "–", ""],
@@ -150,7 +176,10 @@ def test_it_needs_nothing_but_itself(run: Path) -> None:
     search(run, GIVEN)
     train(run)
     text = write_report(RunDir(run)).read_text()
-    assert set(re.findall(r"https?://[^\s\"'<]+", text)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r"https?://[^\s\"'<]+", text)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
     page = Page(text)
     for tag, attributes in page.tags:
         assert tag not in ("script", "link", "iframe", "object", "embed")
@@ -169,7 +198,9 @@ def test_the_picture_names_its_points(run: Path) -> None:
     assert history is not None
     picture = search_picture(history, {records[4].id: {}})
     titles = re.findall(r"<title>([^<]*)</title>", picture)
-    assert [title.split()[0] for title in titles] == [records[k].id for k in (0, 1, 2, 4, 1, 4, 0)]  # the cloud, then the front
+    assert [title.split()[0] for title in titles] == [
+        records[k].id for k in (0, 1, 2, 4, 1, 4, 0)
+    ]  # the cloud, then the front
     assert titles[3] == f"{records[4].id} (candidate 4): accuracy 80.12, 1.23 M MACs, 5.04 k parameters, 1.26 G BitOPs"
     assert len(re.findall(rf">{records[4].id}</text>", picture)) == 1  # searchable text, the exported one alone
     assert "#010203" not in picture and "currentColor" in picture
@@ -193,7 +224,9 @@ def test_what_is_missing_is_left_out_and_said(run: Path, make: str) -> None:
         search(run, [None, None])
     page = Page(write_report(RunDir(run)).read_text())
     assert [tag for tag, _ in page.tags].count("svg") == (1 if make == "train" else 0)
-    assert ("Every candidate has failed so far; the last one with: <b>no</b> memory" in page.text) == (make == "failures")
+    assert ("Every candidate has failed so far; the last one with: <b>no</b> memory" in page.text) == (
+        make == "failures"
+    )
     assert ("No candidate has been judged yet" in page.text) == (make != "failures")
     assert ("No training step" in page.text) == (make != "train")
     assert "no front and no exported child" in page.text and "no experiment.yaml" in page.text
@@ -209,7 +242,9 @@ def test_a_step_done_twice_counts_as_done_later(run: Path) -> None:
 def test_the_front_table_for_other_objectives(run: Path) -> None:
     objective = {"metric": "cross_entropy", "cost": "params", "better": "lower"}
     records = search(run, GIVEN, objective=objective)
-    assert [row["id"] for row in front_table(RunDir(run))] == [records[0].id]  # all equal in cross-entropy, so the fewest parameters
+    assert [row["id"] for row in front_table(RunDir(run))] == [
+        records[0].id
+    ]  # all equal in cross-entropy, so the fewest parameters
     history = read_history(RunDir(run))
     assert history is not None and history.progress[-1].best == 1.0
     write_report(RunDir(run))
@@ -251,6 +286,16 @@ def test_lines_waits_for_the_end_of_a_line(tmp_path: Path) -> None:
 
 
 def test_human() -> None:
-    given = {0: "0", 12: "12", 999: "999", 1000: "1.00 k", 9_994: "9.99 k", 9_996: "10.0 k", 99_960: "100 k", 999_600: "1.00 M", None: "–"}
+    given = {
+        0: "0",
+        12: "12",
+        999: "999",
+        1000: "1.00 k",
+        9_994: "9.99 k",
+        9_996: "10.0 k",
+        99_960: "100 k",
+        999_600: "1.00 M",
+        None: "–",
+    }
     assert {number: human(number) for number in given} == given
     assert human(1_234_567) == "1.23 M" and human(2.5e10) == "25.0 G"

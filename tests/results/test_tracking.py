@@ -77,7 +77,9 @@ def search(run: Path, ks: range) -> list[Record]:
             cost = {"macs": 1000 + 10 * int(rng.integers(1000)), "params": 100 + k}
             metrics = None if k % 8 == 7 else {"accuracy": float(rng.uniform(50, 90)), "cross_entropy": 1.0}
             error = None if metrics else "RuntimeError: no memory"
-            records.append(Record(k, SPACE.arch({"width": 8 + k, "odd [name]": 1}), metrics, cost if metrics else {}, 2.0, error))
+            records.append(
+                Record(k, SPACE.arch({"width": 8 + k, "odd [name]": 1}), metrics, cost if metrics else {}, 2.0, error)
+            )
             journal.append(records[-1])
     return records
 
@@ -159,14 +161,22 @@ def test_a_run_arrives_whole(run: Path) -> None:
     (run / "children" / other.id / "manifest.json").write_text(json.dumps({"supernet": "0" * 64}))
     (run / "report.html").write_text("<p>a report</p>")
     assert send(run) == 0
-    assert "test_accuracy" not in candidates(uri)[other.k].data.metrics and "raynas.exported" not in candidates(uri)[other.k].data.tags
+    assert (
+        "test_accuracy" not in candidates(uri)[other.k].data.metrics
+        and "raynas.exported" not in candidates(uri)[other.k].data.tags
+    )
     child = candidates(uri)[best.k]
     assert child.data.metrics.pop("test_accuracy") == 71.5 and child.data.tags["raynas.exported"] == "true"
     whole = [r for r in stored(uri) if r.data.tags["raynas.kind"] != "candidate"]
-    assert {(r.info.run_name, r.info.status) for r in whole} == {("digits train", "FINISHED"), ("digits search", "FINISHED")}
+    assert {(r.info.run_name, r.info.status) for r in whole} == {
+        ("digits train", "FINISHED"),
+        ("digits search", "FINISHED"),
+    }
     for r in whole:
         assert r.data.params == {"name": "digits", "seed": "3", "recipe.lr": "0.4", "train.workers": "1"}
-    assert steps(uri, "train", "loss/largest") == [10, 20, 30, 40, 50] and steps(uri, "train", "panel/smallest/accuracy") == [50]
+    assert steps(uri, "train", "loss/largest") == [10, 20, 30, 40, 50] and steps(
+        uri, "train", "panel/smallest/accuracy"
+    ) == [50]
     assert steps(uri, "search", "hypervolume") == [k for k in range(20) if k % 8 != 7]
     from nas.results.history import read_history
 
@@ -192,9 +202,14 @@ def test_the_view_of_all_candidates_comes_with_a_run(run: Path) -> None:
     assert send(run) == 0
     page = page_of(uri, "nas")
     experiment = MlflowClient(uri).get_experiment_by_name("nas")
-    assert f"/experiments/{experiment.experiment_id}/runs?viewStateShareKey=raynas&" in page and page_of(uri, "other") == "/"
+    assert (
+        f"/experiments/{experiment.experiment_id}/runs?viewStateShareKey=raynas&" in page
+        and page_of(uri, "other") == "/"
+    )
     view = json.loads(experiment.tags["mlflow.sharedViewState.raynas"])
-    found = MlflowClient(uri).search_runs([experiment.experiment_id], view["searchFilter"], order_by=[f"{view['orderByKey']} DESC"])
+    found = MlflowClient(uri).search_runs(
+        [experiment.experiment_id], view["searchFilter"], order_by=[f"{view['orderByKey']} DESC"]
+    )
     assert len(found) == 20 and not view["orderByAsc"]
     assert found[0].data.metrics["accuracy"] == max(r.data.metrics.get("accuracy", 0) for r in found)
     scatter, parallel = view["compareRunCharts"]
@@ -216,7 +231,10 @@ def test_a_resumed_run_repeats_nothing(run: Path) -> None:
     records += search(run, range(10, 25))
     assert send(run) == 0
     arrived(uri, records)
-    assert steps(uri, "train", "lr") == list(range(10, 90, 10)) and steps(uri, "train", "panel/smallest/accuracy") == [50, 80]
+    assert steps(uri, "train", "lr") == list(range(10, 90, 10)) and steps(uri, "train", "panel/smallest/accuracy") == [
+        50,
+        80,
+    ]
     search_steps = steps(uri, "search", "evaluated")
     assert len(search_steps) == len(set(search_steps)) == 22
     tags = next(r for r in stored(uri) if r.data.tags["raynas.kind"] == "train").data.tags
@@ -224,7 +242,9 @@ def test_a_resumed_run_repeats_nothing(run: Path) -> None:
     flags = [k for k, r in candidates(uri).items() if r.data.tags["raynas.front"] == "true"]
     from nas.results.history import front_table
 
-    assert sorted(flags) == sorted(row["k"] for row in front_table(RunDir(run)))  # those who left the front have lost the flag
+    assert sorted(flags) == sorted(
+        row["k"] for row in front_table(RunDir(run))
+    )  # those who left the front have lost the flag
 
 
 def test_a_torn_note_takes_no_other_along(run: Path) -> None:
@@ -247,13 +267,19 @@ def test_a_crash_before_the_note_makes_no_twin(run: Path) -> None:
 
     client, found = MlflowClient(uri), candidates(uri)
     done = found[2]
-    for k in (4, 5, 6):  # what the store holds after death at create (4), within log_batch (5), before set_terminated (6)
+    for k in (
+        4,
+        5,
+        6,
+    ):  # what the store holds after death at create (4), within log_batch (5), before set_terminated (6)
         client.delete_run(found[k].info.run_id)
         tags = {key: value for key, value in found[k].data.tags.items() if key.startswith("raynas")} | {
             "mlflow.parentRunId": done.data.tags["mlflow.parentRunId"]
         }
         start = 1000 * k
-        new = client.create_run(done.info.experiment_id, start_time=start, tags=tags, run_name=found[k].info.run_name).info.run_id
+        new = client.create_run(
+            done.info.experiment_id, start_time=start, tags=tags, run_name=found[k].info.run_name
+        ).info.run_id
         if k >= 5:
             client.log_batch(new, params=[Param("width", str(8 + k))])
         if k == 6:
@@ -306,7 +332,9 @@ def test_an_empty_twin_is_removed(run: Path) -> None:
     from mlflow import MlflowClient
 
     first = candidates(uri)[1]
-    tags = {key: value for key, value in first.data.tags.items() if key.startswith("raynas") or key == "mlflow.parentRunId"}
+    tags = {
+        key: value for key, value in first.data.tags.items() if key.startswith("raynas") or key == "mlflow.parentRunId"
+    }
     MlflowClient(uri).create_run(first.info.experiment_id, start_time=1, tags=tags)
     records += search(run, range(3, 4))
     assert send(run) == 0
@@ -372,10 +400,24 @@ class Server:
 
     def __init__(self, folder: Path, port: int) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
-        command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # its helpers cost seconds, and sessions of their own
+        command += [
+            "--artifacts-destination",
+            str(folder / "artifacts"),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+        ]
+        environment = {
+            **os.environ,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }  # its helpers cost seconds, and sessions of their own
         with (folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
         self.url = f"http://127.0.0.1:{port}"
 
     def healthy(self) -> bool:
@@ -424,9 +466,15 @@ def test_a_server_that_comes_late_and_dies_misses_nothing(run: Path, port: int, 
         arrived(url, records)
         assert steps(url, "train", "lr") == [10, 20, 30, 40, 50]
         assert len(steps(url, "search", "evaluated")) == 44
-        (run / "experiment.yaml").write_text(dump(load_experiment("bignas-digits", [f"tracking.uri={url}", "tracking.experiment=nas"])))
+        (run / "experiment.yaml").write_text(
+            dump(load_experiment("bignas-digits", [f"tracking.uri={url}", "tracking.experiment=nas"]))
+        )
         told = CliRunner().invoke(app, ["ui", str(run)])
-        assert told.exit_code == 0 and told.stdout.strip() == url + page_of(url, "nas") and "viewStateShareKey" in told.stdout
+        assert (
+            told.exit_code == 0
+            and told.stdout.strip() == url + page_of(url, "nas")
+            and "viewStateShareKey" in told.stdout
+        )
     finally:
         for server in servers:
             server.kill()

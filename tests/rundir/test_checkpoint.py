@@ -35,7 +35,9 @@ def save_checkpoint(root: Path, step: int, text: str = "weights") -> Path:
     def written(directory: Path) -> None:
         for kind in ("weights", "optimizer", "recipe"):
             (directory / f"{kind}.safetensors").write_bytes(f"{kind} {text}".encode() * 100)
-        (directory / "state.json").write_text(json.dumps({"state": {"step": step, "total": 1000}, "recipe": {"text": text}}))
+        (directory / "state.json").write_text(
+            json.dumps({"state": {"step": step, "total": 1000}, "recipe": {"text": text}})
+        )
 
     return write_directory(root / f"step-{step:08d}", written, {"step": step})
 
@@ -93,7 +95,8 @@ def test_damage_is_told(tmp_path: Path, damage: Callable[[Path], None], message:
 
 
 def test_no_flipped_bit_of_any_file_goes_unseen(tmp_path: Path) -> None:
-    """Every byte of a small file, and of the manifest what concerns files: found, and as `Damaged`, which older checkpoints catch."""
+    """Every byte of a small file, and of the manifest what concerns files: found, and as `Damaged`, which older
+    checkpoints catch."""
 
     def few(directory: Path) -> None:
         (directory / "a").write_text("twelve bytes")
@@ -169,7 +172,8 @@ def test_files_are_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("replaces", [False, True])
 def test_kill_9_while_writing_leaves_no_half_directory(tmp_path: Path, replaces: bool) -> None:
-    """A process is killed with two of its files written: the old checkpoint is the newest, and nothing half shows under a step's name."""
+    """A process is killed with two of its files written: the old checkpoint is the newest, and nothing half shows
+    under a step's name."""
     old = save_checkpoint(tmp_path, 1, "old")
     step = 1 if replaces else 2
     code = f"""
@@ -245,11 +249,20 @@ def test_the_newest_whole_one_is_taken(tmp_path: Path) -> None:
     (first / "weights.safetensors").unlink()
     with pytest.raises(Damaged) as refusal:
         newest(tmp_path)
-    for words in ("no checkpoint is whole", "step-00000300", "step-00000040", "step-00000005", "is missing", f"delete {tmp_path}"):
+    for words in (
+        "no checkpoint is whole",
+        "step-00000300",
+        "step-00000040",
+        "step-00000005",
+        "is missing",
+        f"delete {tmp_path}",
+    ):
         assert words in str(refusal.value)
 
 
-@pytest.mark.parametrize("lacking", ["weights.safetensors", "optimizer.safetensors", "recipe.safetensors", "state.json"])
+@pytest.mark.parametrize(
+    "lacking", ["weights.safetensors", "optimizer.safetensors", "recipe.safetensors", "state.json"]
+)
 def test_a_manifest_that_lists_less_than_a_checkpoint_holds_is_damage(tmp_path: Path, lacking: str) -> None:
     """Else an empty list of files would verify nothing, and be taken."""
     found = save_checkpoint(tmp_path, 3)

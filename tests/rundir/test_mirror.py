@@ -1,4 +1,5 @@
-"""The mirror of a run in an object store that breaks off, cuts, and is late: what is restored is always what the run once was."""
+"""The mirror of a run in an object store that breaks off, cuts, and is late: what is restored is always what the run
+once was."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ Contents = dict[str, bytes]
 
 
 class Flaky(Store):
-    """A store that fails when `fails` says so, leaving half an object behind, as S3 may where a writer dies; and lists what is new late."""
+    """A store that fails when `fails` says so, leaving half an object behind, as S3 may where a writer dies; and
+    lists what is new late."""
 
     def __init__(self, uri: str, fails: Callable[[str], bool] = lambda key: False) -> None:
         super().__init__(uri)
@@ -64,7 +66,9 @@ class Run:
     def checkpoint(self) -> None:
         self.step += 1
         target = self.path / "supernet" / f"step-{self.step:08d}"
-        atomic.write_directory(target, lambda folder: (folder / "weights.safetensors").write_bytes(random.randbytes(3000)) and None, {})
+        atomic.write_directory(
+            target, lambda folder: (folder / "weights.safetensors").write_bytes(random.randbytes(3000)) and None, {}
+        )
         retain(self.path / "supernet", 2)
 
     def child(self) -> None:
@@ -142,7 +146,9 @@ def test_lines_are_added_as_segments_and_a_torn_one_waits(uri: str, run: Run, tm
     assert restored(uri, tmp_path / "fresh") == whole
 
 
-def test_what_is_no_longer_named_is_dropped(uri: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_longer_named_is_dropped(
+    uri: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(mirror, "SEGMENTS", 5)
     held = opened(uri, run.path)
     for _ in range(12):
@@ -158,7 +164,8 @@ def test_what_is_no_longer_named_is_dropped(uri: str, run: Run, tmp_path: Path, 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_whenever_the_store_breaks_an_earlier_moment_is_whole(uri: str, run: Run, tmp_path: Path, seed: int) -> None:
-    """Uploads break off at random, at any object; what is restored is what the last push that went well saw, or a later one."""
+    """Uploads break off at random, at any object; what is restored is what the last push that went well saw, or a
+    later one."""
     dice = random.Random(seed)
     store = Flaky(uri)
     run.checkpoint()
@@ -215,7 +222,8 @@ def test_a_commit_that_is_not_listed_yet_costs_what_it_added(uri: str, run: Run,
 
 
 def test_an_attempt_that_is_over_changes_nothing(uri: str, run: Run, tmp_path: Path) -> None:
-    """The old driver wakes up after another machine has restored the run: neither a push nor a commit that was on its way counts."""
+    """The old driver wakes up after another machine has restored the run: neither a push nor a commit that was on
+    its way counts."""
     run.checkpoint()
     old = opened(uri, run.path)
     old.push()
@@ -256,7 +264,9 @@ def test_names_in_a_commit_cannot_leave_the_directory(uri: str, run: Run, tmp_pa
     assert not (tmp_path / "deep" / "escaped").exists()
 
 
-def test_the_end_is_brought_although_the_store_was_away(uri: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_is_brought_although_the_store_was_away(
+    uri: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(mirror, "PAUSE_S", 0.01)
     said: list[str] = []
     run.checkpoint()
@@ -304,7 +314,12 @@ def test_a_forged_manifest_brings_nothing_from_outside(uri: str, run: Run, tmp_p
     """Such a child is left out, and the rest of the run is kept and comes back."""
     (tmp_path / "secret").write_text("mine")
     run.checkpoint()
-    for name, text in {"up": json.dumps({"files": {"../../../secret": {}}}), "torn": "{", "list": "[]", "link": json.dumps({"files": {"weights": {}}})}.items():
+    for name, text in {
+        "up": json.dumps({"files": {"../../../secret": {}}}),
+        "torn": "{",
+        "list": "[]",
+        "link": json.dumps({"files": {"weights": {}}}),
+    }.items():
         child = run.path / "children" / name
         child.mkdir(parents=True)
         (child / atomic.MANIFEST).write_text(text)

@@ -1,4 +1,5 @@
-"""A run directory of before the modules moved into rooms goes on: it is read, searched on, exported, finetuned, and its children load."""
+"""A run directory of before the modules moved into rooms goes on: it is read, searched on, exported, finetuned, and
+its children load."""
 
 from __future__ import annotations
 
@@ -55,7 +56,9 @@ def test_it_is_read(run: RunDir) -> None:
     assert set(training.steps[-1].loss) == {"largest", "random0", "random1", "smallest"}
     assert training.panels[-1].panel["largest"]["accuracy"] > 30
     history = read_history(run)
-    assert history is not None and len(history.records) == 24 and history.supernet == Checkpoint.open(checkpoint(run)).sha
+    assert (
+        history is not None and len(history.records) == 24 and history.supernet == Checkpoint.open(checkpoint(run)).sha
+    )
     (row,) = [row for row in front_table(run) if row["id"] == CHILD]
     assert row["exported"] and row["test"] == json.loads(run.child(CHILD).metrics.read_text())["test"]["accuracy"]
     assert CHILD in write_report(run).read_text()

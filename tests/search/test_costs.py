@@ -1,7 +1,9 @@
-"""Costs by name: what an experiment may aim at and be bound by, a user's own among them, and files from before there were names.
+"""Costs by name: what an experiment may aim at and be bound by, a user's own among them, and files from before there
+were names.
 
-tests/golden/experiments has ``dump`` of every preset, tests/golden/searches two journals and the experiments that they are of, all
-written by commit 0db256e: bignas-digits under bounds of three costs, vit-resnas-digits with the algorithm fittest.
+tests/golden/experiments has ``dump`` of every preset, tests/golden/searches two journals and the experiments that they
+are of, all written by commit 0db256e: bignas-digits under bounds of three costs, vit-resnas-digits with the algorithm
+fittest.
 """
 
 from __future__ import annotations
@@ -13,7 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nas.build import check_constraints, constraints_of, costs_of, load_task, make_supernet, objective_of, open_journal, open_search
+from nas.build import (
+    check_constraints,
+    constraints_of,
+    costs_of,
+    load_task,
+    make_supernet,
+    objective_of,
+    open_journal,
+    open_search,
+)
 from nas.children.export import card
 from nas.config.experiment import Experiment, ExperimentError, difference, dump, load_experiment, presets
 from nas.results.history import History, front_table, shown_costs
@@ -28,7 +39,7 @@ from nas.tasks.task import Task
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 SUPERNET = "5a" * 32
-LATENCY = '''
+LATENCY = """
 import csv
 from pathlib import Path
 from nas.config.section import CostOptions
@@ -62,7 +73,7 @@ class Accuracy(Latency):
 class Nothing(Latency):
     def __call__(self, net, arch):
         return float("nan")
-'''
+"""
 
 
 class Opened:
@@ -82,7 +93,9 @@ class Opened:
             while len(journal.records) < total:
                 candidate = search.ask()
                 assert candidate is not None
-                record = Record(candidate.k, candidate.arch, self.figures(candidate.arch), search.cost(candidate.arch), 0.0, None)
+                record = Record(
+                    candidate.k, candidate.arch, self.figures(candidate.arch), search.cost(candidate.arch), 0.0, None
+                )
                 search.tell(record)
                 journal.append(record)
         return journal
@@ -157,11 +170,16 @@ def test_the_old_key_initial_is_an_option_of_fittest_alone() -> None:
     def options(*overrides: str) -> dict[str, Any]:
         return load_experiment("vit-resnas-digits", overrides).search.options.model_dump()
 
-    assert options() == {"initial": 100} and options("search.initial=7") == options("search.options.initial=7") == {"initial": 7}
+    assert options() == {"initial": 100} and options("search.initial=7") == options("search.options.initial=7") == {
+        "initial": 7
+    }
     assert options("search.options.initial=7", "search.initial=8") == {"initial": 8}, "an override goes before the file"
     assert options("search.algorithm=random", "search.initial=7") == {}
     assert options("search.algorithm=evolution", "search.options.parents=5")["parents"] == 5
-    for wrong, said in (("rate=2", "less than or equal to 1"), ("initial=3", "unknown key initial; options of evolution: parents")):
+    for wrong, said in (
+        ("rate=2", "less than or equal to 1"),
+        ("initial=3", "unknown key initial; options of evolution: parents"),
+    ):
         with pytest.raises(ExperimentError, match=said):
             options("search.algorithm=evolution", f"search.options.{wrong}")
 
@@ -177,7 +195,11 @@ def test_a_cost_of_ones_own_steers_a_search_under_a_constraint_on_it(table: Path
     assert {cost["latency"] for cost in costs} <= {3.2, 2.7} and all(cost["macs"] <= 400_000 for cost in costs)
     history = History(journal.path)
     history.update()
-    points = [(cost["latency"], -record.metrics["accuracy"]) for cost, record in zip(costs, journal.records, strict=True) if record.metrics]
+    points = [
+        (cost["latency"], -record.metrics["accuracy"])
+        for cost, record in zip(costs, journal.records, strict=True)
+        if record.metrics
+    ]
     assert {record.k for record in history.front()} == set(front(points).tolist()), "the front is that of latency"
     assert list(shown_costs(history)) == ["latency", "macs", "params"]
     assert '"key": "latency"' in view(history)
@@ -196,9 +218,18 @@ def test_people_read_of_it_what_it_says_of_itself(table: Path, tmp_path: Path) -
     assert "latency, ms</th>" in page and " ms latency</title>" in page
     assert {"macs", "params", "bitops", "bytes", "latency"} <= front_table(RunDir(tmp_path))[0].keys()
     costs = costs_of(opened.experiment, opened.net)
-    figures = {**costs(opened.net.space.smallest()), "id": "x", "validation": {}, "test": {}, "baselines": {}, "parity": {}}
+    figures = {
+        **costs(opened.net.space.smallest()),
+        "id": "x",
+        "validation": {},
+        "test": {},
+        "baselines": {},
+        "parity": {},
+    }
     about = {"space": "bignas", "size": "d8", "data": "digits", "supernet": SUPERNET}
-    assert "parameters and 3.7 ms latency for one input" in card(figures, about, "Child", (1, 8, 8), False, costs.measures)
+    assert "parameters and 3.7 ms latency for one input" in card(
+        figures, about, "Child", (1, 8, 8), False, costs.measures
+    )
     assert "MACs and " in card(figures, about, "Child", (1, 8, 8), False)
 
 
@@ -208,18 +239,25 @@ def test_a_changed_table_or_option_is_another_search(table: Path, tmp_path: Path
     journal = Opened(own(table)).drive(tmp_path, 5)
     header = json.loads(journal.path.read_text().splitlines()[0])
     told = {"name": "my_costs:Latency", "table": str(table), "slack": 0.0, "label": "latency", "unit": "ms"}
-    assert header["costs"] == {"latency": told | {"sha256": {str(table): hashlib.sha256(table.read_bytes()).hexdigest()}}}
+    assert header["costs"] == {
+        "latency": told | {"sha256": {str(table): hashlib.sha256(table.read_bytes()).hexdigest()}}
+    }
     Opened(own(table)).drive(tmp_path, 6)
     table.write_text(table.read_text().replace("3.7", "3.8"))
     with pytest.raises(ValueError, match="belongs to another search .*sha256"):
         Opened(own(table)).drive(tmp_path, 7)
-    other = load_experiment("bignas-digits", [f"search.costs=[{{name: 'my_costs:Latency', table: '{table}', slack: 1.0}}]"])
+    other = load_experiment(
+        "bignas-digits", [f"search.costs=[{{name: 'my_costs:Latency', table: '{table}', slack: 1.0}}]"]
+    )
     rows = difference(own(table), other)
     assert ("search.costs.0.slack", 0.0, 1.0) in [(row.key, row.old, row.new) for row in rows]
 
 
 def test_a_cost_that_cannot_be_is_refused(table: Path) -> None:
-    for cost, said in (("Taken", "named 'macs', which stands for something else"), ("Accuracy", "a metric of the data too")):
+    for cost, said in (
+        ("Taken", "named 'macs', which stands for something else"),
+        ("Accuracy", "a metric of the data too"),
+    ):
         with pytest.raises(ValueError, match=said):
             opened = Opened(own(table, cost=cost))
             objective_of(opened.experiment, opened.task, opened.net)
@@ -228,7 +266,10 @@ def test_a_cost_that_cannot_be_is_refused(table: Path) -> None:
         check_constraints(opened.experiment, opened.net)
     for given, said in (
         ("{name: 'my_costs:Latency'}", "search.costs.0.table: missing"),
-        (f"{{name: 'my_costs:Latency', table: '{table}', tables: 3}}", "unknown key tables; options of my_costs:Latency"),
+        (
+            f"{{name: 'my_costs:Latency', table: '{table}', tables: 3}}",
+            "unknown key tables; options of my_costs:Latency",
+        ),
         ("{name: 'my_costs:LatencyOptions'}", "which is no cost; allowed: a class that subclasses raynas's Cost"),
         ("{name: 'my_costs:Late'}", "the module 'my_costs' has no 'Late'"),
         ("{name: latency}", "given 'latency'.*your own as my_module:MyClass"),
@@ -242,7 +283,9 @@ def test_names_that_no_cost_has_are_refused_with_those_that_there_are(table: Pat
     for override in ("search.cost=watts", "search.cost=accuracy"):
         with pytest.raises(ValueError, match="search.cost '.*' is not a cost .*: macs, params, bitops, bytes, latency"):
             objective_of(own(table, override), opened.task, opened.net)
-    with pytest.raises(ValueError, match="name the cost 'watts'; this network has macs, params, bitops, bytes, latency"):
+    with pytest.raises(
+        ValueError, match="name the cost 'watts'; this network has macs, params, bitops, bytes, latency"
+    ):
         check_constraints(own(table, "search.constraints={watts: {max: 3}}"), opened.net)
     assert objective_of(own(table, "search.cost=bytes"), opened.task, opened.net).cost == "bytes"
     assert objective_of(own(table), opened.task, opened.net).cost == "macs"

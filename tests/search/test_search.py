@@ -1,4 +1,5 @@
-"""Search: fronts against brute force, and histories that do not depend on order, on numbers in flight, or on crashes."""
+"""Search: fronts against brute force, and histories that do not depend on order, on numbers in flight, or on
+crashes."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def width_cost(arch: Arch) -> Mapping[str, int]:
     return {"macs": 100 * int(arch["width"])}
 
 
-# Pareto ----------------------------------------------------------------------------------------------------------------
+# Pareto
+# ----------------------------------------------------------------------------------------------------------------
 
 
 @given(any_cloud)
@@ -129,7 +131,8 @@ def test_pareto_refuses_wrong_shapes() -> None:
     assert hypervolume([], (1, 1)) == 0 and front([]).tolist() == [] and ranks([]).tolist() == []
 
 
-# Histories -------------------------------------------------------------------------------------------------------------
+# Histories
+# -------------------------------------------------------------------------------------------------------------
 
 
 def flaky(candidate: Candidate) -> Record:
@@ -147,8 +150,11 @@ def fresh(name: str, window: int = 8, **options: Any) -> Search:
     return searcher(name, SPACE, cost, OBJECTIVE, seed=3, window=window, **options)
 
 
-def drive(search: Search, journal: Journal, total: int, order: np.random.Generator, flight: int, stop: int = 10**9) -> None:
-    """Evaluate with up to `flight` at once that finish in any order; gives up, as a kill would, after `stop` records."""
+def drive(
+    search: Search, journal: Journal, total: int, order: np.random.Generator, flight: int, stop: int = 10**9
+) -> None:
+    """Evaluate with up to `flight` at once that finish in any order; gives up, as a kill would, after `stop`
+    records."""
     waiting = resume(search, journal)
     while True:
         while len(waiting) < flight and search.next_k < total and (candidate := search.ask()) is not None:
@@ -179,7 +185,9 @@ def undisturbed(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, li
 
 
 @pytest.mark.parametrize(("order", "flight"), [(0, 2), (1, 5), (2, 8), (3, 100)])
-def test_order_and_number_in_flight_do_not_matter(undisturbed: tuple[str, list[str]], tmp_path: Path, order: int, flight: int) -> None:
+def test_order_and_number_in_flight_do_not_matter(
+    undisturbed: tuple[str, list[str]], tmp_path: Path, order: int, flight: int
+) -> None:
     name, lines = undisturbed
     with Journal(tmp_path / "journal.jsonl", HEADER) as journal:
         drive(fresh(name), journal, 60, np.random.default_rng(order), flight)
@@ -188,7 +196,8 @@ def test_order_and_number_in_flight_do_not_matter(undisturbed: tuple[str, list[s
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_was_found_elsewhere_is_proposed_first(name: str) -> None:
-    """Then the algorithm begins as it would have; a found one beyond the budget gives way, and the journal is another's."""
+    """Then the algorithm begins as it would have; a found one beyond the budget gives way, and the journal is
+    another's."""
     rng = np.random.default_rng(9)
     found = [SPACE.sample(rng) for _ in range(3)]
     plain, search = fresh(name), fresh(name)
@@ -199,7 +208,9 @@ def test_what_was_found_elsewhere_is_proposed_first(name: str) -> None:
         assert [candidate.arch for candidate in asked[3:] if candidate] == [SPACE.smallest(), SPACE.largest()]
     assert search.identity != plain.identity and search.identity["first"] == [arch.id for arch in found]
     dearest = max(found, key=lambda arch: cost(arch)["work"])
-    limited = searcher(name, SPACE, cost, OBJECTIVE, Constraints({"work": (None, cost(dearest)["work"] - 1)}), seed=3, window=8)
+    limited = searcher(
+        name, SPACE, cost, OBJECTIVE, Constraints({"work": (None, cost(dearest)["work"] - 1)}), seed=3, window=8
+    )
     limited.begin_with(found)
     assert dearest not in {candidate.arch for candidate in (limited.ask() for _ in range(6)) if candidate}
 
@@ -239,7 +250,9 @@ def test_ask_waits_for_exactly_the_window(name: str) -> None:
         assert search.ask() is None
     search.tell(evaluate(candidates[0]))
     fourth = search.ask()
-    assert fourth is not None and fourth.bar == (OBJECTIVE.point(*_results(candidates[0])),)  # of 1 ... 3 it knows nothing
+    assert fourth is not None and fourth.bar == (
+        OBJECTIVE.point(*_results(candidates[0])),
+    )  # of 1 ... 3 it knows nothing
 
 
 def _results(candidate: Candidate) -> tuple[dict[str, float], dict[str, int]]:
@@ -299,7 +312,8 @@ def test_a_missing_metric_is_refused_and_better_may_mean_lower() -> None:
         Objective("loss", "macs", "up")  # type: ignore[arg-type]
 
 
-# Budgets and ends ------------------------------------------------------------------------------------------------------
+# Budgets and ends
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -362,14 +376,18 @@ def test_evolution_begins_with_both_ends() -> None:
 def test_the_fittest_have_children() -> None:
     """Of those within the budget; 15 % of them, at least two, at most 75."""
     metric = np.array([3.0, math.nan, 1.0, 0.0, 2.0])
-    assert fittest(metric, np.array([0, 0, 0, 0.1, 0])).tolist() == [2, 4], "failed ones and those outside the budget have none"
+    assert fittest(metric, np.array([0, 0, 0, 0.1, 0])).tolist() == [2, 4], (
+        "failed ones and those outside the budget have none"
+    )
     assert len(fittest(np.arange(100.0), np.zeros(100))) == 15 and len(fittest(np.arange(2000.0), np.zeros(2000))) == 75
 
     archs = _archs(fresh("fittest", window=1, initial=60), 100)
     scores = [accuracy(arch) for arch in archs]
     for k in range(60, 100):
         parents = [archs[i] for i in np.argsort(scores[:k])[::-1][: round(0.15 * k)]]
-        near = max(sum(archs[k].get(name) == value for name, value in parent.items()) / len(parent) for parent in parents)
+        near = max(
+            sum(archs[k].get(name) == value for name, value in parent.items()) / len(parent) for parent in parents
+        )
         assert near > 0.35, "a third of a mutant's choices are drawn anew, half of a crossover's come from one parent"
 
 
@@ -393,7 +411,9 @@ def test_a_small_space_is_exhausted_exactly(name: str) -> None:
         with pytest.raises(Exhausted, match="after 40 candidates .*max_macs 4,000; the space has 50"):
             while (candidate := search.ask()) is not None:
                 seen.append(candidate.arch["width"])
-                search.tell(Record(candidate.k, candidate.arch, {"accuracy": 1.0}, width_cost(candidate.arch), 0.0, None))
+                search.tell(
+                    Record(candidate.k, candidate.arch, {"accuracy": 1.0}, width_cost(candidate.arch), 0.0, None)
+                )
         assert sorted(seen) == list(range(1, 41))
     search.extend(Constraints())
     assert search.ask() is not None
@@ -420,7 +440,9 @@ def test_other_constraints_hold_from_its_candidate_on_and_replays(name: str, tmp
     with Journal(path, HEADER) as journal:
         assert journal.constraints == [(0, wide), (30, narrow)]
         assert all(narrow.violation(cost(record.arch)) == 0 for record in journal.records[30:])
-        again = searcher(name, SPACE, cost, OBJECTIVE, narrow, seed=3, window=8)  # the experiment file names the last constraints
+        again = searcher(
+            name, SPACE, cost, OBJECTIVE, narrow, seed=3, window=8
+        )  # the experiment file names the last constraints
         assert resume(again, journal) == []
     assert again.ask() == search.ask()
 
@@ -431,7 +453,8 @@ def _asked(search: Search) -> Candidate:
     return candidate
 
 
-# The journal -----------------------------------------------------------------------------------------------------------
+# The journal
+# -----------------------------------------------------------------------------------------------------------
 
 RECORD = Record(0, Arch({"width": 2}), {"accuracy": 0.5, "loss": math.inf}, {"macs": 200}, 1.5, None)
 FAILED = Record(1, Arch({"width": 1}), None, {}, 0.5, "out of memory")
@@ -488,7 +511,11 @@ def test_a_last_line_of_rubbish_is_cut_and_one_in_the_middle_is_refused(tmp_path
         assert len(journal.records) == 2
     assert path.read_bytes() == data
     lines = data.splitlines(keepends=True)
-    for damaged, message in ((b"{\n", "line 3 is damaged"), (b"{}\n", "line 3 is neither"), (b"7\n", "line 3 is neither")):
+    for damaged, message in (
+        (b"{\n", "line 3 is damaged"),
+        (b"{}\n", "line 3 is neither"),
+        (b"7\n", "line 3 is neither"),
+    ):
         path.write_bytes(b"".join((*lines[:2], damaged, *lines[3:])))
         with pytest.raises(ValueError, match=message):
             Journal(path, HEADER)
@@ -543,7 +570,8 @@ def test_resume_returns_what_was_in_flight(tmp_path: Path) -> None:
         assert again.next_k == 7 and again.ask() == asked[7]
 
 
-# Quality ---------------------------------------------------------------------------------------------------------------
+# Quality
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def test_the_synthetic_problem_has_its_check_values() -> None:

@@ -22,10 +22,38 @@ from searchspaces.bignas import SIZES, BigNAS, BigNASSpace, Stage, Table, drop_p
 
 # AttentiveNAS's networks (README of facebookresearch/AttentiveNAS); MMACs as recomputed by its own counter.
 PUBLISHED = {
-    "A0": (203.4, 192, (16, 16, 24, 32, 64, 112, 192, 216, 1792), (1, 3, 3, 3, 3, 3, 1), (3, 3, 3, 3, 3, 3, 3), (1, 4, 4, 4, 4, 6, 6)),
-    "A1": (279.2, 224, (16, 16, 24, 32, 64, 112, 192, 216, 1984), (1, 3, 3, 3, 3, 3, 1), (3, 3, 3, 5, 3, 5, 3), (1, 4, 4, 4, 4, 6, 6)),
-    "A2": (316.7, 224, (16, 16, 24, 32, 64, 112, 200, 224, 1984), (1, 3, 3, 3, 3, 4, 1), (3, 3, 3, 3, 3, 5, 3), (1, 4, 5, 4, 4, 6, 6)),
-    "A4": (443.5, 256, (16, 16, 24, 32, 64, 112, 192, 216, 1984), (1, 3, 3, 4, 3, 5, 1), (3, 3, 3, 5, 3, 5, 3), (1, 4, 4, 5, 4, 6, 6)),
+    "A0": (
+        203.4,
+        192,
+        (16, 16, 24, 32, 64, 112, 192, 216, 1792),
+        (1, 3, 3, 3, 3, 3, 1),
+        (3, 3, 3, 3, 3, 3, 3),
+        (1, 4, 4, 4, 4, 6, 6),
+    ),
+    "A1": (
+        279.2,
+        224,
+        (16, 16, 24, 32, 64, 112, 192, 216, 1984),
+        (1, 3, 3, 3, 3, 3, 1),
+        (3, 3, 3, 5, 3, 5, 3),
+        (1, 4, 4, 4, 4, 6, 6),
+    ),
+    "A2": (
+        316.7,
+        224,
+        (16, 16, 24, 32, 64, 112, 200, 224, 1984),
+        (1, 3, 3, 3, 3, 4, 1),
+        (3, 3, 3, 3, 3, 5, 3),
+        (1, 4, 5, 4, 4, 6, 6),
+    ),
+    "A4": (
+        443.5,
+        256,
+        (16, 16, 24, 32, 64, 112, 192, 216, 1984),
+        (1, 3, 3, 4, 3, 5, 1),
+        (3, 3, 3, 5, 3, 5, 3),
+        (1, 4, 4, 5, 4, 6, 6),
+    ),
 }
 # Networks, MMACs and thousands of parameters of the smallest and the largest child, to their last digit.
 SPACES: dict[str, tuple[Any, Any, Any, Any, Any]] = {
@@ -53,7 +81,8 @@ def images(net: BigNAS, rows: int = 6, side: int | None = None) -> Tensor:
 
 
 def agrees(value: float, written: str) -> bool:
-    """Whether a number is what was written, to its last digit: within half a unit of it, and a hair for how it was rounded."""
+    """Whether a number is what was written, to its last digit: within half a unit of it, and a hair for how it was
+    rounded."""
     mantissa, _, exponent = written.partition("e")
     digits = len(mantissa.partition(".")[2])
     whole = written.isdigit() and written.endswith("0")  # 8950 stands for 8.95 M
@@ -124,7 +153,9 @@ def test_classes_and_channels_of_the_data_replace_the_table(attentive: BigNAS) -
 
 def test_stages_by_their_tuples() -> None:
     space = BigNASSpace(SIZES["d8"])
-    arch = space.from_stages(resolution=8, width=(8, 16, 24, 32, 64), depth=(1, 2, 1), kernel=(3, 3, 3), expand=(1, 2, 4))
+    arch = space.from_stages(
+        resolution=8, width=(8, 16, 24, 32, 64), depth=(1, 2, 1), kernel=(3, 3, 3), expand=(1, 2, 4)
+    )
     assert {name: arch[name] for name in ("stem", "stage1.width", "stage2.width", "stage3.width", "head")} == {
         "stem": 8,
         "stage1.width": 16,
@@ -158,7 +189,9 @@ def test_wrong_tuples_are_told(change: dict[str, Any], message: str) -> None:
 def test_unknown_spaces_and_sizes_are_told() -> None:
     with pytest.raises(ValueError, match=r"no search space 'bignos'; built in: .*bignas"):
         load_supernet("bignos")
-    with pytest.raises(ValueError, match=r"'bignas' does not go with these data or space.options: unexpected keyword argument 'scale'"):
+    with pytest.raises(
+        ValueError, match=r"'bignas' does not go with these data or space.options: unexpected keyword argument 'scale'"
+    ):
         load_supernet("bignas", "d8", scale=2)
     with pytest.raises(ValueError, match=r"has no size 'd9'; it has: d8, m28"):
         load_supernet("bignas", "d9")

@@ -84,7 +84,8 @@ def test_operations_cost_what_the_table_says(slot: str, operation: str, mmacs: f
 
 
 def test_the_rfdn_space_has_the_published_size_and_costs() -> None:
-    """Spec: 3.0e37 (2.8e28 operations); searched part 0.40 to 196 GBitOPs; 3.6 more are fixed; an RFDN has 334 M multiply-accumulates."""
+    """Spec: 3.0e37 (2.8e28 operations); searched part 0.40 to 196 GBitOPs; 3.6 more are fixed; an RFDN has 334 M
+    multiply-accumulates."""
     net = supernet("rfdn", input_bits="slot")
     assert net.space.cardinality == 18**29 * 12 and supernet("rfdn", bits=[8]).space.cardinality == 9**29 * 6
     fixed = net.part_cost(None).bitops / G
@@ -101,7 +102,8 @@ def test_the_rfdn_space_has_the_published_size_and_costs() -> None:
 
 @pytest.mark.parametrize("size", ["basic", "rfdn"])
 def test_the_image_counts_with_its_8_bits_unless_told_otherwise(size: str) -> None:
-    """Only the convolutions that see the image are counted otherwise: at 4 bits 4 x 8 in place of 4 x 4, at 8 bits no difference."""
+    """Only the convolutions that see the image are counted otherwise: at 4 bits 4 x 8 in place of 4 x 4, at 8 bits
+    no difference."""
     net, authors = supernet(size), supernet(size, input_bits="slot")
     seen = {"basic": ["head1"], "rfdn": ["cell1.body1", "cell1.skip1"]}[size]
     for slot, (op, _) in net.slots.items():
@@ -158,12 +160,21 @@ def test_mistakes_are_told(size: str, options: dict[str, Any], told: str) -> Non
 
 @pytest.mark.parametrize(
     ("size", "options"),
-    [("basic-c12", {}), ("basic-c12", {"adq": False, "input_bits": "slot"}), ("rfdn-c12", {}), ("rfdn-c12", {"adq": False})],
+    [
+        ("basic-c12", {}),
+        ("basic-c12", {"adq": False, "input_bits": "slot"}),
+        ("rfdn-c12", {}),
+        ("rfdn-c12", {"adq": False}),
+    ],
 )
 def test_a_child_is_the_supernet_for_every_operation_and_bit_width(size: str, options: dict[str, Any]) -> None:
-    """Each slot goes through all that it may hold, the others beside it through theirs; quantizers off and on, ADQ on and off."""
+    """Each slot goes through all that it may hold, the others beside it through theirs; quantizers off and on, ADQ
+    on and off."""
     net, x = ready(supernet(size, bits=[2, 4, 8, 16, 32], **options)), pixels()
-    places = {name: [(op, b) for op in net.space.choices[ops].values for b in net.space.choices[bits].values] for name, (ops, bits) in net.slots.items()}
+    places = {
+        name: [(op, b) for op in net.space.choices[ops].values for b in net.space.choices[bits].values]
+        for name, (ops, bits) in net.slots.items()
+    }
     seen = set()
     for i in range(max(map(len, places.values()))):
         picked = {}
@@ -204,7 +215,9 @@ def test_an_image_is_exact_on_its_own_grid(quant: str) -> None:
     net = supernet("basic-c12", mean=[0.4488, 0.4371, 0.404])
     x, seen = pixels(), []
     arch = net.space.smallest()
-    hook = net.body.get_submodule("head1.conv3g3.0").register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    hook = net.body.get_submodule("head1.conv3g3.0").register_forward_pre_hook(
+        lambda module, given: seen.append(given[0])
+    )
     net(x, arch, Pass(quant=quant))
     hook.remove()
     levels = seen[0] * 255
@@ -246,11 +259,14 @@ def test_calibration_fits_the_steps_and_what_was_fitted_and_trained_is_inherited
     fresh_one = net.fix(arch, fresh=True)
     fit_steps(fresh_one, batches)
     assert all(flag == 1 for name, flag in fresh_one.state_dict().items() if name.endswith("fitted"))
-    assert {name for name in kept if name.endswith("fitted")} and all(kept[name] == 1 for name in kept if name.endswith("fitted"))
+    assert {name for name in kept if name.endswith("fitted")} and all(
+        kept[name] == 1 for name in kept if name.endswith("fitted")
+    )
 
 
 def test_recalibration_is_of_the_quantized_network() -> None:
-    """ADQ's statistics are those of quantized features: with them a child in evaluation equals itself on that one batch."""
+    """ADQ's statistics are those of quantized features: with them a child in evaluation equals itself on that one
+    batch."""
     net = ready(supernet("basic-c12"))
     child, x = net.extract(net.space.smallest()), pixels(8, 24)
     recalibrate(child, [(x, None)])
@@ -279,7 +295,8 @@ def test_what_is_settled_leaves_the_other_half_to_search() -> None:
 
 @pytest.mark.parametrize("quant", ["off", "noise", "real"])
 def test_a_slots_convolutions_are_windows_of_one_kernel(quant: str) -> None:
-    """Smaller ones are its centre, groups the blocks on its diagonal; every one of them trains it, factorised ones have their own."""
+    """Smaller ones are its centre, groups the blocks on its diagonal; every one of them trains it, factorised ones
+    have their own."""
     net = ready(supernet("basic-c12"))
     given = basic(net, 8, head="conv5", body="conv5", skip="conv5", upsample="conv5", tail="conv5")
     whole = net.extract(given).get_submodule("body.head2.conv5.0").weight
@@ -320,7 +337,9 @@ def test_adq_scales_what_is_added_by_the_deviation_of_each_image() -> None:
     with torch.no_grad():
         block.gain.fill_(1.7)
         block.offset.fill_(0.3)
-    x = torch.randn(3, 4, 6, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0, 0.1]).view(-1, 1, 1, 1)
+    x = torch.randn(3, 4, 6, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0, 0.1]).view(
+        -1, 1, 1, 1
+    )
     a = x.numpy().astype(np.float64)
     normed = (a - a.mean((0, 2, 3), keepdims=True)) / np.sqrt(a.var((0, 2, 3), keepdims=True) + 1e-5)
     deviation = a.reshape(3, -1).std(1, ddof=1).reshape(3, 1, 1, 1)
@@ -349,12 +368,19 @@ def test_adq_without_gain_or_deviation_is_the_identity_and_has_gradients() -> No
 @pytest.mark.parametrize("noise", ["clean", "published"])
 def test_probabilities_and_weights_have_gradients(quant: str, noise: Any) -> None:
     net = supernet("basic-c12", noise=noise)
-    tables = {name: torch.full([len(net.space.choices[c].values) for c in choices], 1.0) for name, choices in net.slots.items()}
+    tables = {
+        name: torch.full([len(net.space.choices[c].values) for c in choices], 1.0)
+        for name, choices in net.slots.items()
+    }
     tables = {name: (table / table.numel()).requires_grad_() for name, table in tables.items()}
-    net(pixels(), Soft(tables), Pass(quant=quant, generator=torch.Generator().manual_seed(0))).square().mean().backward()
+    net(
+        pixels(), Soft(tables), Pass(quant=quant, generator=torch.Generator().manual_seed(0))
+    ).square().mean().backward()
     for name, table in tables.items():
         assert table.grad is not None and table.grad.isfinite().all()
-        assert (table.grad.amax(1) > table.grad.amin(1)).any() is not (quant == "off"), f"{name}: bits tell nothing apart"
+        assert (table.grad.amax(1) > table.grad.amin(1)).any() is not (quant == "off"), (
+            f"{name}: bits tell nothing apart"
+        )
     weights = {name: p for name, p in net.named_parameters() if name.endswith("weight")}
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in weights.values())
 
@@ -364,7 +390,9 @@ def test_a_mixture_is_the_mean_of_operations_and_expected_bitops_the_mean_of_cos
     net = ready(supernet("basic-c12", adq=False))
     arch = net.space.smallest()
     choices = [net.space.choices[c].values for c in net.slots["tail2"]]
-    some = [net.space.arch({**arch, "tail2.op": op, "tail2.bits": b}) for op, b in ((choices[0][1], 4), (choices[0][3], 8))]
+    some = [
+        net.space.arch({**arch, "tail2.op": op, "tail2.bits": b}) for op, b in ((choices[0][1], 4), (choices[0][3], 8))
+    ]
     tables = dict(one_hot(net, arch).probabilities)
     tables["tail2"] = torch.zeros_like(tables["tail2"])
     tables["tail2"][1, 0], tables["tail2"][3, 1] = 0.25, 0.75
@@ -381,7 +409,8 @@ def test_a_mixture_is_the_mean_of_operations_and_expected_bitops_the_mean_of_cos
 @pytest.mark.parametrize("size", ["basic-c12", "rfdn-c12"])
 @pytest.mark.parametrize("quant", ["off", "noise"])
 def test_merged_convolutions_are_the_sum_of_each(size: str, quant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slot of all operations against one after the other, each with its own shares; the noise a fixed function of what it falls on."""
+    """A slot of all operations against one after the other, each with its own shares; the noise a fixed function of
+    what it falls on."""
 
     def drawn(x: Tensor, spread: Tensor, generator: None, only: Tensor | None = None) -> Tensor:
         return 0.5 * x.mul(50).cos() * spread * (1 if only is None else only)
@@ -394,7 +423,10 @@ def test_merged_convolutions_are_the_sum_of_each(size: str, quant: str, monkeypa
         x = torch.randn(2, channels[slot.name], 9, 9, generator=random)
         pick = torch.rand(len(slot.operations), 3, generator=random)
         with torch.no_grad():
-            each = [row.sum() * slot._chain(name, x, list(zip(slot.bits, row, strict=True)), how) for name, row in zip(slot.operations, pick, strict=True)]
+            each = [
+                row.sum() * slot._chain(name, x, list(zip(slot.bits, row, strict=True)), how)
+                for name, row in zip(slot.operations, pick, strict=True)
+            ]
             assert_equal(slot(x, pick, **how), sum(each[1:], each[0]), slot.name)
 
 
@@ -402,7 +434,10 @@ def test_one_of_32_bits_in_a_mixture_draws_no_noise() -> None:
     """As alone: a mixture that leaves a slot unquantized comes to the same draws for the others."""
     net = ready(supernet("basic-c12", bits=[4, 32]))
     arch = net.space.arch({**net.space.smallest(), "body1.bits": 32, "upsample.bits": 32})
-    outputs = [net(pixels(), which, Pass(quant="noise", generator=torch.Generator().manual_seed(0))) for which in (arch, one_hot(net, arch))]
+    outputs = [
+        net(pixels(), which, Pass(quant="noise", generator=torch.Generator().manual_seed(0)))
+        for which in (arch, one_hot(net, arch))
+    ]
     assert_equal(outputs[1], outputs[0], "32 bits")
 
 
@@ -424,7 +459,8 @@ def photographs() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("quant", ["real", "noise"])
 def test_two_hundred_steps_beat_bicubic(quant: str) -> None:
-    """At 4 bits, with log-steps trained or under noise, as they are scored: not caught in adding nothing to the bicubic image."""
+    """At 4 bits, with log-steps trained or under noise, as they are scored: not caught in adding nothing to the
+    bicubic image."""
     low, high = photographs()
     net = supernet("basic-c12")
     rng, noise = np.random.default_rng(0), torch.Generator().manual_seed(0)

@@ -139,7 +139,9 @@ def test_the_published_supernets_have_their_sizes(size: str, macs: int, with_pat
     ],
 )
 @pytest.mark.usefixtures("meta")
-def test_the_published_children_have_their_sizes(size: str, found: Any, macs: int, with_patch_head: int, without: int) -> None:
+def test_the_published_children_have_their_sizes(
+    size: str, found: Any, macs: int, with_patch_head: int, without: int
+) -> None:
     net = big(size)
     arch = net.space.from_tuples(tuples(found)) if found else net.space.smallest()
     cost = net.cost(arch)
@@ -152,7 +154,9 @@ def test_the_found_medium_at_higher_resolutions(side: int, billions: float) -> N
     assert net.cost(net.space.from_tuples(tuples(FOUND_MEDIUM)))["macs"] / 1e9 == pytest.approx(billions, abs=0.06)
 
 
-@pytest.mark.parametrize(("size", "networks"), [("tiny", 1.9e28), ("medium", 4.2e32), ("d8", 6.7e10), ("vit-res-tiny", 1)])
+@pytest.mark.parametrize(
+    ("size", "networks"), [("tiny", 1.9e28), ("medium", 4.2e32), ("d8", 6.7e10), ("vit-res-tiny", 1)]
+)
 def test_cardinality(size: str, networks: float) -> None:
     assert big(size).space.cardinality == pytest.approx(networks, rel=0.02)
 
@@ -275,7 +279,9 @@ def test_a_child_is_built_from_json_by_torch_alone() -> None:
     assert torch.equal(again.eval()(x), child.eval()(x))
     tree = ast.parse(net.sources[-1].read_text())
     imported = {
-        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name) for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)
+        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
     }
     assert {name.split(".")[0] for name in imported if name} <= {"__future__", "collections", "typing", "torch", "nas"}
     assert {name for name in imported if name and name.startswith("nas")} == {"nas.static"}
@@ -285,14 +291,22 @@ def test_a_child_is_built_from_json_by_torch_alone() -> None:
 def test_a_child_is_exported_for_any_batch() -> None:
     net = supernet("d8-smoke")
     child = child_of(net, draw(net, 1)[0]).eval()
-    exported = torch.export.export(child, (images(net, 3),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)).module()
+    exported = torch.export.export(
+        child, (images(net, 3),), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+    ).module()
     x = images(net, 5)
     torch.testing.assert_close(exported(x), child(x), rtol=0, atol=1e-12)
 
 
 def test_a_reduction_without_its_learned_branch_is_average_pooling() -> None:
     reduction = Reduction(4, 4, 2)
-    for parameter in (reduction.conv.weight, reduction.conv.bias, reduction.token.weight, reduction.token.bias, reduction.position):
+    for parameter in (
+        reduction.conv.weight,
+        reduction.conv.bias,
+        reduction.token.weight,
+        reduction.token.bias,
+        reduction.position,
+    ):
         nn.init.zeros_(parameter)  # type: ignore[arg-type]
     x = torch.randn(2, 17, 4)
     image = x[:, 1:].transpose(1, 2).reshape(2, 4, 4, 4)
@@ -417,19 +431,25 @@ def test_more_architectures_than_rows_are_refused() -> None:
 
 def test_masked_layer_norm_is_layer_norm_of_the_prefix() -> None:
     torch.manual_seed(0)
-    x, weight, bias = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 8), (8,), (8,)))
+    x, weight, bias = (
+        torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 3, 8), (8,), (8,))
+    )
     mask = (torch.arange(8) < torch.tensor([8, 5])[:, None, None]).double()
     given = torch.randn(2, 3, 8, dtype=torch.float64)
     out = masked_layer_norm(x * mask, weight, bias, mask, 1e-6)
     found = torch.autograd.grad((out * given).sum(), (x, weight, bias))
     parts = [F.layer_norm(x[i : i + 1, :, :n], (n,), weight[:n], bias[:n], 1e-6) for i, n in enumerate((8, 5))]
-    wanted = torch.autograd.grad(sum((part * given[i, :, : part.shape[-1]]).sum() for i, part in enumerate(parts)), (x, weight, bias))
+    wanted = torch.autograd.grad(
+        sum((part * given[i, :, : part.shape[-1]]).sum() for i, part in enumerate(parts)), (x, weight, bias)
+    )
     for i, part in enumerate(parts):
         torch.testing.assert_close(out[i, :, : part.shape[-1]], part[0], rtol=0, atol=1e-12)
         assert not out[i, :, part.shape[-1] :].any()
     for mine, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-12)
-    assert torch.autograd.gradcheck(lambda *given: masked_layer_norm(*given, mask, 1e-6), (x.detach().requires_grad_(), weight, bias))
+    assert torch.autograd.gradcheck(
+        lambda *given: masked_layer_norm(*given, mask, 1e-6), (x.detach().requires_grad_(), weight, bias)
+    )
 
 
 def test_the_variance_does_not_cancel() -> None:
@@ -446,12 +466,18 @@ def test_grouped_layers_have_right_gradients() -> None:
     linear, norm = GroupedLinear(5, 6).double(), ElasticLayerNorm(5).double()
     sizes = [(3, 4, 6), (2, 3, 2), (1, 3, 2)]
     assert torch.autograd.gradcheck(
-        lambda x, w, b: torch.func.functional_call(linear, {"weight": w, "bias": b}, (x, sizes)), (flat, linear.weight, linear.bias)
+        lambda x, w, b: torch.func.functional_call(linear, {"weight": w, "bias": b}, (x, sizes)),
+        (flat, linear.weight, linear.bias),
     )
     pairs = [(3, 4), (2, 3), (1, 3)]
-    assert torch.autograd.gradcheck(lambda x, w, b: torch.func.functional_call(norm, {"weight": w, "bias": b}, (x, pairs)), (flat, norm.weight, norm.bias))
+    assert torch.autograd.gradcheck(
+        lambda x, w, b: torch.func.functional_call(norm, {"weight": w, "bias": b}, (x, pairs)),
+        (flat, norm.weight, norm.bias),
+    )
     order = torch.randperm(7)
-    assert torch.autograd.gradcheck(lambda x: _Reorder.apply(x, order, order.argsort()), (flat[:21].view(7, 3).detach().requires_grad_(),))
+    assert torch.autograd.gradcheck(
+        lambda x: _Reorder.apply(x, order, order.argsort()), (flat[:21].view(7, 3).detach().requires_grad_(),)
+    )
 
 
 def test_a_grouped_convolution_is_a_convolution_of_patches() -> None:
@@ -501,7 +527,16 @@ def test_architectures_follow_the_training() -> None:
 
 def options(**changes: Any) -> SimpleNamespace:
     given: dict[str, Any] = dict(  # noqa: C408
-        archs=4, epochs=120, warmup_epochs=6, lr=1e-3, first_lr=1e-6, final_lr=1e-5, weight_decay=0.05, label_smoothing=0.1, dropout=0.0, drop_path=0.1
+        archs=4,
+        epochs=120,
+        warmup_epochs=6,
+        lr=1e-3,
+        first_lr=1e-6,
+        final_lr=1e-5,
+        weight_decay=0.05,
+        label_smoothing=0.1,
+        dropout=0.0,
+        drop_path=0.1,
     )
     return SimpleNamespace(**{**given, "opening": 0.25, "existence": (1, 1, 0, 0), **changes})
 
@@ -556,7 +591,9 @@ def test_the_schedule_and_what_is_decayed() -> None:
     assert at == pytest.approx([1e-6, (1e-3 + 1e-6) / 2, 1e-3, 1e-5])
     decayed, spared = (group["params"] for group in recipe.optimizer(net).param_groups)
     names = {id(p): name for name, p in net.named_parameters()}
-    assert {names[id(p)] for p in decayed} == {n for n in names.values() if n.endswith(("weight", "position")) and "norm" not in n}
+    assert {names[id(p)] for p in decayed} == {
+        n for n in names.values() if n.endswith(("weight", "position")) and "norm" not in n
+    }
     assert "token" in {names[id(p)] for p in spared}
 
 

@@ -1,4 +1,5 @@
-"""Super-resolution: pairs, crops as a pure function, figures against published ones, tiles, pictures, and a run of it."""
+"""Super-resolution: pairs, crops as a pure function, figures against published ones, tiles, pictures, and a run of
+it."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ from nas.testing.space import ready
 from nas.training.loop import Diverged, Loop
 from tests.tasks.tiny_sr_child import TinyChild
 
-# Bicubic PSNR on Y, x2 x3 x4, as published (SRCNN, VDSR and others) and measured again with imresize: mean over the images.
+# Bicubic PSNR on Y, x2 x3 x4, as published (SRCNN, VDSR and others) and measured again with imresize: mean over the
+# images.
 PUBLISHED = {"Set5": (33.66, 30.39, 28.42), "Set14": (30.24, 27.55, 26.00), "BSD100": (29.56, 27.21, 25.96)}
 SET5_X2 = {"baby": 37.07, "bird": 36.81, "butterfly": 27.43, "head": 34.86, "woman": 32.14}
 
@@ -83,15 +85,20 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("name", PUBLISHED)
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_bicubic_is_as_good_as_published(name: str, scale: int) -> None:
-    """The whole chain of file, low-resolution image, luma, border and mean. Grey `bridge` alone moves Set14 by 0.09 dB."""
+    """The whole chain of file, low-resolution image, luma, border and mean. Grey `bridge` alone moves Set14 by 0.09
+    dB."""
     base = benchmark(name)
-    task = SuperResolution(settings(name="sr-folder", path=str(base), train="Set5", test=name, scale=scale, patch=8, validation=4), 0)
+    task = SuperResolution(
+        settings(name="sr-folder", path=str(base), train="Set5", test=name, scale=scale, patch=8, validation=4), 0
+    )
     found = score(task.baselines()["bicubic"], Batches(task.test, 1000, 1000, torch.device("cpu")), task)
     assert found["psnr"] == pytest.approx(PUBLISHED[name][scale - 2], abs=0.021)
 
 
 def test_bicubic_of_each_image_of_set5() -> None:
-    task = SuperResolution(settings(name="sr-folder", path=str(benchmark("Set5")), train="Set5", test="Set5", patch=8, validation=4), 0)
+    task = SuperResolution(
+        settings(name="sr-folder", path=str(benchmark("Set5")), train="Set5", test="Set5", patch=8, validation=4), 0
+    )
     for row, name in enumerate(task.titles):
         x, y = task.test.batch(np.array([row]))
         psnr = task.scores(enlarge(x, 2), y)["psnr"]
@@ -102,7 +109,10 @@ def test_figures_against_scikit_image(photos: SuperResolution) -> None:
     """PSNR and SSIM of another hand on luma of another hand, on a real photograph."""
     x, y = photos.test.batch(np.array([1]))
     up = enlarge(x, 2)
-    a, b = (16 + np.round(t[0].numpy() * 255).transpose(1, 2, 0).astype(float) @ [65.481, 128.553, 24.966] / 255 for t in (up, y))
+    a, b = (
+        16 + np.round(t[0].numpy() * 255).transpose(1, 2, 0).astype(float) @ [65.481, 128.553, 24.966] / 255
+        for t in (up, y)
+    )
     for border, whole in ((2, False), (4, True)):
         cut = [luma[border:-border, border:-border] for luma in ((np.round(a), np.round(b)) if whole else (a, b))]
         options = settings(border=None if border == 2 else border, round_luma=whole)
@@ -110,7 +120,9 @@ def test_figures_against_scikit_image(photos: SuperResolution) -> None:
         task._lumas = lambda *pair, task=task: SuperResolution._lumas(task, *pair)  # type: ignore[arg-type]
         found = SuperResolution.summarise(task, SuperResolution.scores(task, up, y))  # type: ignore[arg-type]
         assert found["psnr"] == pytest.approx(peak_signal_noise_ratio(*cut, data_range=255), abs=1e-4)
-        alike = structural_similarity(*cut, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+        alike = structural_similarity(
+            *cut, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+        )
         assert found["ssim"] == pytest.approx(alike, abs=1e-5)
 
 
@@ -149,11 +161,20 @@ def test_losses_against_their_formulas(photos: SuperResolution) -> None:
 
 def test_the_three_parts_share_no_image(photos: SuperResolution) -> None:
     used = [{part.photos[row].name for row in part.cells[:, 0]} for part in (photos.train, photos.validation)]  # type: ignore[attr-defined]
-    assert used[0] | used[1] == {name.partition(".")[0] for name in TRAIN_PHOTOS} and not used[0] & used[1] and len(used[1]) == 2
+    assert (
+        used[0] | used[1] == {name.partition(".")[0] for name in TRAIN_PHOTOS}
+        and not used[0] & used[1]
+        and len(used[1]) == 2
+    )
     assert not set(photos.titles) & (used[0] | used[1]) and len(photos.test) == 3
     assert len(photos.validation) == 8
-    assert [SuperResolution(settings(), seed).validation.cells.tolist() for seed in (0, 0)] == [photos.validation.cells.tolist()] * 2  # type: ignore[attr-defined]
-    assert any(SuperResolution(settings(), seed).validation.cells.tolist() != photos.validation.cells.tolist() for seed in (1, 2))  # type: ignore[attr-defined]
+    assert [SuperResolution(settings(), seed).validation.cells.tolist() for seed in (0, 0)] == [
+        photos.validation.cells.tolist()
+    ] * 2  # type: ignore[attr-defined]
+    assert any(
+        SuperResolution(settings(), seed).validation.cells.tolist() != photos.validation.cells.tolist()
+        for seed in (1, 2)
+    )  # type: ignore[attr-defined]
 
 
 def test_examples_share_no_pixel_and_leave_none_out() -> None:
@@ -170,7 +191,9 @@ def test_a_low_resolution_image_is_pillows_bicubic(photos: SuperResolution) -> N
     x, y = photos.train.batch(np.arange(0, 200, 20), 3)
     assert x.shape == (10, 3, 24, 24) and y.shape == (10, 3, 48, 48) and x.dtype == y.dtype == torch.float32
     for low, high in zip(x, y, strict=True):
-        made = Image.fromarray((high * 255).round().byte().permute(1, 2, 0).numpy()).resize((24, 24), Image.Resampling.BICUBIC)
+        made = Image.fromarray((high * 255).round().byte().permute(1, 2, 0).numpy()).resize(
+            (24, 24), Image.Resampling.BICUBIC
+        )
         assert np.array_equal(np.asarray(made), (low * 255).round().byte().permute(1, 2, 0).numpy())
 
 
@@ -201,9 +224,15 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(photos: SuperResolut
 
 
 def test_crops_mirrors_and_turns_are_all_and_only_the_possible_ones() -> None:
-    """Against a loop: each crop is one of the 3 x 3 windows of its cell in one of 8 orientations, and all of them occur."""
+    """Against a loop: each crop is one of the 3 x 3 windows of its cell in one of 8 orientations, and all of them
+    occur."""
     photos = [Photo(str(i), noise(18, 18, i)) for i in range(4)]
-    for flags, count in (({"flip": True, "rotate": True}, 72), ({"flip": False, "rotate": True}, 36), ({"flip": True}, 18), ({"flip": False}, 9)):
+    for flags, count in (
+        ({"flip": True, "rotate": True}, 72),
+        ({"flip": False, "rotate": True}, 36),
+        ({"flip": True}, 18),
+        ({"flip": False}, 9),
+    ):
         crops = Crops(photos, cells(photos, np.arange(4), 18), 8, settings(**{"rotate": False} | flags), 0)
         seen = set()
         for epoch in range(150):
@@ -233,12 +262,21 @@ def test_a_validation_crop_is_the_middle_of_its_cell_and_four_times_as_large(pho
 
 
 def test_the_network_and_the_platform_are_told_the_task(photos: SuperResolution) -> None:
-    assert photos.network["scale"] == 2 and photos.network["channels"] == 3 and photos.input_shape == (3, photos.network["image"], photos.network["image"])
+    assert (
+        photos.network["scale"] == 2
+        and photos.network["channels"] == 3
+        and photos.input_shape == (3, photos.network["image"], photos.network["image"])
+    )
     rows = np.unique(photos.train.cells[:, 0])  # type: ignore[attr-defined]
     pixels = np.concatenate([photos.train.photos[row].pixels.reshape(-1, 3) for row in rows])  # type: ignore[attr-defined]
-    assert photos.network["mean"] == pytest.approx(pixels.mean(0) / 255) and all(type(v) is float for v in photos.network["mean"])
+    assert photos.network["mean"] == pytest.approx(pixels.mean(0) / 255) and all(
+        type(v) is float for v in photos.network["mean"]
+    )
     x, y = photos.validation.batch(np.arange(8))
-    assert photos.chance == pytest.approx(photos.summarise(photos.scores(enlarge(x, 2), y))["psnr"], abs=1e-3) and photos.learnt > photos.chance
+    assert (
+        photos.chance == pytest.approx(photos.summarise(photos.scores(enlarge(x, 2), y))["psnr"], abs=1e-3)
+        and photos.learnt > photos.chance
+    )
 
 
 # --- data that are not there, or not right
@@ -249,7 +287,15 @@ def test_a_missing_folder_is_told_with_the_ways_to_get_it(nowhere: Path) -> None
     for call in (load_photos, SuperResolutionOptions.locate):
         with pytest.raises(DataMissing) as error:
             call(wanted)
-        for part in ("data.path", str(nowhere / "sr"), str(nowhere / "data" / "sr"), "BSDS200_train", "Set5", "RAYNAS_DATA", "photos"):
+        for part in (
+            "data.path",
+            str(nowhere / "sr"),
+            str(nowhere / "data" / "sr"),
+            "BSDS200_train",
+            "Set5",
+            "RAYNAS_DATA",
+            "photos",
+        ):
             assert part in str(error.value), part
     assert settings().locate() is None
 
@@ -322,16 +368,28 @@ def test_an_experiment_says_its_task(tmp_path: Path) -> None:
     told = experiment("data.tile=64")
     (tmp_path / "again.yaml").write_text(dump(told))
     assert load_experiment(tmp_path / "again.yaml") == told
-    assert isinstance(load_task(told), SuperResolution) and load_task(load_experiment("bignas-digits")).metric == "accuracy"
+    assert (
+        isinstance(load_task(told), SuperResolution)
+        and load_task(load_experiment("bignas-digits")).metric == "accuracy"
+    )
 
 
 def test_the_search_wants_a_figure_that_the_task_gives() -> None:
     task, plain = load_task(experiment()), load_supernet("bignas", "d8")
-    assert objective_of(experiment(), task, plain).metric == "psnr" and objective_of(experiment("search.metric=ssim"), task, plain).better == "higher"
-    assert (objective_of(experiment(), task, plain).cost, objective_of(experiment(), task, load_supernet("quantnas", "basic-c12")).cost) == ("macs", "bitops")
+    assert (
+        objective_of(experiment(), task, plain).metric == "psnr"
+        and objective_of(experiment("search.metric=ssim"), task, plain).better == "higher"
+    )
+    assert (
+        objective_of(experiment(), task, plain).cost,
+        objective_of(experiment(), task, load_supernet("quantnas", "basic-c12")).cost,
+    ) == ("macs", "bitops")
     with pytest.raises(ValueError, match="search.metric 'accuracy' is not .*'photos'; it has: psnr, ssim"):
         objective_of(experiment("search.metric=accuracy"), task, plain)
-    assert objective_of(load_experiment("bignas-digits"), load_task(load_experiment("bignas-digits")), plain).metric == "accuracy"
+    assert (
+        objective_of(load_experiment("bignas-digits"), load_task(load_experiment("bignas-digits")), plain).metric
+        == "accuracy"
+    )
 
 
 # --- tiles
@@ -427,7 +485,9 @@ class Tiny(Supernet):
         width = int(arch["width"])
         up = F.interpolate(x, scale_factor=self.scale, mode="bicubic", align_corners=False)
         hidden = F.relu(F.conv2d(x, self.first.weight[:width], self.first.bias[:width], padding=1))
-        return up + F.pixel_shuffle(F.conv2d(hidden, self.last.weight[:, :width], self.last.bias, padding=1), self.scale)
+        return up + F.pixel_shuffle(
+            F.conv2d(hidden, self.last.weight[:, :width], self.last.bias, padding=1), self.scale
+        )
 
     def child_config(self, arch: Arch) -> dict[str, Any]:
         return {"scale": self.scale, "width": int(arch["width"])}
@@ -467,7 +527,9 @@ def test_it_trains_is_judged_exported_and_shown(tmp_path: Path) -> None:
     target = run / "children" / largest.id
     figures = export_child(target, largest, CostModel(net), evaluator, test, about, True, Fence.take(run))
     assert figures["test"]["psnr"] > figures["baselines"]["bicubic"]["psnr"] + 0.1
-    assert figures["parity"]["supernet"] < 1e-5 and figures["parity"]["onnx"] < 1e-5 and figures["parity"]["reloaded"] == 0
+    assert (
+        figures["parity"]["supernet"] < 1e-5 and figures["parity"]["onnx"] < 1e-5 and figures["parity"]["reloaded"] == 0
+    )
     assert json.loads((target / "arch.json").read_text())["scale"] == 2
     assert "(batch, 3, height, width)" in (target / "README.md").read_text()
 
@@ -478,7 +540,11 @@ def test_it_trains_is_judged_exported_and_shown(tmp_path: Path) -> None:
     assert given.shape == y.shape and torch.allclose(given, child(x).detach(), atol=1e-5), "an image of any size"
 
     page = write_report(RunDir(run)).read_text()
-    assert "test psnr" in page and f"{figures['baselines']['bicubic']['psnr']:.2f}" in page and f"{figures['test']['psnr']:.2f}" in page
+    assert (
+        "test psnr" in page
+        and f"{figures['baselines']['bicubic']['psnr']:.2f}" in page
+        and f"{figures['test']['psnr']:.2f}" in page
+    )
     assert page.count("data:image/png;base64,") == 3 * 4 and "astronaut" in page and "in one piece" in page
     shown = task.scores(child(x).detach(), y)["psnr"]
     assert re.search(rf"<b>child</b> {shown:.2f} dB", page)
@@ -489,7 +555,9 @@ def test_it_trains_is_judged_exported_and_shown(tmp_path: Path) -> None:
         pictures = json.loads(index.read_text())
         pictures[0]["panels"][0]["file"] = file
         index.write_text(json.dumps(pictures))
-        assert "data:image/png" not in write_report(RunDir(run)).read_text(), "only files of the child's own directory, and what is there"
+        assert "data:image/png" not in write_report(RunDir(run)).read_text(), (
+            "only files of the child's own directory, and what is there"
+        )
 
 
 @pytest.mark.usefixtures("one_rank")
@@ -498,11 +566,17 @@ def test_it_trains_is_judged_exported_and_shown(tmp_path: Path) -> None:
     ("gains", "falls"),
     [((2.0, 0.05, 2.0), True), ((2.0, 1.0, 2.0), False), ((0.1, 0.0, 0.1), False), ((-20.0, 1.0, 0.0), True)],
 )
-def test_a_network_that_has_fallen_back_to_bicubic_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gains: tuple[float, ...], falls: bool) -> None:
+def test_a_network_that_has_fallen_back_to_bicubic_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gains: tuple[float, ...], falls: bool
+) -> None:
     """PSNR is far from 0 where nothing is learnt; what is lost is told from bicubic on."""
     told = experiment("train.checkpoint_every=3", "train.max_rollbacks=1", "recipe.lr=1e-6")
     chance, calls = load_task(told).chance, iter(range(10**6))
-    monkeypatch.setattr(nas.training.loop, "Evaluator", lambda *_: lambda arch: {"psnr": chance + gains[min(next(calls) // 6, 2)], "ssim": 0.9})
+    monkeypatch.setattr(
+        nas.training.loop,
+        "Evaluator",
+        lambda *_: lambda arch: {"psnr": chance + gains[min(next(calls) // 6, 2)], "ssim": 0.9},
+    )
     monkeypatch.setattr(nas.training.loop, "total_steps", lambda *_: 9)
     run = tmp_path / "run"
     run.mkdir()

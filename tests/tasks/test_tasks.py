@@ -34,7 +34,8 @@ def digits() -> Classification:
 
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine without data: RAYNAS_DATA, home, the current folder and Debian's folder are empty. Gives RAYNAS_DATA's folder."""
+    """A machine without data: RAYNAS_DATA, home, the current folder and Debian's folder are empty. Gives
+    RAYNAS_DATA's folder."""
     for name in ("data", "home", "here"):
         (tmp_path / name).mkdir()
     monkeypatch.setenv("RAYNAS_DATA", str(tmp_path / "data"))
@@ -128,8 +129,12 @@ def test_the_network_is_told_the_data(digits: Classification) -> None:
     assert all(type(v) is float for v in digits.network["mean"] + digits.network["std"])
 
 
-def split(images: int = 40, height: int = 8, width: int = 8, side: int = 8, channels: int = 3, **settings: object) -> Split:
-    x = torch.randint(1, 256, (images, channels, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def split(
+    images: int = 40, height: int = 8, width: int = 8, side: int = 8, channels: int = 3, **settings: object
+) -> Split:
+    x = torch.randint(
+        1, 256, (images, channels, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     every = ClassificationOptions.model_validate({"name": "digits", "validation": 1} | settings)
     return Split(x, torch.arange(images), np.arange(images), side, every, seed=5)
 
@@ -153,17 +158,22 @@ def test_augmentation_leaves_the_global_generators_alone(augmented: bool) -> Non
     torch.manual_seed(7)
     before, numpy_before = torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].copy()
     split(shift=1, flip=True, rand_augment=augmented).batch(np.arange(10), 0)
-    assert torch.equal(torch.get_rng_state(), before) and np.array_equal(np.random.get_state(legacy=False)["state"]["key"], numpy_before)
+    assert torch.equal(torch.get_rng_state(), before) and np.array_equal(
+        np.random.get_state(legacy=False)["state"]["key"], numpy_before
+    )
 
 
 def test_crops_and_mirrors_are_all_and_only_the_possible_ones() -> None:
-    """Against a loop: every augmented image is one of the (2 pad + 1)^2 windows, mirrored or not, and all of them occur."""
+    """Against a loop: every augmented image is one of the (2 pad + 1)^2 windows, mirrored or not, and all of them
+    occur."""
     some, seen = split(images=20, shift=1, flip=True), set()
     padded = F.pad(some.x, (1, 1, 1, 1)).float() / 255
     for epoch in range(30):
         x, _ = some.batch(np.arange(20), epoch)
         for i in range(20):
-            windows = {(t, s, f): padded[i, :, t : t + 8, s : s + 8] for t in range(3) for s in range(3) for f in (False, True)}
+            windows = {
+                (t, s, f): padded[i, :, t : t + 8, s : s + 8] for t in range(3) for s in range(3) for f in (False, True)
+            }
             hits = [k for k, w in windows.items() if torch.equal(x[i], w.flip(-1) if k[2] else w)]
             assert len(hits) == 1
             seen.add(hits[0])
@@ -184,7 +194,8 @@ def test_rand_augment_works_in_grey_and_does_something() -> None:
 
 
 def test_rand_augment_draws_from_nothing_that_others_draw_from() -> None:
-    """A thread prepares batches while the main one builds networks; and magnitude 9 of 10 turns an image by 27 degrees, not by 9."""
+    """A thread prepares batches while the main one builds networks; and magnitude 9 of 10 turns an image by 27
+    degrees, not by 9."""
     some = split(channels=3, rand_augment=True)
     state = torch.get_rng_state()
     x = some.batch(np.arange(40), 0)[0]
@@ -192,7 +203,11 @@ def test_rand_augment_draws_from_nothing_that_others_draw_from() -> None:
     torch.manual_seed(5)
     assert torch.equal(some.batch(np.arange(40), 0)[0], x)
     turned: list[float] = []
-    with mock.patch.object(v2.RandAugment, "_apply_image_or_video_transform", lambda _, image, name, size, **how: turned.append((name, size)) or image):  # type: ignore[func-returns-value]
+    with mock.patch.object(
+        v2.RandAugment,
+        "_apply_image_or_video_transform",
+        lambda _, image, name, size, **how: turned.append((name, size)) or image,
+    ):  # type: ignore[func-returns-value]
         some.batch(np.arange(40), 1)
     assert {abs(size) for name, size in turned if name == "Rotate"} == {27.0} and len({name for name, _ in turned}) > 10  # type: ignore[misc]
     assert {size for name, size in turned if name == "Rotate"} == {-27.0, 27.0} and len(turned) == 80  # type: ignore[misc]
@@ -212,7 +227,11 @@ def test_grey_images_of_16_bits_keep_their_range(nowhere: Path) -> None:
 
 def test_losses_against_their_formulas(digits: Classification) -> None:
     torch.manual_seed(0)
-    output, target, teacher = torch.randn(6, 10, requires_grad=True), torch.arange(6), torch.randn(6, 10, requires_grad=True)
+    output, target, teacher = (
+        torch.randn(6, 10, requires_grad=True),
+        torch.arange(6),
+        torch.randn(6, 10, requires_grad=True),
+    )
     log_q = output.log_softmax(-1)
     assert torch.allclose(digits.loss(output, target), -log_q[range(6), target].mean())
     smooth = 0.9 * F.one_hot(target, 10) + 0.01
@@ -221,7 +240,9 @@ def test_losses_against_their_formulas(digits: Classification) -> None:
     assert not signal.requires_grad and torch.allclose(signal.sum(-1), torch.ones(6))
     assert torch.allclose(digits.distill(output, signal), -(signal * log_q).sum(-1).mean())
     digits.distill(output, signal).backward()
-    assert output.grad is not None and torch.allclose(output.grad, (output.softmax(-1) - signal).detach() / 6, atol=1e-6)
+    assert output.grad is not None and torch.allclose(
+        output.grad, (output.softmax(-1) - signal).detach() / 6, atol=1e-6
+    )
 
 
 def test_losses_are_fp32_under_autocast(digits: Classification) -> None:
@@ -279,7 +300,12 @@ def test_fashion_mnist_is_unpacked_once_into_the_cache(nowhere: Path, place: str
         nowhere.rmdir()
     idx(folder, {"train": 60, "t10k": 20})
     task = Classification(ClassificationOptions(name="fashion-mnist", validation=20), 0)
-    assert task.train.x.shape == (60, 1, 28, 28) and len(task.train) == 40 and len(task.test) == 20 and task.classes[9] == "Ankle boot"
+    assert (
+        task.train.x.shape == (60, 1, 28, 28)
+        and len(task.train) == 40
+        and len(task.test) == 20
+        and task.classes[9] == "Ankle boot"
+    )
     raw = nowhere.parent / "home/.cache/raynas/FashionMNIST/raw"
     assert sorted(p.name for p in raw.iterdir()) == sorted(datasets.FASHION_FILES)
     for file in folder.iterdir():
@@ -313,7 +339,9 @@ def test_cifar10() -> None:
     assert np.bincount(task.validation.batch(np.arange(5000))[1]).tolist() == [500] * 10
     assert task.network["mean"] == pytest.approx([0.49140, 0.48216, 0.44653], abs=1e-5)
     assert task.network["std"] == pytest.approx([0.24703, 0.24349, 0.26159], abs=1e-5)
-    assert task.classes[0] == "airplane" and task.train.batch(permutation(len(task.train), 0, "order")[:256], 0)[0].shape == (256, 3, 32, 32)
+    assert task.classes[0] == "airplane" and task.train.batch(permutation(len(task.train), 0, "order")[:256], 0)[
+        0
+    ].shape == (256, 3, 32, 32)
 
 
 # --- folders
@@ -329,7 +357,9 @@ def pictures(folder: Path, classes: dict[str, int], kind: str = "jpg") -> None:
 
 
 def folder_settings(path: object, **changes: object) -> ClassificationOptions:
-    return ClassificationOptions.model_validate({"name": "folder", "path": str(path), "size": 14, "validation": 4} | changes)
+    return ClassificationOptions.model_validate(
+        {"name": "folder", "path": str(path), "size": 14, "validation": 4} | changes
+    )
 
 
 @pytest.mark.parametrize(("kind", "test"), [("jpg", "val"), ("png", "test")])
@@ -339,7 +369,11 @@ def test_a_folder_of_images(nowhere: Path, kind: str, test: str) -> None:
     (nowhere / "mine" / "train" / ".hidden").mkdir()
     (nowhere / "mine" / "train" / "ant" / "notes.txt").write_text("not an image")
     task = Classification(folder_settings("mine"), 0)  # found under RAYNAS_DATA
-    assert task.classes == ("ant", "bee", "cat") and task.input_shape == (3, 14, 14) and task.train.x.shape == (20, 3, 16, 16)
+    assert (
+        task.classes == ("ant", "bee", "cat")
+        and task.input_shape == (3, 14, 14)
+        and task.train.x.shape == (20, 3, 16, 16)
+    )
     assert (len(task.train), len(task.validation), len(task.test)) == (16, 4, 3)
     for which in (task.train, task.validation, task.test):
         x, y = which.batch(np.arange(len(which)))
@@ -359,7 +393,9 @@ def test_many_images_stay_on_disk(nowhere: Path, monkeypatch: pytest.MonkeyPatch
     assert isinstance(there.train.x, files.Files) and isinstance(here.train.x, torch.Tensor)
     assert here.network == there.network
     for epoch in (None, 3):
-        pairs = zip(here.train.batch(np.array([5, 0, 7]), epoch), there.train.batch(np.array([5, 0, 7]), epoch), strict=True)
+        pairs = zip(
+            here.train.batch(np.array([5, 0, 7]), epoch), there.train.batch(np.array([5, 0, 7]), epoch), strict=True
+        )
         assert all(torch.equal(a, b) for a, b in pairs)
     (nowhere / "mine" / "test" / "ant" / "1.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"cannot read the image .*ant/1\.jpg"):
@@ -367,7 +403,8 @@ def test_many_images_stay_on_disk(nowhere: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_crops_of_any_area_and_ratio() -> None:
-    """A crop of a ramp keeps its slope over what it cuts out: areas from 8 to 100 %, ratios from 3/4 to 4/3, all within the image."""
+    """A crop of a ramp keeps its slope over what it cuts out: areas from 8 to 100 %, ratios from 3/4 to 4/3, all
+    within the image."""
     ramp = torch.arange(0, 256, 2, dtype=torch.uint8)
     x = torch.stack((ramp.expand(128, 128), ramp[:, None].expand(128, 128)))[None].repeat(300, 1, 1, 1)  # columns, rows
     draws = [torch.from_numpy(uniform(0, purpose, np.arange(300))) for purpose in ("area", "ratio", "top", "left")]
@@ -393,7 +430,9 @@ def test_a_rectangle_is_erased() -> None:
     for image, here in zip(out[:20, 0], changed[:20], strict=True):
         rows, columns = here.any(1).nonzero().flatten(), here.any(0).nonzero().flatten()
         box = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        assert (box != 100).float().mean() > 0.9 and len(box.unique()) > len(box.flatten()) / 12, "random pixels within, nothing outside"
+        assert (box != 100).float().mean() > 0.9 and len(box.unique()) > len(box.flatten()) / 12, (
+            "random pixels within, nothing outside"
+        )
 
 
 def test_erasing_and_cropping_go_by_the_settings() -> None:
@@ -417,7 +456,11 @@ def test_an_image_is_resized_by_its_short_side_and_cut_at_the_centre(tmp_path: P
 def test_broken_folders_are_told(nowhere: Path) -> None:
     with pytest.raises(DataMissing) as error:
         load_images(folder_settings("mine"))
-    assert "train/<class>" in str(error.value) and str(nowhere / "mine") in str(error.value) and "RAYNAS_DATA" in str(error.value)
+    assert (
+        "train/<class>" in str(error.value)
+        and str(nowhere / "mine") in str(error.value)
+        and "RAYNAS_DATA" in str(error.value)
+    )
     base = nowhere / "mine"
     (base / "val").mkdir(parents=True)
     (base / "train").mkdir()

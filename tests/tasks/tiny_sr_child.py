@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 
 class TinyChild(nn.Module):
-    """Two convolutions beside bicubic interpolation, which sees two pixels to either side; its last weights start at 0."""
+    """Two convolutions beside bicubic interpolation, which sees two pixels to either side; its last weights start at
+    0."""
 
     def __init__(self, scale: int, width: int) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""The shipped suites: what comes with raynas passes, and what breaks its contract is told so by the check that is meant."""
+"""The shipped suites: what comes with raynas passes, and what breaks its contract is told so by the check that is
+meant."""
 
 from __future__ import annotations
 

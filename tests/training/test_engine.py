@@ -1,7 +1,8 @@
 """Many backwards and one step under DeepSpeed: what plain torch gives in one process, for ZeRO 0 to 3 on two workers.
 
-For each number of workers one group of processes goes through all stages (starting them costs more than the work) and leaves what it
-saw in files; the tests below look at those. The references are plain torch: no engine, one process, the joint batch.
+For each number of workers one group of processes goes through all stages (starting them costs more than the work) and
+leaves what it saw in files; the tests below look at those. The references are plain torch: no engine, one process, the
+joint batch.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ TABLE = Table(
     conv_shortcut=True,
     channels=1,
 )
-LATE = "stages.0.0.shortcut.weight"  # which neither the largest nor the smallest network has, being as wide before as after
+# which neither the largest nor the smallest network has, being as wide before as after
+LATE = "stages.0.0.shortcut.weight"
 
 Optimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
@@ -86,7 +88,8 @@ def ends_small(net: Callable[..., Tensor], space: Any, step: int, x: Tensor, y: 
 
 
 def late(net: Callable[..., Tensor], space: Any, step: int, x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """A parameter whose gradient comes with the second backward of the first step, never in the second, again in the third."""
+    """A parameter whose gradient comes with the second backward of the first step, never in the second, again in the
+    third."""
     yield F.cross_entropy(net(x, space.largest()), y)
     if step != 1:
         yield F.cross_entropy(net(x, space.arch({**space.largest(), "stem": 8})), y)
@@ -109,7 +112,8 @@ Losses = Callable[[Callable[..., Tensor], Any, int, Tensor, Tensor], Iterator[Te
 
 @dataclass
 class Course:
-    """Where plain torch got to: weights, optimizer state by ``"<key>/<parameter>"``, norms of the unclipped gradients, losses."""
+    """Where plain torch got to: weights, optimizer state by ``"<key>/<parameter>"``, norms of the unclipped
+    gradients, losses."""
 
     weights: dict[str, Tensor]
     state: dict[str, Tensor]
@@ -118,7 +122,9 @@ class Course:
 
 
 @cache
-def plain(name: str, steps: int, losses: Losses, clip: float | None = None, rows: int = ROWS, lr: float | None = None) -> Course:
+def plain(
+    name: str, steps: int, losses: Losses, clip: float | None = None, rows: int = ROWS, lr: float | None = None
+) -> Course:
     """The reference. A parameter without gradient has a zero one, so that momentum and decay move it."""
     net = network(sync=False)
     make, rate = OPTIMIZERS[name]
@@ -157,7 +163,13 @@ class Worker:
         return Engine(net, make(net), self.stage, precision, clip, ROWS // self.world, torch.device("cpu"))
 
     def steps(
-        self, engine: Any, steps: range, name: str = "sgd", losses: Losses = sandwich, local: bool = False, lr: float | None = None
+        self,
+        engine: Any,
+        steps: range,
+        name: str = "sgd",
+        losses: Losses = sandwich,
+        local: bool = False,
+        lr: float | None = None,
     ) -> list[float]:
         """Steps on this rank's part of the batch; with `local` every rank has the first part. Gives the losses."""
         part, seen = 0 if local else self.rank, []
@@ -183,7 +195,9 @@ class Worker:
         return weights
 
     def file(self, name: str, stage: int | None = None, world: int | None = None) -> Path:
-        return self.folder / f"world{world or self.world}-stage{self.stage if stage is None else stage}-{name}.safetensors"
+        return (
+            self.folder / f"world{world or self.world}-stage{self.stage if stage is None else stage}-{name}.safetensors"
+        )
 
     def check_updates(self) -> dict[str, Any]:
         """Weights after some steps against plain torch's, by what is done."""
@@ -193,11 +207,19 @@ class Worker:
         clipped = plain("sgd", 2, sandwich, clip=CLIP)
         assert min(clipped.norms) > 4 * CLIP, clipped.norms
         found["clipped"] = apart(self.after(self.engine(network(), clip=CLIP), 2), clipped.weights)
-        found["many backwards"] = apart(self.after(self.engine(network()), 1, losses=many), plain("sgd", 1, many).weights)
-        found["unused parameters"] = apart(self.after(self.engine(network()), 3, losses=ends_small), plain("sgd", 3, ends_small).weights)
+        found["many backwards"] = apart(
+            self.after(self.engine(network()), 1, losses=many), plain("sgd", 1, many).weights
+        )
+        found["unused parameters"] = apart(
+            self.after(self.engine(network()), 3, losses=ends_small), plain("sgd", 3, ends_small).weights
+        )
         net = network()
-        assert not any(LATE in dict(net.extract(arch).named_parameters()) for arch in (net.space.largest(), net.space.smallest()))
-        found["late parameters"] = apart(self.after(self.engine(network()), 3, losses=late), plain("sgd", 3, late).weights)
+        assert not any(
+            LATE in dict(net.extract(arch).named_parameters()) for arch in (net.space.largest(), net.space.smallest())
+        )
+        found["late parameters"] = apart(
+            self.after(self.engine(network()), 3, losses=late), plain("sgd", 3, late).weights
+        )
         steep_ = plain("sgd", 1, steep, lr=1e-5)
         assert steep_.norms[0] > 100, steep_.norms
         found["not clipped"] = apart(self.after(self.engine(network()), 1, losses=steep, lr=1e-5), steep_.weights)
@@ -240,7 +262,9 @@ class Worker:
         """From two workers' checkpoint at another stage to the same end."""
         found = {}
         for name in OPTIMIZERS:
-            weights, state, end = (load_file(self.file(f"{name}-{what}", stage, 2)) for what in ("weights", "state", "end"))
+            weights, state, end = (
+                load_file(self.file(f"{name}-{what}", stage, 2)) for what in ("weights", "state", "end")
+            )
             found[name] = apart(self.resumed(name, weights, state), end)
         return found
 
@@ -257,15 +281,19 @@ class Worker:
         return {"losses": differ, "weights": apart(weights, wanted.weights), "kinds": kinds}
 
     def check_ranks(self) -> dict[str, Any]:
-        """Different architectures are told on every rank; nothing is broken by it, and rotations of one list are no difference."""
+        """Different architectures are told on every rank; nothing is broken by it, and rotations of one list are no
+        difference."""
         from nas.training.engine import RanksDiffer
 
-        # In rotated lists ranks run different sub-networks at a time: their batch norms cannot be synchronised, and under ZeRO 3, which
+        # In rotated lists ranks run different sub-networks at a time: their batch norms cannot be synchronised, and
+        # under ZeRO 3, which
         # gathers weights module by module, they must have the same modules.
         engine, found = self.engine(network(False)), dict[str, Any]()
         space = engine.module.space
         x = batch(0)[0][: ROWS // self.world]
-        archs: list[Arch] = [space.arch({**space.largest(), **change}) for change in ({}, {"stage2.expand": 2}, {"head": 16})]
+        archs: list[Arch] = [
+            space.arch({**space.largest(), **change}) for change in ({}, {"stage2.expand": 2}, {"head": 16})
+        ]
         cases: dict[str, Any] = {
             "archs": [space.largest(), space.smallest()][self.rank % 2],
             "lists": [archs, [archs[0], archs[1], archs[1]]][self.rank % 2],
@@ -310,12 +338,21 @@ def apart(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
 
 
 CHECKS = {2: ("updates", "course", "bf16", "ranks", "between_ranks"), 1: ("updates", "bf16")}
-TAKE_OVERS = {2: ((0, 1), (1, 3), (3, 0), (3, 2)), 1: ((0, 1), (1, 3), (3, 0), (2, 2))}  # stages of the checkpoint and of who goes on
+TAKE_OVERS = {
+    2: ((0, 1), (1, 3), (3, 0), (3, 2)),
+    1: ((0, 1), (1, 3), (3, 0), (2, 2)),
+}  # stages of the checkpoint and of who goes on
 
 
 def work(rank: int, world: int, folder: str) -> None:
     """One process of a group: all checks at all stages, then resumes across them."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
     from nas.device import settle
 
     settle(False, 1)
@@ -382,7 +419,8 @@ def test_sandwich_steps_are_those_of_one_process(two: list[dict[str, Any]], stag
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("workers", ["one", "two"])
 def test_updates_are_those_of_one_process(request: pytest.FixtureRequest, workers: str, stage: int) -> None:
-    """With the same micro-batch everywhere; clipped by norm, or not at all; after many backwards; where parameters are not used."""
+    """With the same micro-batch everywhere; clipped by norm, or not at all; after many backwards; where parameters
+    are not used."""
     for found in seen(request.getfixturevalue(workers), f"updates {stage}"):
         assert len(found) == 6
         assert {name: value for name, value in found.items() if value > SAME} == {}

@@ -1,4 +1,5 @@
-"""The training loop in one process: feeds, micro-batches, guard, panel, bounds, checkpoints and what goes on from them."""
+"""The training loop in one process: feeds, micro-batches, guard, panel, bounds, checkpoints and what goes on from
+them."""
 
 from __future__ import annotations
 
@@ -177,7 +178,9 @@ def changed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Tensor, str,
     """Let the losses of every recipe that the loop makes go through a function."""
 
     def put(change: Callable[[Tensor, str, Step], Tensor]) -> None:
-        monkeypatch.setattr(nas.training.loop, "load_recipe", lambda task, options: Changed(load_recipe(task, options), change))
+        monkeypatch.setattr(
+            nas.training.loop, "load_recipe", lambda task, options: Changed(load_recipe(task, options), change)
+        )
 
     return put
 
@@ -200,7 +203,9 @@ class Numbers:
         return torch.from_numpy(rows), torch.full((len(rows),), -1 if epoch is None else epoch)
 
 
-def feeds_of(shares: dict[str, float], count: int = 103, batch: int = 12, rank: int = 0, world: int = 1, seed: int = 0) -> dict[str, Feed]:
+def feeds_of(
+    shares: dict[str, float], count: int = 103, batch: int = 12, rank: int = 0, world: int = 1, seed: int = 0
+) -> dict[str, Feed]:
     return make_feeds(SimpleNamespace(feeds=shares), Numbers(count), batch, rank, world, seed)  # type: ignore[arg-type]
 
 
@@ -215,7 +220,9 @@ def test_an_epoch_goes_once_through_the_data() -> None:
     assert feed.an_epoch == 8
     assert [len(set(rows)) for rows in epochs] == [96, 96]
     assert epochs[0] != epochs[1] and set(epochs[0]) != set(epochs[1])
-    assert [feed(number)[1].unique().tolist() for number in (0, 7, 8, 16)] == [[0], [0], [1], [2]], "the augmentation's epoch"
+    assert [feed(number)[1].unique().tolist() for number in (0, 7, 8, 16)] == [[0], [0], [1], [2]], (
+        "the augmentation's epoch"
+    )
 
 
 def test_batches_are_a_function_of_seed_and_number() -> None:
@@ -242,7 +249,9 @@ def test_feeds_are_disjoint_and_leave_nothing_out() -> None:
         feeds = feeds_of(shares, batch=4)
         parts = [set(feed.rows.tolist()) for feed in feeds.values()]
         assert sum(map(len, parts)) == 103 and set.union(*parts) == set(range(103))
-        assert [abs(len(part) - 103 * share) <= 1 for part, share in zip(parts, shares.values(), strict=True)] == [True] * len(parts)
+        assert [abs(len(part) - 103 * share) <= 1 for part, share in zip(parts, shares.values(), strict=True)] == [
+            True
+        ] * len(parts)
         assert all(set(rows_of(feed, 3)) <= part for feed, part in zip(feeds.values(), parts, strict=True))
     drawn = feeds_of({"weights": 0.5, "alpha": 0.5})["weights"].rows
     assert drawn.max() > 60 > drawn.min(), "a share is drawn, not cut off the front"
@@ -289,7 +298,10 @@ def test_first_weights_depend_on_the_seed_alone() -> None:
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), drawn), "torch's global generator was moved"
     torch.rand(7)
-    again, other = make_supernet(experiment(), task).state_dict(), make_supernet(experiment("seed=1"), task).state_dict()
+    again, other = (
+        make_supernet(experiment(), task).state_dict(),
+        make_supernet(experiment("seed=1"), task).state_dict(),
+    )
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     assert not torch.equal(first["first.weight"], other["first.weight"])
 
@@ -351,7 +363,9 @@ def test_micro_batches_have_the_same_architectures_and_noise_of_their_own(
             seen.setdefault(step.index, []).append((archs, step.generator.initial_seed()))
             return self.inner.losses(run, net, batches, step)
 
-    monkeypatch.setattr(nas.training.loop, "load_recipe", lambda task, options: Watched(load_recipe(task, options), plain))
+    monkeypatch.setattr(
+        nas.training.loop, "load_recipe", lambda task, options: Watched(load_recipe(task, options), plain)
+    )
     train(tmp_path, "recipe.epochs=0.5", "train.micro_batch=50")
     assert sorted(seen) == [0, 1, 2]
     for parts in seen.values():
@@ -368,7 +382,9 @@ class Interrupted(Exception):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("overrides", [("train.zero_stage=1",), ("space={name: bignas, size: d8, options: {}}", "train.zero_stage=3")])
+@pytest.mark.parametrize(
+    "overrides", [("train.zero_stage=1",), ("space={name: bignas, size: d8, options: {}}", "train.zero_stage=3")]
+)
 def test_a_resumed_training_is_bit_equal(tmp_path: Path, changed: Any, overrides: tuple[str, ...]) -> None:
     """Dropout, augmentation, architectures, momentum and the recipe's own state, from step 8 of 12."""
     overrides = (*overrides, "recipe.dropout=0.3")
@@ -423,7 +439,9 @@ def test_a_training_asked_to_stop_saves_and_goes_on_bit_equal(tmp_path: Path, ch
     assert (again / "weights.safetensors").read_bytes() == (undisturbed / "weights.safetensors").read_bytes()
 
 
-def test_notice_of_a_preemption_saves_and_returns(tmp_path: Path, changed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notice_of_a_preemption_saves_and_returns(
+    tmp_path: Path, changed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Asked now and then, by all ranks at the same step; what goes on from there is bit-equal."""
     undisturbed = train(tmp_path / "undisturbed", "recipe.dropout=0.3")
     monkeypatch.setattr("nas.training.loop.LEAVING_S", 0.0)
@@ -447,8 +465,12 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path: Path) -> None:
     damaged = newest(tmp_path) / "weights.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     again = train(tmp_path)
-    assert [reason for reason in events(tmp_path, "checkpoint") if "step-00000012/weights.safetensors was changed" in reason]
-    assert all(torch.equal(value, undisturbed[name]) for name, value in load_file(again / "weights.safetensors").items())
+    assert [
+        reason for reason in events(tmp_path, "checkpoint") if "step-00000012/weights.safetensors was changed" in reason
+    ]
+    assert all(
+        torch.equal(value, undisturbed[name]) for name, value in load_file(again / "weights.safetensors").items()
+    )
 
 
 def test_an_attempt_that_is_over_writes_no_checkpoint(tmp_path: Path, changed: Any) -> None:
@@ -475,7 +497,8 @@ def test_how_much_is_done() -> None:
 
 
 def test_time_bounds_a_training_and_its_schedule(tmp_path: Path, changed: Any) -> None:
-    """A million epochs in one second: it ends with a checkpoint, the rate having gone down on the way; and it stays ended."""
+    """A million epochs in one second: it ends with a checkpoint, the rate having gone down on the way; and it stays
+    ended."""
     progress: list[float] = []
     changed(noted(lambda step: progress.append(step.progress)))
     bound = ("recipe.epochs=1000000", f"train.max_minutes={1.5 / 60}", "train.checkpoint_every=1000000")
@@ -488,7 +511,9 @@ def test_time_bounds_a_training_and_its_schedule(tmp_path: Path, changed: Any) -
     progress.clear()
     more = train(tmp_path, *bound[::2], "train.max_minutes=0.05")
     assert state_of(more)["step"] > state["step"] and state_of(more)["seconds"] >= 3
-    assert progress[0] == pytest.approx(state["seconds"] / 3, abs=1e-6) and progress == sorted(progress), "time goes on where it stood"
+    assert progress[0] == pytest.approx(state["seconds"] / 3, abs=1e-6) and progress == sorted(progress), (
+        "time goes on where it stood"
+    )
 
 
 # --- the guard
@@ -551,7 +576,8 @@ def test_a_bad_loss_goes_back_and_halves_the_rate(
 def test_it_gives_up_after_so_many_returns(tmp_path: Path, changed: Any, every_step_is_told: None) -> None:
     changed(lambda loss, name, step: loss * float("nan") if step.index >= 9 else loss)
     with pytest.raises(
-        Diverged, match=r"at step 9 .* after 2 rollbacks, each at half the learning rate: lower recipe.lr or set recipe.clip_norm"
+        Diverged,
+        match=r"at step 9 .* after 2 rollbacks, each at half the learning rate: lower recipe.lr or set recipe.clip",
     ):
         train(tmp_path, "train.max_rollbacks=2")
     assert len(events(tmp_path)) == 3 and len(read_rollbacks(RunDir(tmp_path))) == 2
@@ -601,7 +627,9 @@ class Panel:
         ((9.0, 80.0, 10.0, 80.0), True),
     ],
 )
-def test_a_panel_at_chance_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accuracies: tuple[float, ...], falls: bool) -> None:
+def test_a_panel_at_chance_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accuracies: tuple[float, ...], falls: bool
+) -> None:
     judge = Panel(*accuracies)
     monkeypatch.setattr(nas.training.loop, "Evaluator", lambda *_: judge)
     train(tmp_path)
@@ -611,8 +639,13 @@ def test_a_panel_at_chance_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(looks) == 3 + falls
     if falls:
         fallen = accuracies.index(min(accuracies[1:]))
-        assert f"at step {EVERY * (fallen + 1)} the largest child's accuracy fell from 80 to {accuracies[fallen]:.4g}: chance" == reasons[0]
-        assert [line["step"] for line in looks][fallen : fallen + 2] == [EVERY * (fallen + 1)] * 2, "that step was done again"
+        assert (
+            f"at step {EVERY * (fallen + 1)} the largest child's accuracy fell from 80 to {accuracies[fallen]:.4g}: "
+            "chance" == reasons[0]
+        )
+        assert [line["step"] for line in looks][fallen : fallen + 2] == [EVERY * (fallen + 1)] * 2, (
+            "that step was done again"
+        )
     assert state_of(newest(tmp_path))["best"] == max(accuracies)
 
 
@@ -624,7 +657,9 @@ def test_an_explosion_in_the_first_steps_is_seen(tmp_path: Path, changed: Any) -
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path, changed: Any) -> None:
     """A finite loss may have a gradient that is not; it shows first in the weights that would be saved."""
-    changed(once(3, lambda loss: loss + (loss - loss).square().sqrt(), "smallest"))  # worth 0, with the slope of sqrt at 0
+    changed(
+        once(3, lambda loss: loss + (loss - loss).square().sqrt(), "smallest")
+    )  # worth 0, with the slope of sqrt at 0
     last = train(tmp_path)
     assert last.name == "step-00000012"
     assert all(value.isfinite().all() for value in load_file(last / "weights.safetensors").values())

@@ -38,7 +38,8 @@ train: {workers: 1, zero_stage: 1, checkpoint_every: 4, keep: 9}
 search: {candidates: 2, calibration: 16, calibration_batch: 8}
 """
 RECIPES = {
-    "differentiable": "recipe: {name: differentiable, batch: 16, epochs: 1, alpha_warmup: 0.25, alpha_lr: 0.01, bitops: 0.001}",
+    "differentiable": "recipe: {name: differentiable, batch: 16, epochs: 1, alpha_warmup: 0.25, alpha_lr: 0.01, "
+    "bitops: 0.001}",
     "single_path": "recipe: {name: single_path, batch: 16, epochs: 1, lr: 0.002, warmup_epochs: 0.5, paths: 2}",
 }
 
@@ -87,43 +88,71 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(recipe: str, one_
         assert asked is not None and asked.arch == found and search.identity["first"] == [found.id]
         own = open_search(told, make_supernet(told, task), task, Checkpoint.open(whole[-1])).ask()
         assert own is not None and own.arch == found, "a run's own search begins with what it found"
-        tight = experiment(recipe, "search.candidates=1", f"search.constraints.max_bitops={net.cost(net.space.smallest())['bitops']}")
+        tight = experiment(
+            recipe, "search.candidates=1", f"search.constraints.max_bitops={net.cost(net.space.smallest())['bitops']}"
+        )
         with pytest.raises(ValueError, match=rf"exclude what was found \({found.id}: bitops .*search\.candidates is 1"):
-            search_children(tight, task, net, RunDir(tmp_path / "whole"), Fence.take(tmp_path / "whole"), Checkpoint.open(whole[-1]))
+            search_children(
+                tight, task, net, RunDir(tmp_path / "whole"), Fence.take(tmp_path / "whole"), Checkpoint.open(whole[-1])
+            )
         with pytest.raises(ValueError, match="before the logits learn"):
             open_search(told, net, task, Checkpoint.open(whole[0]))
         line = read_training(RunDir(tmp_path / "whole").training_log).panels[-1]
         figures, net = dict(line.figures()), make_supernet(told, task)
-        assert figures["recipe/entropy"] == pytest.approx(float(entropy(net, alpha))) and 0 < figures["recipe/entropy"] < entropy(net, 0 * alpha)
-        assert net.cost(net.space.smallest())["bitops"] < figures["recipe/expected_bitops"] < net.cost(net.space.largest())["bitops"]
+        assert figures["recipe/entropy"] == pytest.approx(float(entropy(net, alpha))) and 0 < figures[
+            "recipe/entropy"
+        ] < entropy(net, 0 * alpha)
+        assert (
+            net.cost(net.space.smallest())["bitops"]
+            < figures["recipe/expected_bitops"]
+            < net.cost(net.space.largest())["bitops"]
+        )
         net.load_state_dict(Checkpoint.open(whole[-1]).child_weights())
         judged = Evaluator(net, task, told.search, torch.device("cpu"))(found)
-        assert figures["panel/chosen/psnr"] == pytest.approx(judged["psnr"], abs=1e-4), "the panel follows what would be found now"
+        assert figures["panel/chosen/psnr"] == pytest.approx(judged["psnr"], abs=1e-4), (
+            "the panel follows what would be found now"
+        )
         larger = experiment("single_path", "data.scale=4")
         operations = dict(proposed(tmp_path / "whole", make_supernet(larger, load_task(larger))))
         assert operations == dict(found), "operations by name, though x4 orders them otherwise"
         with pytest.raises(ValueError, match="not in this space"):
             proposed(tmp_path / "whole", net.fix(net.space.smallest()))
-        assert not load_file(whole[0] / "recipe.safetensors")["alpha"].any(), "they have before the end of their warm-up"
+        assert not load_file(whole[0] / "recipe.safetensors")["alpha"].any(), (
+            "they have before the end of their warm-up"
+        )
 
 
 def test_what_cannot_be_proposed_is_refused_before_the_training(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    told = CliRunner().invoke(app, ["run", "quantnas-photos", "--run-dir", str(run), "--set", f"search.propose_from=[{tmp_path}/nowhere]"])
+    told = CliRunner().invoke(
+        app, ["run", "quantnas-photos", "--run-dir", str(run), "--set", f"search.propose_from=[{tmp_path}/nowhere]"]
+    )
     assert isinstance(told.exception, ValueError) and "nowhere, which is no run directory" in str(told.exception)
     assert not (run / "train").exists() and not (run / "supernet").exists()
 
 
 def test_images_too_small_for_spatial_attention_are_refused_before_the_training(tmp_path: Path) -> None:
-    words = ["run", "quantnas-photos", "--run-dir", str(tmp_path / "run"), "--set", "space.size=rfdn-c12", "--set", "data.patch=10"]
+    words = [
+        "run",
+        "quantnas-photos",
+        "--run-dir",
+        str(tmp_path / "run"),
+        "--set",
+        "space.size=rfdn-c12",
+        "--set",
+        "data.patch=10",
+    ]
     told = CliRunner().invoke(app, words)
-    assert isinstance(told.exception, ValueError) and "need 15 pixels a side; the data have inputs of 10" in str(told.exception)
+    assert isinstance(told.exception, ValueError) and "need 15 pixels a side; the data have inputs of 10" in str(
+        told.exception
+    )
     assert not (tmp_path / "run" / "train").exists()
 
 
 @pytest.mark.parametrize("layout", ["basic-c12", "rfdn-c12"])
 def test_files_carry_the_grids_that_a_child_was_trained_on(layout: str, tmp_path: Path) -> None:
-    """Mixed bits: packed weights give the same output, ONNX Runtime too but for values amid two levels, which float errors may part."""
+    """Mixed bits: packed weights give the same output, ONNX Runtime too but for values amid two levels, which float
+    errors may part."""
     torch.manual_seed(0)
     rng = np.random.default_rng(3)
     net = load_supernet("quantnas", layout, bits=[2, 4, 8, 16])
@@ -147,20 +176,27 @@ def test_files_carry_the_grids_that_a_child_was_trained_on(layout: str, tmp_path
     sizes = {name: tensors[f"{name}.weight"] for name, layer in child.named_modules() if isinstance(layer, QuantConv2d)}
     for name, layer in ((n, m) for n, m in child.named_modules() if isinstance(m, QuantConv2d)):
         bits = layer.bits[0]
-        assert sizes[name].nbytes == (-(-layer.weight.numel() // 2) if bits <= 4 else layer.weight.numel() * (1 if bits == 8 else 4))
+        assert sizes[name].nbytes == (
+            -(-layer.weight.numel() // 2) if bits <= 4 else layer.weight.numel() * (1 if bits == 8 else 4)
+        )
     write_onnx(for_onnx(child), x, tmp_path / "model.onnx", True)
     other = torch.rand(1, 3, 30, 21)
     for images in (x, other):
         apart = (OnnxFile(tmp_path / "model.onnx")(images) - child(images)).abs()
         assert float(apart.detach().quantile(0.9)) < 1e-6
     graph = onnx.load(tmp_path / "model.onnx").graph
-    bytes_ = {initializer.name for initializer in graph.initializer if initializer.data_type == onnx.TensorProto.INT8 and initializer.dims}
+    bytes_ = {
+        initializer.name
+        for initializer in graph.initializer
+        if initializer.data_type == onnx.TensorProto.INT8 and initializer.dims
+    }
     weights = [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in bytes_]
     assert len(weights) == len(narrow)
 
 
 def test_a_child_is_calibrated_judged_and_exported(one_rank: None, tmp_path: Path) -> None:
-    """With fitted steps, on photographs that were not trained on; its files give what it gives, ONNX within the steps of its grids."""
+    """With fitted steps, on photographs that were not trained on; its files give what it gives, ONNX within the
+    steps of its grids."""
     told = experiment("single_path")
     newest = train(told, tmp_path)[-1]
     task = load_task(told)
@@ -168,7 +204,9 @@ def test_a_child_is_calibrated_judged_and_exported(one_rank: None, tmp_path: Pat
     net.load_state_dict(load_file(newest / "weights.safetensors"))
     evaluator = Evaluator(net, task, told.search, torch.device("cpu"))
     arch = net.space.smallest()
-    assert evaluator(arch)["psnr"] > 31.0, "after 14 steps near the enlarged image, not the noise of steps that do not fit"
+    assert evaluator(arch)["psnr"] > 31.0, (
+        "after 14 steps near the enlarged image, not the noise of steps that do not fit"
+    )
     raw = net.extract(arch)
     child = evaluator.child(arch)
     steps = [name for name, _ in raw.named_parameters() if "_step" in name]
@@ -176,9 +214,13 @@ def test_a_child_is_calibrated_judged_and_exported(one_rank: None, tmp_path: Pat
     test = Batches(task.test, 1, 1, torch.device("cpu"))
     about = {"space": "quantnas", "size": "basic-c12", "supernet": "5a" * 32, "data": told.data.name, **task.about}
     (tmp_path / "children").mkdir()
-    figures = export_child(tmp_path / "children" / arch.id, arch, CostModel(net), evaluator, test, about, True, Fence.take(tmp_path))
+    figures = export_child(
+        tmp_path / "children" / arch.id, arch, CostModel(net), evaluator, test, about, True, Fence.take(tmp_path)
+    )
     assert figures["bitops"] == net.cost(arch)["bitops"]
-    assert figures["parity"]["supernet"] < 1e-5 and figures["parity"]["reloaded"] == 0 and figures["parity"]["onnx"] < 0.02
+    assert (
+        figures["parity"]["supernet"] < 1e-5 and figures["parity"]["reloaded"] == 0 and figures["parity"]["onnx"] < 0.02
+    )
     assert figures["parity"]["packed"] == 0
     kept = json.loads((tmp_path / "children" / arch.id / "arch.json").read_text())
     assert kept["network"]["slots"]["head1"] == ["conv3g3", 4]

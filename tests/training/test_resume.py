@@ -1,4 +1,5 @@
-"""Killed, interrupted, damaged: the same command continues, and what comes out is what an undisturbed run gives, bit for bit."""
+"""Killed, interrupted, damaged: the same command continues, and what comes out is what an undisturbed run gives, bit
+for bit."""
 
 from __future__ import annotations
 
@@ -19,16 +20,49 @@ import pytest
 from nas.rundir import atomic
 from nas.rundir.checkpoint import directories
 from nas.rundir.directory import RunDir
-from tests.driving import PATIENCE, check_tracked, command, environment, flip_byte, metrics, records, sets, start, supernet
+from tests.driving import (
+    PATIENCE,
+    check_tracked,
+    command,
+    environment,
+    flip_byte,
+    metrics,
+    records,
+    sets,
+    start,
+    supernet,
+)
 
-SETTINGS = ["recipe.epochs=6", "recipe.warmup_epochs=1", "train.checkpoint_every=10", "search.candidates=40", "search.window=8"]
+SETTINGS = [
+    "recipe.epochs=6",
+    "recipe.warmup_epochs=1",
+    "train.checkpoint_every=10",
+    "search.candidates=40",
+    "search.window=8",
+]
 WORDS: list[str | Path] = ["run", "bignas-digits", *sets([*SETTINGS, "export.children=3", "export.onnx=false"])]
 STEPS, CANDIDATES = 108, 40
-TRANSFORMER = ["recipe.epochs=4", "recipe.warmup_epochs=1", "train.checkpoint_every=10", "search.candidates=24", "search.window=8"]
-QUANTIZED = ["recipe.epochs=4", "recipe.warmup_epochs=1", "recipe.alpha_warmup=0.25", "train.checkpoint_every=5", "search.candidates=24", "search.window=8"]
+TRANSFORMER = [
+    "recipe.epochs=4",
+    "recipe.warmup_epochs=1",
+    "train.checkpoint_every=10",
+    "search.candidates=24",
+    "search.window=8",
+]
+QUANTIZED = [
+    "recipe.epochs=4",
+    "recipe.warmup_epochs=1",
+    "recipe.alpha_warmup=0.25",
+    "train.checkpoint_every=5",
+    "search.candidates=24",
+    "search.window=8",
+]
 TUNED = ["finetune.recipe.epochs=3", "finetune.recipe.warmup_epochs=1", "export.children=2", "export.onnx=false"]
 ORPHANS = 30.0  # seconds in which the processes of a killed driver must be gone; some 4 on a quiet machine
-AGENTS = ("ray::RuntimeEnvAgent", "ray::DashboardAgent")  # Ray's own, idle; they look for their dead head for a minute before they end
+AGENTS = (
+    "ray::RuntimeEnvAgent",
+    "ray::DashboardAgent",
+)  # Ray's own, idle; they look for their dead head for a minute before they end
 INTERRUPT = 60.0  # seconds in which an interrupted command must have ended
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3 * PATIENCE)]
@@ -45,8 +79,13 @@ class Outcome:
 
 def outcome(run: Path) -> Outcome:
     """The weights by their sha256 and the journal by k, without times."""
-    lines = [{name: value for name, value in record.items() if name != "seconds"} for _, record in sorted(records(run).items())]
-    children = {path.name: atomic.verify(path)["files"]["model.safetensors"]["sha256"] for path in (run / "children").iterdir()}
+    lines = [
+        {name: value for name, value in record.items() if name != "seconds"}
+        for _, record in sorted(records(run).items())
+    ]
+    children = {
+        path.name: atomic.verify(path)["files"]["model.safetensors"]["sha256"] for path in (run / "children").iterdir()
+    }
     return Outcome(supernet(run), lines, children)
 
 
@@ -73,12 +112,17 @@ class Command:
 
     def until_step(self, step: int) -> None:
         """Wait for a checkpoint of this step or a later one, written by this command or before it."""
-        self.until(f"checkpoint {step}", lambda: any(int(path.name[5:]) >= step for path in directories(self.run / "supernet")))
+        self.until(
+            f"checkpoint {step}", lambda: any(int(path.name[5:]) >= step for path in directories(self.run / "supernet"))
+        )
 
     def until_records(self, count: int) -> None:
         """Wait for so many lines of a journal."""
         files = self.run / "search"
-        self.until(f"{count} records", lambda: any(path.read_bytes().count(b'{"k":') >= count for path in files.glob("journal-*.jsonl")))
+        self.until(
+            f"{count} records",
+            lambda: any(path.read_bytes().count(b'{"k":') >= count for path in files.glob("journal-*.jsonl")),
+        )
 
     def look_around(self) -> set[psutil.Process]:
         """All processes below the driver that live now."""
@@ -90,7 +134,8 @@ class Command:
         return [process for process in self.look_around() if title in _title(process)]
 
     def kill(self) -> float:
-        """Kill the driver as the out-of-memory killer would; returns the seconds in which all that it had started was gone too."""
+        """Kill the driver as the out-of-memory killer would; returns the seconds in which all that it had started
+        was gone too."""
         self.look_around()
         self.process.kill()
         self.process.wait()
@@ -189,7 +234,9 @@ def test_killed_and_interrupted_and_damaged_in_training(undisturbed: Path, begin
     said = begin().finish()
     assert str(newest / "weights.safetensors") in said or f"{newest.name}/weights.safetensors" in said, said
     again = [line for line in metrics(first.run) if "loss" in line]
-    assert any(int(before.name[5:]) < line["step"] <= int(newest.name[5:]) for line in again[len(news) // 2 :]), "went on from the one before"
+    assert any(int(before.name[5:]) < line["step"] <= int(newest.name[5:]) for line in again[len(news) // 2 :]), (
+        "went on from the one before"
+    )
     assert outcome(first.run) == outcome(undisturbed)
     check_tracked(first.run, CANDIDATES)
     assert not (first.run / ".ray").exists()
@@ -213,7 +260,9 @@ def test_killed_and_interrupted_in_search(undisturbed: Path, trained: Path, begi
     check_tracked(trained, CANDIDATES)
 
 
-def test_a_worker_and_a_trial_die_and_a_second_command_is_refused(undisturbed: Path, begin: Callable[..., Command]) -> None:
+def test_a_worker_and_a_trial_die_and_a_second_command_is_refused(
+    undisturbed: Path, begin: Callable[..., Command]
+) -> None:
     """What Ray can mend is mended within the run; nobody else may write into it meanwhile."""
     first = begin()
     first.until_step(30)
@@ -239,11 +288,15 @@ def test_a_worker_and_a_trial_die_and_a_second_command_is_refused(undisturbed: P
     assert len(attempts) == 1, "the refused command is none"
 
 
-@pytest.mark.parametrize(("preset", "settings", "step"), [("vit-resnas-digits", TRANSFORMER, 20), ("quantnas-photos-differentiable", QUANTIZED, 10)])
+@pytest.mark.parametrize(
+    ("preset", "settings", "step"),
+    [("vit-resnas-digits", TRANSFORMER, 20), ("quantnas-photos-differentiable", QUANTIZED, 10)],
+)
 def test_a_run_is_killed_in_training_in_search_and_in_finetune(
     preset: str, settings: list[str], step: int, tmp_path: Path, begin: Callable[..., Command]
 ) -> None:
-    """AdamW's moments, several sub-networks a step, the averaged weights of a child that is trained on; logits, their Adam, learned steps."""
+    """AdamW's moments, several sub-networks a step, the averaged weights of a child that is trained on; logits,
+    their Adam, learned steps."""
     words: list[str | Path] = ["run", preset, *sets([*settings, *TUNED])]
     home = tmp_path / "undisturbed"
     home.mkdir()
