@@ -169,7 +169,7 @@ def test_a_version_keeps_its_files_whatever_is_registered_after_it(
 
 def test_what_is_not_exported_is_told(child: Path) -> None:
     told = CliRunner().invoke(app, ["register", str(child.parents[1]), "nobody", "digits"])
-    assert isinstance(told.exception, ValueError) and f"exported there: {child.name}" in str(told.exception)
+    assert isinstance(told.exception, ValueError) and f"there are {child.name}" in str(told.exception)
 
 
 @pytest.mark.parametrize("failures", [2, 3])

@@ -22,6 +22,8 @@ CPU = torch.device("cpu")
 class Sorted:
     """Class after class, as folders come; the target of an example is a hundred times as large as its input."""
 
+    at_once = None
+
     def __init__(self) -> None:
         self.loaded = 0
 
