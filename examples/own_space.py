@@ -7,9 +7,9 @@ In this folder:
     nas run own_space.yaml
 
 A space is a `Supernet`, a factory that takes one of your sizes and what the data say of themselves (``classes``,
-``channels``, ``mean``, ``std``, ``image``), and the child's class in a file of its own that imports torch alone.
-Layers are told their sizes at each call and remember none; a smaller layer is a window of the largest one, its first
-channels, and has the same name in the child: by that alone `extract` and `fix` find the weights.
+``channels``, ``mean``, ``std``, ``image``), and the child's class in a file ``own_space_child.py`` beside it that
+imports torch alone. Layers are told their sizes at each call and remember none; a smaller layer is a window of the
+largest one, its first channels, and has the same name in the child: by that alone `extract` and `fix` find the weights.
 """
 
 from __future__ import annotations

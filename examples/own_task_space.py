@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import own_task_child
+import own_task_space_child
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,8 +30,8 @@ class Segmenter(Supernet):
 
     mean: Tensor
     std: Tensor
-    child = own_task_child.SegmenterChild
-    sources = (Path(own_task_child.__file__),)
+    child = own_task_space_child.SegmenterChild
+    sources = (Path(own_task_space_child.__file__),)
 
     def __init__(
         self,

@@ -114,7 +114,7 @@ def test_its_children_load_where_there_is_no_raynas(own: Path, folder: Path, mon
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [3, 10]
     monkeypatch.syspath_prepend(folder)
-    net = nas.load_child(child, modules=("own_space_child",))
+    net = nas.Run(own).child(child.name)
     assert net(torch.rand(3, 1, 8, 8)).shape == (3, 10)
 
 

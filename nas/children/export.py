@@ -239,9 +239,13 @@ without VNNI, ONNX Runtime's kernels for 8-bit weights can saturate; its session
 
 
 def child_packages(space: str) -> tuple[str, ...]:
-    """The packages that children of a space may come from: that of the built-in ones, and a user's own,
-    ``my_module:my_space``."""
-    return "searchspaces", space.partition(":")[0].split(".")[0]
+    """The packages that children of a space may come from.
+
+    They are that of the built-in ones, and of a user's own ``my_module:my_space`` the modules ``my_module`` and
+    ``my_module_child``.
+    """
+    own = space.partition(":")[0].split(".")[0]
+    return "searchspaces", own, f"{own}_child"
 
 
 def load_child(path: str | Path, modules: tuple[str, ...] = ("searchspaces",)) -> nn.Module:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nas.children.export import bundle
+from nas.children.export import bundle, child_packages
 from nas.space import Arch
 from nas.supernet import Pass, Soft, Supernet, main_head, window
 
@@ -379,8 +379,14 @@ def check_gradients(net: Supernet, x: Tensor) -> None:
 def check_sources(net: Supernet, x: Tensor) -> None:
     """`sources` bundled into one file import nothing of raynas and give the child's class: what export relies on.
 
-    Look at `sources`: every file that the child's class needs but torch, those that others import first.
+    Look at `sources`: every file that the child's class needs but torch, those that others import first. The class
+    itself is in ``my_module_child.py`` beside ``my_module.py``.
     """
+    package, home = type(net).__module__.split(".")[0], net.extract(net.space.smallest()).__class__.__module__
+    allowed = child_packages(package)
+    assert home.split(".")[0] in allowed, (
+        f"the child's class is in {home}; children are loaded from {', '.join(allowed[1:])}"
+    )
     source = bundle(net.sources)
     for node in ast.walk(ast.parse(source)):
         names = (
