@@ -135,8 +135,6 @@ def proposed(run: Path, net: Supernet) -> Arch:
     Raises:
         ValueError: it is no finished run of the recipe differentiable, or its architecture is not in this space.
     """
-    from nas.workers.train import finished
-
     at = RunDir(run)
     if not at.is_run():
         raise ValueError(f"search.propose_from names {run}, which is no run directory")
@@ -146,7 +144,7 @@ def proposed(run: Path, net: Supernet) -> Arch:
             f"search.propose_from names {run}, whose recipe is {other.recipe.name}; only differentiable finds an "
             "architecture by itself"
         )
-    if newest is None or not finished(newest, other, newest.state.total):
+    if newest is None or not newest.finished(newest.state.total, other.train.max_minutes):
         raise ValueError(f"search.propose_from names {run}, which is not trained to its end: nas train {at.experiment}")
     its_own = make_supernet(other, load_task(other))  # what the logits stand for depends on its data too
     found = found_by(newest, its_own)

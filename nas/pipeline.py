@@ -45,7 +45,7 @@ from nas.tasks.task import Task
 from nas.training.loop import total_steps
 from nas.workers.session import leaving, session
 from nas.workers.stopping import Stopper, watching
-from nas.workers.train import finished, train
+from nas.workers.train import train
 
 FLUSH_SECONDS = 30.0  # at the end, for what MLflow does not have yet
 
@@ -191,7 +191,7 @@ class Pipeline:
         """The supernet, to the end of its schedule or of its time."""
         total = total_steps(self.experiment, len(self.task.train), self.recipe)
         newest = self._newest()
-        if newest and finished(newest, self.experiment, total):
+        if newest and newest.finished(total, self.experiment.train.max_minutes):
             self.watch.say(f"train: done before ({newest.state.step:,} steps)")
             return
         open_search(

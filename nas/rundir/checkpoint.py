@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -130,6 +130,10 @@ class Checkpoint:
         return write_directory(
             root / f"step-{state.step:08d}", fill, {"step": state.step, "total": state.total}, allowed
         )
+
+    def finished(self, total: int, max_minutes: float | None) -> bool:
+        """Whether nothing is left to train, where a whole training takes `total` steps, or so many minutes."""
+        return replace(self.state, total=total).share_done(max_minutes) >= 1
 
     def weights(self) -> dict[str, Tensor]:
         """Those that are trained: full, fp32, on the CPU."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,6 @@ Notify = Callable[[Line], None]
 
 class TrainingFailed(RuntimeError):
     """The workers gave up; the message is theirs."""
-
-
-def finished(newest: Checkpoint | None, experiment: Experiment, total: int) -> bool:
-    """Whether nothing is left to train, where a whole training takes `total` steps."""
-    return newest is not None and replace(newest.state, total=total).share_done(experiment.train.max_minutes) >= 1
 
 
 def train(experiment: Experiment, run: RunDir, fence: Fence, notify: Notify = lambda _: None) -> Checkpoint | None:
