@@ -16,12 +16,12 @@ def device(use_gpu: bool) -> torch.device:
     return torch.device("cuda", index)
 
 
-def driver(setting: bool | None) -> torch.device:
+def driver_device(setting: bool | None) -> torch.device:
     """Where the driver's own process works: a GPU of its machine unless that is ruled out, else the CPU."""
-    return settle(setting is not False and torch.cuda.is_available(), 1)
+    return configure_process(setting is not False and torch.cuda.is_available(), 1)
 
 
-def settle(use_gpu: bool, cpus: int) -> torch.device:
+def configure_process(use_gpu: bool, cpus: int) -> torch.device:
     """Call first in every worker process: choose the device, and take no more threads than CPUs were given.
 
     Spinning OpenMP barriers of two threads beside a busy process cost a factor of forty, hence the passive wait policy.

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from nas.build import (
     check_constraints,
@@ -27,7 +28,7 @@ from nas.children.evaluate import Batches, Evaluator
 from nas.children.export import child_packages, export_child, exported
 from nas.children.quantize import QuantizedFigures, done_before, quantize_child
 from nas.config.experiment import Experiment, parse
-from nas.device import driver
+from nas.device import driver_device
 from nas.quantization.compare import QuantizationTarget
 from nas.recipes.recipe import Recipe
 from nas.results.history import History
@@ -122,9 +123,10 @@ class Pipeline:
         fence: Fence,
         tracker: Tracker,
         watch: Watcher,
+        device: torch.device,
     ) -> None:
         self.experiment, self.task, self.net, self.recipe = experiment, task, net, recipe
-        self.run, self.fence, self.tracker, self.watch = run, fence, tracker, watch
+        self.run, self.fence, self.tracker, self.watch, self.device = run, fence, tracker, watch, device
         self._trained: Checkpoint | None = None  # verified once a command
         self.ray, self.stopper = ExitStack(), Stopper(fence, watch.say)
         self.inner: Pipeline | None = None  # of a finetune while it goes on
@@ -145,7 +147,7 @@ class Pipeline:
             ValueError: the space cannot meet the constraints; the directory is occupied; the data or the mirror cannot
                 be used.
         """
-        driver(experiment.train.use_gpu)
+        device = driver_device(experiment.train.use_gpu)
         run = RunDir(directory.absolute())
         task = load_task(experiment)
         net = make_supernet(experiment, task)
@@ -167,7 +169,7 @@ class Pipeline:
             tracker = Tracker(run, address(run, tracking.uri), tracking.experiment or experiment.name)
             try:
                 tracker.start()
-                pipeline = cls(experiment, task, net, recipe, run, fence, tracker, watch)
+                pipeline = cls(experiment, task, net, recipe, run, fence, tracker, watch, device)
                 if kept:
                     kept.lost = lambda: pipeline.ask("another attempt has taken over the run: saving and ending")
                 with pipeline.stopper.listening(), pipeline.ray:
@@ -361,7 +363,7 @@ class Pipeline:
             self.stopper.check()
 
         settings, modules = self.experiment, child_packages(self.experiment.space.name)
-        device, size = driver(settings.train.use_gpu), settings.search.score_batch
+        device, size = self.device, settings.search.score_batch
         figures = quantize_child(
             source, target, self.task, device, self.fence, modules, size, settings.export.onnx, tell
         )
@@ -414,7 +416,7 @@ class Pipeline:
         return history
 
     def _evaluator(self) -> tuple[Evaluator, Batches]:
-        device = driver(self.experiment.train.use_gpu)
+        device = self.device
         settings = self.experiment.search
         self.net.load_state_dict(self._supernet().child_weights())
         net: Supernet = self.net.to(device)

@@ -105,7 +105,7 @@ class Item:
     count: int = 1
 
 
-class Unsent:
+class Outbox:
     """Follows the files of a run and compares them with what was sent."""
 
     def __init__(self, run: RunDir, sent: Sent) -> None:

@@ -22,12 +22,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from nas.results.history import read_json
-from nas.results.outbox import FIGURES, VIEW_KEY, VIEW_TAG, Item, Key, Sent, Unsent
+from nas.results.outbox import FIGURES, VIEW_KEY, VIEW_TAG, Item, Key, Outbox, Sent
 from nas.rundir.directory import RunDir
 
 if TYPE_CHECKING:
@@ -39,7 +38,6 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 5.0  # training writes from another process, which cannot poke
 BACKOFF_SECONDS = (1.0, 60.0)  # after the first failure, and at most
-CLOSE_SECONDS = 30.0
 CLOSE_TRIES = 2
 REFUSALS = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE"}  # of this one item: another try would not help
 ENVIRONMENT = {
@@ -247,7 +245,7 @@ class Tracker:
         self.uri = check_uri(uri or default_uri(run))
         self.experiment = experiment
         self._sent = Sent(run, self.uri, experiment)
-        self._unsent = Unsent(run, self._sent)
+        self._outbox = Outbox(run, self._sent)
         self._files = threading.Lock()  # of the two above; never held while MLflow is waited for
         self._store: _Store | None = None
         self._refused: set[Key] = set()
@@ -284,21 +282,10 @@ class Tracker:
             self._thread.join(timeout)
         try:
             with self._files:
-                return sum(item.count for item in self._unsent.pending(status))
+                return sum(item.count for item in self._outbox.pending(status))
         except (OSError, ValueError) as error:
             log.warning("cannot tell what MLflow misses: %s", error)
             return 1
-
-    def __enter__(self) -> Tracker:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        ends = "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED"
-        if missed := self.close(CLOSE_SECONDS, ends):
-            log.warning("%d things could not be sent to MLflow; the next start of this run sends them", missed)
 
     def _follow(self) -> None:
         failures, tries = 0, 0
@@ -331,7 +318,7 @@ class Tracker:
             if self._sent.values and not self._store.runs:  # the store was emptied behind our back
                 with self._files:
                     self._sent.forget()
-                    self._unsent.restart()
+                    self._outbox.restart()
                 items = self._pending(ending)
         for item in items:
             if time.monotonic() >= self._deadline or (self._ending and not ending):
@@ -342,7 +329,7 @@ class Tracker:
 
     def _pending(self, ending: str | None) -> list[Item]:
         with self._files:
-            return [item for item in self._unsent.pending(ending) if item.key not in self._refused]
+            return [item for item in self._outbox.pending(ending) if item.key not in self._refused]
 
     def _send(self, item: Item) -> None:
         from mlflow.exceptions import MlflowException

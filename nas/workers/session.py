@@ -11,7 +11,7 @@ import ray
 
 from nas.config.experiment import Experiment
 
-QUIET = {
+RAY_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end, or a death, is seen; 2 s by default
     # how soon a notice that a node will be taken away reaches the workers; 5 s by default
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
@@ -39,7 +39,7 @@ def session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name, value in QUIET.items():
+    for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     path = os.pathsep.join(
         filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")])

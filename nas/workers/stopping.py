@@ -78,7 +78,7 @@ def watching(leaving: Callable[[], bool], then: Callable[[], None], every_s: flo
         thread.join(5)
 
 
-def aside(work: Callable[[], Any]) -> Any:
+def off_main_thread(work: Callable[[], Any]) -> Any:
     """Do `work` in a thread of its own and wait for it: Ray Train and Tune take SIGINT for themselves only in the
     main thread."""
     done: Future[Any] = Future()

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from nas.config.experiment import Experiment, parse
+from nas.device import configure_process
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.rundir.log import Line, TrainingLines
+from nas.training.loop import Loop
 from nas.workers.session import check_room, has_gpus, session, workers
-from nas.workers.stopping import aside
+from nas.workers.stopping import off_main_thread
 
 Notify = Callable[[Line], None]
 
@@ -85,7 +87,7 @@ def _fit(experiment: Experiment, run: RunDir, fence: Fence, gpu: bool, part: int
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
     )
     try:
-        aside(trainer.fit)
+        off_main_thread(trainer.fit)
     except TrainingFailedError as error:
         raise TrainingFailed(_cause(error)) from error
 
@@ -101,12 +103,8 @@ def work(config: dict[str, Any]) -> None:
     import ray
     import ray.train
 
-    from nas.device import settle
-
     cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))
-    device = settle(config["gpu"], cpus)
-    from nas.training.loop import Loop  # after settle: importing DeepSpeed fixes the accelerator
-
+    device = configure_process(config["gpu"], cpus)
     run, place = RunDir(config["run"]), ray.train.get_context()
     fence = Fence(run.path, config["attempt"])
     Loop(

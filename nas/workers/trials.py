@@ -21,6 +21,7 @@ from ray.tune.search import Searcher
 from nas.build import load_task, make_supernet, open_journal, open_search
 from nas.children.evaluate import Evaluator
 from nas.config.experiment import Experiment, parse
+from nas.device import configure_process
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
@@ -31,7 +32,7 @@ from nas.space import Arch
 from nas.supernet import Supernet
 from nas.tasks.task import Task
 from nas.workers.session import check_room, gpus, has_gpus, session
-from nas.workers.stopping import aside
+from nas.workers.stopping import off_main_thread
 
 LIVES = 3  # deaths of a worker on one candidate alone, after which the candidate counts as failed
 TRIAL_SECONDS = 2.0  # how long a trial should last at least, so that Tune's own work stays small beside it
@@ -47,9 +48,7 @@ class Scored(tune.Trainable):
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], weights: Mapping[str, np.ndarray], experiment: dict[str, Any], gpu: bool
     ) -> None:
-        from nas.device import settle
-
-        device = settle(gpu, 1)
+        device = configure_process(gpu, 1)
         settings = parse(experiment)
         task = load_task(settings)
         net = make_supernet(settings, task)
@@ -273,7 +272,7 @@ def _run(experiment: Experiment, run: RunDir, fence: Fence, asker: Asker, traine
     logging.getLogger("ray.tune").setLevel(
         logging.CRITICAL
     )  # it prints the traceback of a dead worker, whose candidates the asker gives out again
-    aside(tuner.fit)
+    off_main_thread(tuner.fit)
     if asker.broken:
         raise SearchFailed(
             f"{asker.broken} workers died one after another and none has judged a child; what they said: {_said(tuner)}"

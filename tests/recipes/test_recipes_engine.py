@@ -93,7 +93,7 @@ def state(net_state: dict[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
 
 
 def work(rank: int, folder: str) -> None:
-    from nas.device import settle
+    from nas.device import configure_process
 
     os.environ |= {
         "RANK": str(rank),
@@ -102,7 +102,7 @@ def work(rank: int, folder: str) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",
     }
-    settle(False, 1)
+    configure_process(False, 1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     for case, stage in product(CASES, STAGES):
         net, recipe = CASES[case]()

@@ -353,9 +353,9 @@ def work(rank: int, world: int, folder: str) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",
     }
-    from nas.device import settle
+    from nas.device import configure_process
 
-    settle(False, 1)
+    configure_process(False, 1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world)
     found: dict[str, Any] = {}
 
