@@ -1,5 +1,5 @@
 """The other two families by the command, short: from a preset to finetuned children. What BigNAS's run shows in
-detail is in test_run."""
+detail is in tests/test_pipeline.py."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from PIL import Image
@@ -48,6 +49,7 @@ def told(run: Path, child: str) -> dict[str, Any]:
     return dict(json.loads((run / "children" / child / "metrics.json").read_text()))
 
 
+@pytest.mark.soak
 def test_transformers_from_a_preset_to_a_taught_child(tmp_path: Path) -> None:
     ended = command("run", "vit-resnas-digits", *sets([*TRANSFORMERS, *TAUGHT]), cwd=tmp_path, patience=PATIENCE)
     assert ended.code == 0, ended.text
@@ -76,6 +78,7 @@ def test_transformers_from_a_preset_to_a_taught_child(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.soak
 def test_super_resolution_from_a_preset_to_a_child_that_beats_bicubic(tmp_path: Path) -> None:
     """Trained on with real quantizers, which begin where they fit what the child was."""
     few = [*ENLARGING, "recipe.opening_epochs=2", "finetune.recipe.epochs=14"]
