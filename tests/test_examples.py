@@ -14,7 +14,7 @@ import torch
 
 import nas
 from nas.cli.check import find, run
-from tests.test_run import STRANGER, command, environment, records, sets
+from tests.driving import STRANGER, command, environment, records, sets
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FEW = ["recipe.epochs=2", "train.checkpoint_every=20", "search.window=4", "search.candidates=6", "export.children=1"]
