@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import v2
 
 from nas.draws import bits, stratified, uniform
 from nas.supernet import Output, Target, main_head
@@ -18,6 +18,9 @@ from nas.tasks import mixing
 from nas.tasks.datasets import ClassificationOptions, load_images
 from nas.tasks.files import Files
 from nas.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ def resized_crop(x: Tensor, side: int, area: Tensor, ratio: Tensor, top: Tensor,
     wide = (share * height * width * stretch).sqrt().round().clamp(1, width).long()
     rows, columns = (top * (height - tall + 1)).long(), (left * (width - wide + 1)).long()
     places = torch.stack((rows, columns, tall, wide), 1).tolist()
+    from torchvision.transforms import v2  # takes seconds to import, so where it is used
+
     resize = v2.functional.resized_crop
     bicubic = v2.InterpolationMode.BICUBIC
     return torch.stack(
@@ -146,6 +151,8 @@ def rand_augment(x: Tensor, seeds: np.ndarray) -> Tensor:
     Their magnitude is 9 of 10 of the largest, as timm's m9 and so the recipes of transformers have it; torchvision
     counts to 30.
     """
+    from torchvision.transforms import v2
+
     policy = v2.RandAugment(magnitude=27)
     return torch.stack(
         [_varied(policy, image, np.random.default_rng(seed)) for image, seed in zip(x, seeds, strict=True)]

@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
-from torchvision import datasets as torchvision_datasets
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from nas.config.section import DataOptions, Share
 from nas.draws import stratified
@@ -175,9 +173,11 @@ def _digits(settings: ClassificationOptions) -> Images:
 
 def _fashion_mnist(settings: ClassificationOptions) -> Images:
     """Fashion-MNIST (arXiv:1708.07747): 60,000 + 10,000 of 28 x 28 in grey, read by torchvision."""
+    from torchvision.datasets import FashionMNIST  # takes seconds to import, so where it is used
+
     root = _fashion_root()
     try:
-        parts = [torchvision_datasets.FashionMNIST(str(root), train=train, download=False) for train in (True, False)]
+        parts = [FashionMNIST(str(root), train=train, download=False) for train in (True, False)]
     except (AssertionError, KeyError, RuntimeError, ValueError) as error:
         raise ValueError(
             f"the files in {root / 'FashionMNIST' / 'raw'} are damaged; remove them and fetch them again"
@@ -241,13 +241,14 @@ def _cifar10_root() -> Path:
 
 def _cifar10(settings: ClassificationOptions) -> Images:
     """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 of 32 x 32 in colour, read by torchvision."""
+    from torchvision.datasets import CIFAR10
+
     root = _cifar10_root()
     # The batch files are pickles. torchvision compares the md5 of each with the published one before it opens any, and
-    # raises
-    # RuntimeError where one differs, so that only the original files are ever unpickled; nothing here may go round that
-    # check.
+    # raises RuntimeError where one differs, so that only the original files are ever unpickled; nothing here may go
+    # round that check.
     try:
-        parts = [torchvision_datasets.CIFAR10(str(root), train=train, download=False) for train in (True, False)]
+        parts = [CIFAR10(str(root), train=train, download=False) for train in (True, False)]
     except RuntimeError as error:
         raise ValueError(
             f"{root / 'cifar-10-batches-py'} is not the original CIFAR-10 (a file is missing or its md5 differs)"
@@ -275,6 +276,8 @@ def _folder_files(train: Path, test: Path) -> tuple[list[str], tuple[list[tuple[
     Raises:
         ValueError: a class without training images, one that only the test part has, or no test images at all.
     """
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
     classes = _classes(train)
     if stray := sorted(set(_classes(test)) - set(classes)):
         raise ValueError(f"{test} has classes that {train} has not: {', '.join(stray[:10])}")

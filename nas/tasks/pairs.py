@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from nas.config.section import DataOptions
 from nas.draws import permutation, uniform
@@ -26,8 +25,7 @@ from nas.tasks.datasets import missing, roots
 from nas.tasks.files import MOST_BYTES, readable, rgb
 
 # What scikit-image carries inside its wheel and can be called a photograph; of the stereo pair one image alone, so that
-# no scene is in
-# two parts of the data.
+# no scene is in two parts of the data.
 TRAIN_PHOTOS = (
     "brick.png",
     "camera.png",
@@ -320,6 +318,8 @@ def _wheel() -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
+    from torchvision.datasets.folder import IMG_EXTENSIONS  # takes seconds to import, so where it is used
+
     files = sorted(
         path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
     )

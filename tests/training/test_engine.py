@@ -286,8 +286,7 @@ class Worker:
         from nas.training.engine import RanksDiffer
 
         # In rotated lists ranks run different sub-networks at a time: their batch norms cannot be synchronised, and
-        # under ZeRO 3, which
-        # gathers weights module by module, they must have the same modules.
+        # under ZeRO 3, which gathers weights module by module, they must have the same modules.
         engine, found = self.engine(network(False)), dict[str, Any]()
         space = engine.module.space
         x = batch(0)[0][: ROWS // self.world]
