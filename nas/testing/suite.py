@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import inspect
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import ParamSpec
+
+import torch
 
 P = ParamSpec("P")
 
@@ -45,13 +49,27 @@ def outcomes(checks: Iterable[Callable[P, None]], *subject: P.args, **named: P.k
     for check in checks:
         contract, _, look = inspect.cleandoc(check.__doc__ or "").partition("\n")
         began, why = time.perf_counter(), None
-        try:
-            check(*subject, **named)
-        except AssertionError as error:
-            why = str(error) or f"{check.__name__} does not hold"
-        except Exception as error:  # whatever the plug-in raises is a finding, told with its place
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            why = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+        with modes_put_back():
+            try:
+                check(*subject, **named)
+            except AssertionError as error:
+                why = str(error) or f"{check.__name__} does not hold"
+            except Exception as error:  # whatever the plug-in raises is a finding, told with its place
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                why = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
         yield Outcome(
             check.__name__.removeprefix("check_"), contract, " ".join(look.split()), time.perf_counter() - began, why
         )
+
+
+@contextlib.contextmanager
+def modes_put_back() -> Iterator[None]:
+    """Gradient mode, autocast and the default type are afterwards what they were, whatever a plug-in did to them."""
+    gradients, autocast, dtype = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.get_default_dtype()
+    try:
+        yield
+    finally:
+        gc.collect()  # a generator that was left inside a `with` leaves it when it is freed, and no sooner
+        torch.set_grad_enabled(gradients)
+        torch.set_autocast_enabled("cpu", autocast)
+        torch.set_default_dtype(dtype)

@@ -176,6 +176,7 @@ def test_a_broken_recipe_is_told(broken: type[Recipe], check: str) -> None:
 
     assert failed(outcomes(recipe.CHECKS, make(Plain))) == []
     assert check in {told.partition(":")[0] for told in failed(outcomes(recipe.CHECKS, make(broken)))}
+    assert not torch.is_autocast_enabled("cpu") and torch.is_grad_enabled(), "what it left behind reaches later checks"
 
 
 # --- searches
