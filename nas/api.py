@@ -11,10 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from nas.children.export import child_packages, load_child
-from nas.cli.progress import Screen
+from nas.cli.progress import Screen, plain
 from nas.config.experiment import Experiment, load_experiment
 from nas.pipeline import Pipeline
 from nas.results.history import front_table, read_history
@@ -94,7 +92,7 @@ def run(experiment: str | Path | Experiment, overrides: Sequence[str] = (), run_
         raise ValueError("overrides are for a preset or a file; change the experiment that you give with model_copy")
     told = experiment if isinstance(experiment, Experiment) else load_experiment(experiment, overrides)
     directory = Path(run_dir) if run_dir else Path("runs") / told.name
-    screen = Screen(Console(soft_wrap=True))
+    screen = Screen(plain())
     try:
         with Pipeline.open(told, directory, screen) as pipeline:
             pipeline.all()

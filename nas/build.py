@@ -49,10 +49,16 @@ def make_supernet(experiment: Experiment, task: Task) -> Supernet:
     inherits.
 
     Raises:
-        ValueError: the space has no such child.
+        ValueError: the space has no such child, or its options say of the data what is not so.
         Damaged: the checkpoint that it shall inherit from is not whole.
     """
     space = experiment.space
+    for key in space.options.keys() & task.network.keys():
+        if space.options[key] != task.network[key]:
+            raise ValueError(
+                f"space.options.{key} is {space.options[key]!r}, and {experiment.data.name} has {task.network[key]!r}: "
+                "leave it out, it is taken from the data"
+            )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(experiment.seed)
         net = load_supernet(space.name, space.size, **{**task.network, **space.options})

@@ -61,7 +61,7 @@ DIETS = {
     "nas/rundir/atomic.py": set(),
     "nas/config/section.py": {"pydantic"},
     "nas/config/plugins.py": {"pydantic", "pydantic_core", "nas.config.section"},
-    "nas/config/sections.py": {"pydantic", "nas.config.cluster", "nas.config.plugins", "nas.config.section"},
+    "nas/config/sections.py": {"pydantic", "nas.config.addresses", "nas.config.plugins", "nas.config.section"},
     "nas/config/experiment.py": {"pydantic", "yaml", "nas.config"},
     "nas/search/*.py": {"numpy", "pydantic", "nas.space", "nas.search", "nas.config.section"},
 }

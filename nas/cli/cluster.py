@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from nas.config.cluster import below, object_store
+from nas.cli.progress import plain
+from nas.config.addresses import below, object_store
 from nas.config.experiment import Experiment, dump, load_experiment
 
 if TYPE_CHECKING:
     from cluster.jobs import Job, Work
     from cluster.manifests import Pods
 
-console = Console(soft_wrap=True)
+console = plain()
 Target = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A preset's name or a YAML file.")]
 Id = Annotated[
     str, typer.Argument(metavar="ID", help="A job such as bignas-digits-1, or a run, whose newest job is meant.")
@@ -37,7 +37,7 @@ NOTHING: list[str] = []
 
 
 def say(text: str) -> None:
-    console.print(text, highlight=False, markup=False)
+    console.print(text)
 
 
 def submit(

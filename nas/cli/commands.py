@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
-from rich.console import Console
 from rich.table import Column, Table
 
 from nas.cli import check, cluster
-from nas.config.cluster import object_store
+from nas.cli.progress import plain
+from nas.config.addresses import masked, object_store
 from nas.config.experiment import Experiment, ExperimentError, load_experiment
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Commands(typer.core.TyperGroup):
         self.format_commands(ctx, formatter)
 
 
-console = Console(soft_wrap=True)
+console = plain()
 app = typer.Typer(
     name="nas",
     cls=Commands,
@@ -94,7 +94,7 @@ def open_pipeline(target: str, run_dir: Path | None, overrides: list[str], mirro
     from contextlib import contextmanager
 
     experiment, run = resolve(target, run_dir, overrides)
-    console.print(f"{experiment.name} in {run}", highlight=False)
+    console.print(f"{experiment.name} in {run}")
 
     @contextmanager
     def opened() -> Any:
@@ -129,7 +129,6 @@ def run(
             console.print(
                 "all is done; more candidates (--set search.candidates=N) or epochs (--set recipe.epochs=N) extend the "
                 "run",
-                highlight=False,
             )
         finish(pipeline, ids)
 
@@ -143,7 +142,7 @@ def train(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minut
     with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes)) as pipeline:
         pipeline.train()
         report_line(pipeline)
-    console.print(f"next: nas search {pipeline.run.path}", highlight=False)
+    console.print(f"next: nas search {pipeline.run.path}")
 
 
 @app.command()
@@ -155,7 +154,7 @@ def search(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minu
     with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes)) as pipeline:
         pipeline.search()
         report_line(pipeline)
-    console.print(f"next: nas export {pipeline.run.path}", highlight=False)
+    console.print(f"next: nas export {pipeline.run.path}")
 
 
 @app.command()
@@ -230,7 +229,6 @@ def quantize(
     console.print(
         f"next: python -c 'import nas; net = nas.load_child(\"{os.path.relpath(path)}\")', or its model.onnx in ONNX "
         "Runtime",
-        highlight=False,
     )
 
 
@@ -252,7 +250,6 @@ def register(
     console.print(
         f"{name}, version {version}: "
         f"mlflow.pytorch.load_model('models:/{name}{'@' + alias if alias else '/' + version}')",
-        highlight=False,
     )
 
 
@@ -270,7 +267,7 @@ def report(run: Annotated[Path, RUN]) -> None:
     at = RunDir(run)
     path = write_report(at)
     print_table([row for row in front_table(at) if row["front"] or row["exported"]], shown_costs(read_history(at)))
-    console.print(f"report: {path}", highlight=False)
+    console.print(f"report: {path}")
 
 
 @app.command()
@@ -306,7 +303,7 @@ def spaces(
             )
             if size:
                 for choice in net.space.choices.values():
-                    console.print(f"  {choice.name}: {', '.join(map(str, choice.values))}", highlight=False)
+                    console.print(f"  {choice.name}: {', '.join(map(str, choice.values))}")
     console.print(table)
 
 
@@ -347,12 +344,12 @@ def ui(run: Annotated[Path, RUN], port: Annotated[int, typer.Option(help="On thi
     uri, name = address(RunDir(run), settings.tracking.uri), settings.tracking.experiment or settings.name
     if uri.startswith(("http://", "https://")):
         if why := reachable(uri):
-            raise ValueError(f"{uri}, where this run is tracked, does not answer: {why}")
-        console.print(f"{uri.rstrip('/')}{page_of(uri, name)}", highlight=False, soft_wrap=True)
+            raise ValueError(f"this run is tracked where nobody answers: {why}")
+        console.print(f"{masked(uri).rstrip('/')}{page_of(uri, name)}")
         return
     command = [*ui_command(uri), "--port", str(port)]
     page = page_of(uri, name)
-    console.print(f"http://127.0.0.1:{port}{page}\n(Ctrl-C ends it)", highlight=False, soft_wrap=True)
+    console.print(f"http://127.0.0.1:{port}{page}\n(Ctrl-C ends it)")
     raise typer.Exit(subprocess.call(command))
 
 
@@ -366,7 +363,7 @@ def bounded(overrides: list[str], stage: str, minutes: float | None) -> list[str
 
 
 def report_line(pipeline: Pipeline) -> None:
-    console.print(f"report: {pipeline.report()}", highlight=False)
+    console.print(f"report: {pipeline.report()}")
 
 
 def finish(pipeline: Pipeline, ids: list[str]) -> None:
@@ -375,9 +372,7 @@ def finish(pipeline: Pipeline, ids: list[str]) -> None:
 
     path, run = pipeline.report(), pipeline.run
     print_table([row for row in front_table(run) if row["id"] in ids], shown_costs(read_history(run)))
-    console.print(
-        f"report:   {path}\nchildren: {run.children}\ncompare:  nas ui {os.path.relpath(run.path)}", highlight=False
-    )
+    console.print(f"report:   {path}\nchildren: {run.children}\ncompare:  nas ui {os.path.relpath(run.path)}")
 
 
 def print_quantized(figures: Mapping[str, Any]) -> None:
@@ -445,9 +440,9 @@ def main() -> None:
     except (ExperimentError, Damaged, Fenced, ValueError, FileNotFoundError, RuntimeError) as error:
         if os.environ.get("RAYNAS_DEBUG"):
             raise
-        console.print(f"error: {error}", style="red", highlight=False, markup=False)
+        console.print(f"error: {error}", style="red")
         if not isinstance(error, (ExperimentError, Damaged, Fenced, FileNotFoundError)):
-            console.print("(RAYNAS_DEBUG=1 shows where)", style="dim", highlight=False)
+            console.print("(RAYNAS_DEBUG=1 shows where)", style="dim")
         sys.exit(1)
 
 
