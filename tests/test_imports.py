@@ -59,6 +59,8 @@ DIETS = {
     "nas/supernet.py": {"torch", "nas.space", "nas.config.section"},
     "nas/device.py": {"torch"},
     "nas/rundir/atomic.py": set(),
+    "nas/rundir/forms.py": {"pydantic", "nas.rundir.atomic"},
+    "nas/config/trust.py": set(),
     "nas/config/section.py": {"pydantic"},
     "nas/config/plugins.py": {"pydantic", "pydantic_core", "nas.config.section"},
     "nas/config/sections.py": {"pydantic", "nas.config.addresses", "nas.config.plugins", "nas.config.section"},

@@ -15,13 +15,15 @@ from rich.table import Column, Table
 
 from nas.cli import check, cluster
 from nas.cli.progress import plain
+from nas.config import trust as trusting
 from nas.config.addresses import masked, object_store
-from nas.config.experiment import Experiment, ExperimentError, load_experiment
+from nas.config.experiment import Experiment, ExperimentError, load_experiment, load_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from nas.pipeline import Pipeline
+    from nas.rundir import directory as run_directory
     from nas.space import Measure
 
 
@@ -63,37 +65,56 @@ MirrorAt = Annotated[
         help="Keep the run in an object store too (s3://..., gs://...); restore it from there.",
     ),
 ]
+Trust = Annotated[
+    list[str],
+    typer.Option("--trust", metavar="MODULE", help="Code that a run made elsewhere may name; repeatable, remembered."),
+]
 NOTHING: list[str] = []
 
 
-def resolve(target: str, run_dir: Path | None, overrides: list[str]) -> tuple[Experiment, Path]:
+def resolve(
+    target: str, run_dir: Path | None, overrides: list[str], trusted: list[str] = NOTHING
+) -> tuple[Experiment, Path]:
     """The experiment and the run directory that a command means."""
     from nas.rundir.directory import RunDir
 
     if (found := RunDir(target)).is_run():
-        return load_experiment(str(found.experiment), overrides), run_dir or found.path
+        experiment = load_run(found.path, overrides, trusted)
+        trusting.remember(found.path, trusted)
+        return experiment, run_dir or found.path
     experiment = load_experiment(target, overrides)
     return experiment, run_dir or Path("runs") / experiment.name
 
 
-def experiment_of(run: Path, overrides: list[str] = NOTHING) -> Experiment:
+def experiment_of(run: Path, overrides: list[str] = NOTHING, trusted: list[str] = NOTHING) -> Experiment:
     """The experiment of a run that is there.
 
     Raises:
         ValueError: the directory holds no run.
     """
+    return resolve(str(run_at(run).path), None, overrides, trusted)[0]
+
+
+def run_at(path: Path) -> run_directory.RunDir:
+    """The run in a directory.
+
+    Raises:
+        ValueError: it holds none.
+    """
     from nas.rundir.directory import RunDir
 
-    if not RunDir(run).is_run():
-        raise ValueError(f"{run} holds no run; give the directory of one, for example runs/bignas-digits")
-    return resolve(str(run), None, overrides)[0]
+    if not (found := RunDir(path)).is_run():
+        raise ValueError(f"{path} holds no run; give the directory of one, for example runs/bignas-digits")
+    return found
 
 
-def open_pipeline(target: str, run_dir: Path | None, overrides: list[str], mirror: str | None = None) -> Any:
+def open_pipeline(
+    target: str, run_dir: Path | None, overrides: list[str], trusted: list[str] = NOTHING, mirror: str | None = None
+) -> Any:
     """The pipeline of a command, as a context; and a screen that is put right whatever happens."""
     from contextlib import contextmanager
 
-    experiment, run = resolve(target, run_dir, overrides)
+    experiment, run = resolve(target, run_dir, overrides, trusted)
     console.print(f"{experiment.name} in {run}")
 
     @contextmanager
@@ -113,7 +134,12 @@ def open_pipeline(target: str, run_dir: Path | None, overrides: list[str], mirro
 
 @app.command()
 def run(
-    experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None, mirror: MirrorAt = None
+    experiment: Target,
+    run_dir: RunDir = None,
+    set_: Set = NOTHING,
+    minutes: Minutes = None,
+    mirror: MirrorAt = None,
+    trust: Trust = NOTHING,
 ) -> None:
     """Do all: train, search, export, finetune where the experiment says so, report. The same command again continues,
     and a finished run says so.
@@ -123,7 +149,7 @@ def run(
     Example: nas run bignas-digits --set search.candidates=100
     """
     kept = object_store(mirror) if mirror else None
-    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes), kept) as pipeline:
+    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes), trust, kept) as pipeline:
         ids = pipeline.all()
         if not pipeline.worked:
             console.print(
@@ -134,24 +160,36 @@ def run(
 
 
 @app.command()
-def train(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None) -> None:
+def train(
+    experiment: Target,
+    run_dir: RunDir = None,
+    set_: Set = NOTHING,
+    minutes: Minutes = None,
+    trust: Trust = NOTHING,
+) -> None:
     """Train the supernet, or go on training it.
 
     Example: nas train bignas-fashion-mnist --minutes 10
     """
-    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes)) as pipeline:
+    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes), trust) as pipeline:
         pipeline.train()
         report_line(pipeline)
     console.print(f"next: nas search {pipeline.run.path}")
 
 
 @app.command()
-def search(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None) -> None:
+def search(
+    experiment: Target,
+    run_dir: RunDir = None,
+    set_: Set = NOTHING,
+    minutes: Minutes = None,
+    trust: Trust = NOTHING,
+) -> None:
     """Search the trained supernet for children, or go on searching.
 
     Example: nas search runs/bignas-digits --set search.constraints.macs.max=300k --set search.candidates=400
     """
-    with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes)) as pipeline:
+    with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes), trust) as pipeline:
         pipeline.search()
         report_line(pipeline)
     console.print(f"next: nas export {pipeline.run.path}")
@@ -165,12 +203,13 @@ def export(
     ] = None,
     run_dir: RunDir = None,
     set_: Set = NOTHING,
+    trust: Trust = NOTHING,
 ) -> None:
     """Write children as files that need no raynas: weights, their source, ONNX, figures, a model card.
 
     Example: nas export runs/bignas-digits --set export.children=8
     """
-    with open_pipeline(experiment, run_dir, set_) as pipeline:
+    with open_pipeline(experiment, run_dir, set_, trust) as pipeline:
         ids = pipeline.export(child)
         finish(pipeline, ids)
 
@@ -180,17 +219,18 @@ def finetune(
     run: Annotated[Path, RUN],
     child: Annotated[str, typer.Argument(help="Id or number of a candidate.")],
     set_: Set = NOTHING,
+    trust: Trust = NOTHING,
 ) -> None:
     """Train one child on by itself, as the section finetune of the experiment says, and export it beside the others.
 
     Example: nas finetune runs/vit-resnas-digits 17 --set finetune.recipe.epochs=20 --set finetune.teacher=largest
     """
-    if experiment_of(run, set_).finetune is None:
+    if experiment_of(run, set_, trust).finetune is None:
         raise ValueError(
             "the experiment has no section finetune; for example: --set 'finetune={recipe: {name: single, epochs: 20, "
             "batch: 64}}'"
         )
-    with open_pipeline(str(run), None, set_) as pipeline:
+    with open_pipeline(str(run), None, set_, trust) as pipeline:
         finish(pipeline, [pipeline.finetune(child)])
 
 
@@ -211,6 +251,7 @@ def quantize(
         str | None, typer.Option(metavar="N", help="The most bytes of weights, for example 40k.")
     ] = None,
     set_: Set = NOTHING,
+    trust: Trust = NOTHING,
 ) -> None:
     """Quantize an exported child: AdaQuant on training images, bits allocated by an integer program where there is a
     budget.
@@ -220,8 +261,8 @@ def quantize(
     from nas.quantization.compare import read_target
 
     target = read_target(bits, max_bitops, max_bytes)
-    experiment_of(run, set_)
-    with open_pipeline(str(run), None, set_) as pipeline:
+    experiment_of(run, set_, trust)
+    with open_pipeline(str(run), None, set_, trust) as pipeline:
         figures = pipeline.quantize(child, target)
         path = pipeline.run.child(figures["id"]).path
         report_line(pipeline)
@@ -238,6 +279,7 @@ def register(
     child: Annotated[str, typer.Argument(metavar="CHILD", help="The id of an exported child.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the registered model, made if there is none.")],
     alias: Annotated[str | None, typer.Option("--alias", help="Of this version, for example champion.")] = None,
+    trust: Trust = NOTHING,
 ) -> None:
     """Make an exported child a model in MLflow's registry, loadable by mlflow.pytorch.load_model.
 
@@ -246,7 +288,7 @@ def register(
     from nas.results.registry import register as enter
     from nas.rundir.directory import RunDir
 
-    version = enter(RunDir(run), experiment_of(run), child, name, alias)
+    version = enter(RunDir(run), experiment_of(run, trusted=trust), child, name, alias)
     console.print(
         f"{name}, version {version}: "
         f"mlflow.pytorch.load_model('models:/{name}{'@' + alias if alias else '/' + version}')",
@@ -261,10 +303,8 @@ def report(run: Annotated[Path, RUN]) -> None:
     """
     from nas.results.history import front_table, read_history, shown_costs
     from nas.results.report import write_report
-    from nas.rundir.directory import RunDir
 
-    experiment_of(run)
-    at = RunDir(run)
+    at = run_at(run)
     path = write_report(at)
     print_table([row for row in front_table(at) if row["front"] or row["exported"]], shown_costs(read_history(at)))
     console.print(f"report: {path}")
@@ -331,7 +371,11 @@ def doctor(
 
 
 @app.command()
-def ui(run: Annotated[Path, RUN], port: Annotated[int, typer.Option(help="On this machine alone.")] = 5000) -> None:
+def ui(
+    run: Annotated[Path, RUN],
+    port: Annotated[int, typer.Option(help="On this machine alone.")] = 5000,
+    trust: Trust = NOTHING,
+) -> None:
     """Open MLflow on the store of this run, to compare candidates; runs beside it share the store. Of a server only the
     page is named.
 
@@ -340,7 +384,7 @@ def ui(run: Annotated[Path, RUN], port: Annotated[int, typer.Option(help="On thi
     from nas.results.tracking import address, page_of, reachable, ui_command
     from nas.rundir.directory import RunDir
 
-    settings = experiment_of(run)
+    settings = experiment_of(run, trusted=trust)
     uri, name = address(RunDir(run), settings.tracking.uri), settings.tracking.experiment or settings.name
     if uri.startswith(("http://", "https://")):
         if why := reachable(uri):

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
@@ -20,6 +20,7 @@ import yaml
 from pydantic import AfterValidator, Field, NonNegativeInt, SerializeAsAny, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from nas.config import trust
 from nas.config.addresses import masked, no_password
 from nas.config.plugins import OptionsOf
 from nas.config.section import DataOptions, Kind, RecipeOptions, Section
@@ -352,8 +353,7 @@ def load_experiment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> 
     if source in presets():
         tree = _read((_preset_folder() / f"{source}.yaml").read_bytes(), f"preset {source}")
     elif Path(source).is_file():
-        with Path(source).open("rb") as file:
-            tree = _read(file.read(MOST_BYTES + 1), source)
+        tree = _read_file(Path(source))
         _resolve_paths(tree, Path(source).parent)
     else:
         stem = Path(source).name.removesuffix(".yaml").removesuffix(".yml")
@@ -370,6 +370,28 @@ def load_experiment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> 
             _renew(change, f"override {text!r}", tree)
             _merge(tree, change)
     return parse(tree, source + (f" with {' '.join(overrides)}" if overrides else ""))
+
+
+def load_run(run: Path, overrides: Sequence[str] = (), trusted: Collection[str] = ()) -> Experiment:
+    """The experiment of a run directory, which somebody else may have written (see `nas.config.trust`).
+
+    Args:
+        run: the directory.
+        trusted: modules, beside those that the user has trusted for this run before.
+
+    Raises:
+        Untrusted: it names others.
+        ExperimentError: there is no experiment, or mistakes in it.
+    """
+    file = run / "experiment.yaml"
+    given = set[str]().union(*(trust.modules_of(_read_override(text)) for text in overrides))
+    trust.check(run, _read_file(file), {*trusted, *given})
+    return load_experiment(file, overrides)
+
+
+def _read_file(path: Path) -> Any:
+    with path.open("rb") as file:
+        return _read(file.read(MOST_BYTES + 1), str(path))
 
 
 def _preset_folder() -> Traversable:
