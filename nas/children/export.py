@@ -6,7 +6,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
-import importlib
 import inspect
 import io
 import json
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nas.children.evaluate import Batches, Evaluator, score
+from nas.config import plugins
 from nas.quantization.integer import Plan, load_quantized
 from nas.quantization.learned import byte_layers, for_onnx, pack, unpack
 from nas.rundir import atomic, forms
@@ -283,8 +283,8 @@ def _build(about: forms.Arch, files: ChildDir, modules: tuple[str, ...]) -> nn.M
             f"modules=({module!r},))"
         )
     try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        kind = plugins.load(about.child)
+    except (ImportError, ValueError) as error:
         raise ValueError(f"the child's class {about.child} of {files.arch} is not here: {error}") from error
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
         raise ValueError(f"{about.child} of {files.arch} is no class of a network")
@@ -367,5 +367,5 @@ net.eval()
 ```
 {PACKED if "packed" in figures["parity"] else ""}{INTEGERS if {"packed", "onnx"} <= figures["parity"].keys() else ""}
 With ONNX Runtime: `onnxruntime.InferenceSession("model.onnx").run(None, {{"pixels": array}})`.
-With raynas: `nas.load_child(".")`.
+With raynas, from another directory: `nas.load_child("PATH/{figures["id"]}")`.
 """

@@ -246,7 +246,7 @@ of fewer bits too:
 `onnxruntime.InferenceSession("model.onnx").run(None, {{"pixels": array}})`. On x86 CPUs without VNNI these kernels
 saturate: there give the session `options = onnxruntime.SessionOptions()` with
 `options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC`,
-which computes the same in floats. With raynas: `nas.load_child(".")`.
+which computes the same in floats. With raynas, from another directory: `nas.load_child("PATH/{figures["id"]}")`.
 
 | layer | weight bits | input bits |
 | --- | --- | --- |

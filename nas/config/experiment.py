@@ -20,7 +20,7 @@ import yaml
 from pydantic import AfterValidator, Field, NonNegativeInt, SerializeAsAny, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from nas.config import trust
+from nas.config import own, trust
 from nas.config.addresses import masked, no_password
 from nas.config.plugins import OptionsOf
 from nas.config.section import DataOptions, Kind, RecipeOptions, Section
@@ -171,6 +171,8 @@ def parse(tree: object, source: str = "the experiment") -> Experiment:
         ExperimentError: all mistakes at once: which key, what was given, what is allowed. `source` says where they
             stand.
     """
+    for module in trust.modules_of(tree):
+        own.allow(module, Path.cwd())  # also those that are imported later, or by workers alone
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+from ray.job_config import JobConfig
 
+from nas.config import own
 from nas.config.experiment import Experiment
 
 RAY_ENVIRONMENT = {
@@ -41,24 +44,36 @@ def session() -> Iterator[None]:
         return
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    path = os.pathsep.join(
-        filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")])
-    )  # a user's own space lies where they stand
-    env = {
-        "PYTHONPATH": path,
-        "OMP_WAIT_POLICY": "PASSIVE",
-        **{k: v for k in ("RAYNAS_DATA",) if (v := os.environ.get(k))},
-    }
+    passed = {name: os.environ[name] for name in ("RAYNAS_DATA", "PYTHONPATH") if os.environ.get(name)}
+    told = own.for_workers()
+    environment: dict[str, Any] = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", **passed, **told}}
+    if told:
+        environment["worker_process_setup_hook"] = "nas.config.own.in_worker"
     ray.init(
         include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        runtime_env={"env_vars": env},
+        runtime_env=environment,
+        job_config=_without_this_folder(),
     )
     try:
         yield
     finally:
         ray.shutdown()
+
+
+class _Nowhere(list[str]):
+    """A list of folders that none is added to."""
+
+    def extend(self, folders: Iterable[str]) -> None:
+        pass
+
+
+def _without_this_folder() -> JobConfig:
+    """Ray puts the driver's folder, and its script's, first on the workers' path, and has nothing to turn that off."""
+    config = JobConfig()
+    config._py_driver_sys_path = _Nowhere()
+    return config
 
 
 def check_room(experiment: Experiment) -> None:
