@@ -88,16 +88,23 @@ class History:
         """Read what came since the last call."""
         for line in self._lines.new():
             if "raynas_journal" in line:
-                self.supernet = str(line.get("supernet", ""))
-                self.objective = Objective(**line.get("objective", {}))
-                own = {name: Measure(cost["label"], cost["unit"]) for name, cost in line.get("costs", {}).items()}
-                self.measures = {**COSTS, **own}
+                self._begin(line)
             elif "k" in line:
                 record = Record.from_json(line)
                 self.records.setdefault(record.k, record)
         while self._next in self.records:  # records come as they finish; progress is told in the order of k
             self._advance(self.records[self._next])
             self._next += 1
+
+    def _begin(self, header: Mapping[str, Any]) -> None:
+        """Take in what the journal belongs to."""
+        try:
+            self.objective = Objective(**{key: str(value) for key, value in header.get("objective", {}).items()})
+            costs = header.get("costs", {}).items()
+            own = {name: Measure(str(each["label"]), str(each["unit"])) for name, each in costs}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{self.path} is no journal: its header is damaged ({error})") from error
+        self.supernet, self.measures = str(header.get("supernet", "")), {**COSTS, **own}
 
     def point(self, record: Record) -> tuple[float, float]:
         """(metric, cost), both to be minimised; NaN for both where the candidate failed."""

@@ -66,8 +66,8 @@ class Metrics(Form):
     """metrics.json of a child; its costs stand among the other keys."""
 
     id: Text
-    validation: Figures
-    test: Figures
+    validation: Figures = {}
+    test: Figures = {}
     baselines: dict[Text, Figures] = {}
 
 
