@@ -99,7 +99,8 @@ class History:
     def _begin(self, header: Mapping[str, Any]) -> None:
         """Take in what the journal belongs to."""
         try:
-            self.objective = Objective(**{key: str(value) for key, value in header.get("objective", {}).items()})
+            objective: dict[str, Any] = {key: str(value) for key, value in header.get("objective", {}).items()}
+            self.objective = Objective(**objective)
             costs = header.get("costs", {}).items()
             own = {name: Measure(str(each["label"]), str(each["unit"])) for name, each in costs}
         except (KeyError, TypeError, AttributeError) as error:
