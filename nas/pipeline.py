@@ -195,6 +195,7 @@ class Pipeline:
         newest = self._newest()
         if newest and newest.finished(total, self.experiment.train.max_minutes):
             self.watch.say(f"train: done before ({newest.state.step:,} steps)")
+            self.tracker.finish("train")
             return
         open_search(
             self.experiment, self.net, self.task
@@ -212,6 +213,8 @@ class Pipeline:
             self.stopper.check()
         assert newest is not None
         self.watch.end(f"{newest.state.step:,} steps in {newest.state.seconds / 60:.1f} min{seen.panel}")
+        if newest.finished(total, self.experiment.train.max_minutes):
+            self.tracker.finish("train")
         self.stopper.check()
 
     def search(self) -> None:

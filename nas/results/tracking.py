@@ -264,6 +264,13 @@ class Tracker:
         """Tell that there may be something new."""
         self._wake.set()
 
+    def finish(self, stage: str) -> None:
+        """Tell that a stage, ``train`` or ``search``, is done: its MLflow run is ended as FINISHED now, and stays so
+        whatever happens to the rest."""
+        with self._files:
+            self._outbox.finished.add(stage)
+        self.poke()
+
     def close(self, timeout: float, status: str = "FINISHED") -> int:
         """Send what is left, for at most `timeout` seconds, and stop.
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+LEFT = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old)")  # what `write_atomic` and `write_directory` write beside
 
 
 class Damaged(ValueError):
@@ -102,6 +104,20 @@ def verify(directory: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
         if sha256(path) != want.get("sha256"):
             raise Damaged(f"{path} was changed after it was written: its sha256 is not the manifest's")
     return manifest
+
+
+def tidy(directory: Path) -> None:
+    """Remove what killed writers left in a directory; an older one whose successor never came takes its place again.
+    For whoever is the only one to write there."""
+    for left in sorted(directory.glob(".*")):
+        if match := LEFT.fullmatch(left.name):
+            target = directory / match[1]
+            if match[2] == "old" and not target.exists():
+                left.rename(target)
+            elif left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
 
 
 def _token() -> str:

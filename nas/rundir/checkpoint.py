@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from nas.rundir.atomic import Damaged, verify, write_directory
+from nas.rundir.atomic import MANIFEST, Damaged, verify, write_directory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,6 +165,16 @@ def directories(root: Path) -> list[Path]:
     """The checkpoints under `root`, oldest first, whole or not."""
     found = [(int(match[1]), path) for path in root.glob("step-*") if (match := NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
+
+
+def newest_sha(root: Path) -> str | None:
+    """What the newest checkpoint's manifest says of the weights, nothing verified; None where there is none to read."""
+    for path in reversed(directories(root)):
+        try:
+            return str(json.loads((path / MANIFEST).read_text())["files"][WEIGHTS]["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def retain(root: Path, keep: int) -> None:

@@ -191,6 +191,21 @@ def test_a_run_arrives_whole(run: Path) -> None:
     assert {path.name for path in artifacts.iterdir()} == {"front.csv", "report.html"}
 
 
+def test_a_finished_training_is_finished_whatever_happens_later(run: Path) -> None:
+    """At once, since a later kill -9 tells nobody; and where the search is killed."""
+    uri, tracker = default_uri(RunDir(run)), Tracker(RunDir(run), None, "nas")
+
+    def states() -> dict[str, str]:
+        return {r.data.tags["raynas.kind"]: r.info.status for r in stored(uri) if "raynas.candidate" not in r.data.tags}
+
+    tracker.start()
+    tracker.finish("train")
+    wait(lambda: states() == {"train": "FINISHED"})
+    search(run, range(5))
+    assert tracker.close(60, "KILLED") == 0
+    assert states() == {"train": "FINISHED", "search": "KILLED"}
+
+
 def test_the_view_of_all_candidates_comes_with_a_run(run: Path) -> None:
     """The names in it are those that MLflow has; looked at in Chromium against MLflow 3.17 when it was written."""
     from mlflow import MlflowClient
