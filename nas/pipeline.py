@@ -174,8 +174,10 @@ class Pipeline:
                     kept.lost = lambda: pipeline.ask("another attempt has taken over the run: saving and ending")
                 with pipeline.stopper.listening(), pipeline.ray:
                     yield pipeline
-            except BaseException:
+            except BaseException as error:
                 tracker.close(5, "KILLED")
+                if isinstance(error, OSError):
+                    fence.check()  # a file was not found, say, since nothing of the run is there any more
                 raise
             missed = tracker.close(FLUSH_SECONDS)
             if missed:
@@ -384,9 +386,8 @@ class Pipeline:
         return write_report(self.run)
 
     def _ray(self) -> None:
-        """A connection to Ray for the rest of the command, and then ours the signals that Ray takes as it starts."""
-        self.ray.enter_context(session())
-        self.ray.enter_context(self.stopper.listening())
+        """A connection to Ray for the rest of the command."""
+        self.ray.enter_context(session(self.run.ray_logs, self.stopper.check))
         notice = "this machine is being taken away: saving and ending"
         self.ray.enter_context(watching(leaving, lambda: self.ask(notice)))
 

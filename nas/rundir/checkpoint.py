@@ -7,6 +7,7 @@ Tensors are safetensors, the rest is JSON: nothing is unpickled. Torch is import
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
@@ -115,6 +116,7 @@ class Checkpoint:
             recipe: what the recipe keeps besides, tensors and plain values.
             allowed: called just before it becomes visible; raises where the writer has lost the right to write.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
         from torch import Tensor
 
@@ -122,9 +124,13 @@ class Checkpoint:
         plain = {name: value for name, value in recipe.items() if name not in tensors}
 
         def fill(directory: Path) -> None:
-            save_file(weights, directory / WEIGHTS)
-            save_file(optimizer, directory / OPTIMIZER)
-            save_file(tensors, directory / RECIPE)
+            for name, values in {WEIGHTS: weights, OPTIMIZER: optimizer, RECIPE: tensors}.items():
+                try:
+                    save_file(values, directory / name)
+                except SafetensorError as error:  # which an OSError was, before it went through Rust
+                    if code := re.search(r"os error (\d+)", str(error)):
+                        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+                    raise
             (directory / STATE).write_text(json.dumps({"state": asdict(state), "recipe": plain}))
 
         return write_directory(

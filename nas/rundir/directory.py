@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from nas.config.experiment import Difference, Experiment, difference, dump, load_experiment
 from nas.config.section import Kind
-from nas.rundir.atomic import MANIFEST, Damaged, tidy, write_atomic
+from nas.rundir.atomic import MANIFEST, Damaged, naming, tidy, write_atomic
 from nas.rundir.checkpoint import newest_sha
 from nas.rundir.fence import Fence
 
@@ -140,6 +140,11 @@ class RunDir:
         return self.path / ".ray"
 
     @property
+    def ray_logs(self) -> Path:
+        """What Ray said, where it has died."""
+        return self.path / "ray-logs"
+
+    @property
     def mlflow(self) -> Path:
         """The MLflow database that runs beside each other share."""
         return self.path.absolute().parent / "mlflow.db"
@@ -244,7 +249,7 @@ def open_run(experiment: Experiment, run: RunDir) -> Iterator[Fence]:
             tidy(folder)
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         note = {"attempt": fence.attempt, "time": now, "changed": changed, "versions": versions()}
-        with run.history.open("a") as file:
+        with naming(run.history), run.history.open("a") as file:
             file.write(json.dumps(note) + "\n")
         yield fence
     finally:

@@ -78,6 +78,7 @@ class Loop:
             device,
         )
         self.task = load_task(experiment)
+        fence.check()
         self.log = Log(run.training_log) if rank == 0 else None
 
     def train(self) -> None:

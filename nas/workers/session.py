@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import ray
 
 from nas.config.experiment import Experiment
+from nas.rundir.fence import Fence
+from nas.workers import local
+from nas.workers.stopping import RayDied, off_main_thread, wait_for
+
+END_S = 20.0  # for Ray to end in order, where need be after it has started
+DEAD_S = 2.0  # for a dead one, which asks for its head for longer than anybody waits
 
 RAY_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end, or a death, is seen; 2 s by default
@@ -33,32 +43,74 @@ class TooLittle(ValueError):
 
 
 @contextmanager
-def session() -> Iterator[None]:
+def session(logs: Path | None = None, check: Callable[[], None] = lambda: None) -> Iterator[None]:
     """A connection to Ray: the cluster of RAY_ADDRESS, or a local one that ends with this process. Nested calls
-    share one."""
+    share one.
+
+    Of a local one nothing is left afterwards, neither processes nor Ray's directory.
+
+    Args:
+        logs: where Ray's logs are kept where it dies.
+        check: asked while Ray starts; what it raises ends the start.
+    """
     if ray.is_initialized():
         yield
         return
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    path = os.pathsep.join(
-        filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")])
-    )  # a user's own space lies where they stand
+    started, over, patience = Future[None](), threading.Event(), END_S
+    thread = threading.Thread(target=_hold, args=(started, over), daemon=True)
+    with local.swept():
+        thread.start()
+        try:
+            wait_for(started, check)
+            with local.marked():
+                yield
+        except RayDied as death:
+            patience = DEAD_S
+            raise RayDied(f"{death}{local.keep(logs)}") from None
+        finally:
+            over.set()
+            thread.join(patience)
+
+
+def _hold(started: Future[None], over: threading.Event) -> None:
+    """Ray from start to end, in a thread of its own: in the main one it takes SIGTERM for itself. And no shorter one,
+    since Linux ends Ray's processes with the thread that started them."""
+    # a user's own space lies where they stand
+    path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
     env = {
         "PYTHONPATH": path,
         "OMP_WAIT_POLICY": "PASSIVE",
         **{k: v for k in ("RAYNAS_DATA",) if (v := os.environ.get(k))},
     }
-    ray.init(
-        include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env={"env_vars": env},
-    )
     try:
-        yield
-    finally:
+        ray.init(
+            include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": env},
+        )
+    except BaseException as error:
+        started.set_exception(error)
+    else:
+        started.set_result(None)
+        over.wait()
         ray.shutdown()
+
+
+def on_ray(work: Callable[[], Any], fence: Fence) -> Any:
+    """Do what waits for Ray, for as long as Ray lives, the run is there, and this attempt may write to it.
+
+    Raises:
+        RayDied, Gone, Fenced: one of these is over; whatever `work` raises.
+    """
+
+    def check() -> None:
+        fence.check()
+        local.check_alive()
+
+    return off_main_thread(work, check)
 
 
 def check_room(experiment: Experiment) -> None:
