@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from nas.results.history import History, front_table, read_children, shown_costs
+from nas.rundir.atomic import naming
 from nas.rundir.directory import RunDir
 from nas.rundir.log import EventLine, Lines, PanelLine, StepLine, TrainingLines
 from nas.search.journal import Record
@@ -62,7 +63,7 @@ class Sent:
 
     def _write(self, form: Mapping[str, Any]) -> None:
         line = json.dumps({**self._where, **form}).encode() + b"\n"
-        with open(self.path, "ab+") as file:
+        with naming(self.path), open(self.path, "ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # a crash tore the last line; it must not take this one along

@@ -120,6 +120,7 @@ class _Store:
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient  # takes seconds, so in the background
 
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of what it raises as well
         about = read_json(run.about)
         self.raynas_run, self.raynas_name = str(about["id"]), str(about.get("name", run.path.name))
         self.client: MlflowClient = MlflowClient(uri)
@@ -291,7 +292,7 @@ class Tracker:
             with self._files:
                 return sum(item.count for item in self._outbox.pending(status))
         except (OSError, ValueError) as error:
-            log.warning("cannot tell what MLflow misses: %s", error)
+            self._warn("cannot tell what MLflow misses", error)
             return 1
 
     def _follow(self) -> None:
@@ -306,7 +307,7 @@ class Tracker:
                 self._store, self._doubt = None, True  # connecting anew looks up what MLflow got
                 failures += 1
                 if failures == 1:
-                    log.warning("MLflow could not be told, will try again: %s: %s", type(error).__name__, error)
+                    self._warn(f"MLflow could not be told, will try again: {type(error).__name__}", error)
             tries += ending is not None
             if time.monotonic() >= self._deadline or (ending and (failures == 0 or tries >= CLOSE_TRIES)):
                 return
@@ -354,6 +355,12 @@ class Tracker:
             log.warning("MLflow refuses %s: %s", "/".join(map(str, item.key)), error)
         else:
             self._note(item.key, item.value)
+
+    def _warn(self, what: str, error: Exception) -> None:
+        """A line, unless the run itself is gone, of which its driver tells."""
+        if self.run.path.is_dir():
+            said = [line for line in str(error).splitlines() if not line.startswith("(raised as")]  # SQLAlchemy's hints
+            log.warning("%s: %s", what, said[0] if said else "")
 
     def _note(self, key: Key, value: object) -> None:
         with self._files:

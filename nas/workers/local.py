@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,7 +85,11 @@ def _sweep(session: Path) -> None:
         with suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(stubborn, timeout=2)
-    shutil.rmtree(session, ignore_errors=True)
+    for _ in range(3):  # a thread of Ray's that still looks for its head may write meanwhile
+        shutil.rmtree(session, ignore_errors=True)
+        if not session.exists():
+            return
+        time.sleep(0.2)
 
 
 def _writes(process: psutil.Process, folder: Path) -> bool:
