@@ -142,7 +142,7 @@ class RunDir:
     @property
     def ray_logs(self) -> Path:
         """What Ray said, where it has died."""
-        return self.path / "ray-logs"
+        return self.ray / "logs"
 
     @property
     def mlflow(self) -> Path:

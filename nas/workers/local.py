@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -38,9 +37,10 @@ def check_alive() -> None:
                 raise RayDied(f"Ray's {name} has died ({how}); the same command continues")
 
 
-def keep(logs: Path | None) -> str:
-    """Copy what Ray said to `logs`; returns that as the end of a message."""
-    node = ray_worker._global_node
+def bury(logs: Path | None) -> str:
+    """Copy what a dead Ray has said to `logs`; returns that as the end of a message."""
+    # Ray's own end would look for its head, and make the session's directory again to look for spilled objects
+    node, ray_worker._global_node = ray_worker._global_node, None
     if node is None or logs is None:
         return ""
     with suppress(OSError, shutil.Error):  # a full disk, say
@@ -85,11 +85,7 @@ def _sweep(session: Path) -> None:
         with suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(stubborn, timeout=2)
-    for _ in range(3):  # a thread of Ray's that still looks for its head may write meanwhile
-        shutil.rmtree(session, ignore_errors=True)
-        if not session.exists():
-            return
-        time.sleep(0.2)
+    shutil.rmtree(session, ignore_errors=True)
 
 
 def _writes(process: psutil.Process, folder: Path) -> bool:

@@ -68,7 +68,7 @@ def session(logs: Path | None = None, check: Callable[[], None] = lambda: None) 
                 yield
         except RayDied as death:
             patience = DEAD_S
-            raise RayDied(f"{death}{local.keep(logs)}") from None
+            raise RayDied(f"{death}{local.bury(logs)}") from None
         finally:
             over.set()
             thread.join(patience)
