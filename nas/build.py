@@ -235,12 +235,10 @@ def open_journal(
 
     Constraints other than the last ones hold from the next candidate on.
     """
-    path = run.journal(supernet)
-    path.parent.mkdir(parents=True, exist_ok=True)
     space = f"{experiment.space.name} {experiment.space.size}".strip()
     own = costs_of(experiment, net).identity
     header = {"supernet": supernet, **search.identity, "space": space, **({"costs": own} if own else {})}
-    journal = Journal(path, header)
+    journal = Journal(run.begin_search(supernet), header)
     if not journal.constraints:
         journal.append_constraints(0, search.constraints(0))
     missing = resume(search, journal)

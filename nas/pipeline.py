@@ -174,8 +174,10 @@ class Pipeline:
                     kept.lost = lambda: pipeline.ask("another attempt has taken over the run: saving and ending")
                 with pipeline.stopper.listening(), pipeline.ray:
                     yield pipeline
-            except BaseException:
+            except BaseException as error:
                 tracker.close(5, "KILLED")
+                if isinstance(error, OSError):
+                    fence.check()  # a file was not found, say, since nothing of the run is there any more
                 raise
             missed = tracker.close(FLUSH_SECONDS)
             if missed:
@@ -195,6 +197,7 @@ class Pipeline:
         newest = self._newest()
         if newest and newest.finished(total, self.experiment.train.max_minutes):
             self.watch.say(f"train: done before ({newest.state.step:,} steps)")
+            self.tracker.finish("train")
             return
         open_search(
             self.experiment, self.net, self.task
@@ -212,6 +215,8 @@ class Pipeline:
             self.stopper.check()
         assert newest is not None
         self.watch.end(f"{newest.state.step:,} steps in {newest.state.seconds / 60:.1f} min{seen.panel}")
+        if newest.finished(total, self.experiment.train.max_minutes):
+            self.tracker.finish("train")
         self.stopper.check()
 
     def search(self) -> None:
@@ -381,9 +386,8 @@ class Pipeline:
         return write_report(self.run)
 
     def _ray(self) -> None:
-        """A connection to Ray for the rest of the command, and then ours the signals that Ray takes as it starts."""
-        self.ray.enter_context(session())
-        self.ray.enter_context(self.stopper.listening())
+        """A connection to Ray for the rest of the command."""
+        self.ray.enter_context(session(self.run.ray_logs, self.stopper.check))
         notice = "this machine is being taken away: saving and ending"
         self.ray.enter_context(watching(leaving, lambda: self.ask(notice)))
 

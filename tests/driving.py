@@ -17,6 +17,7 @@ import pytest
 
 from nas.rundir import atomic
 from nas.rundir.checkpoint import Checkpoint
+from nas.rundir.directory import RunDir
 
 NAS = Path(sys.executable).with_name("nas")
 # seconds for a command that trains or searches; some 40 on a quiet machine, and many times that on a busy one
@@ -75,8 +76,7 @@ def sets(settings: list[str]) -> list[str]:
 
 def journal(run: Path, which: int = -1) -> list[dict[str, Any]]:
     """The lines of a run's journal, the newest one by default, without its header."""
-    paths = sorted((run / "search").glob("journal-*.jsonl"), key=lambda path: path.stat().st_mtime)
-    lines = [json.loads(line) for line in paths[which].read_text().splitlines()]
+    lines = [json.loads(line) for line in RunDir(run).journals()[which].read_text().splitlines()]
     assert "raynas_journal" in lines[0]
     return lines[1:]
 

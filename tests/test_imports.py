@@ -21,6 +21,7 @@ HOMES = {
     "ray": {
         "nas/workers/train.py",
         "nas/workers/session.py",
+        "nas/workers/local.py",
         "nas/cli/doctor.py",
         "nas/workers/trials.py",
         "cluster/*",

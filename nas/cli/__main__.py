@@ -1,3 +1,3 @@
-from nas.cli.commands import main
+from nas.cli.main import main
 
 main()

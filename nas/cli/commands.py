@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -470,24 +472,56 @@ def print_table(rows: list[dict[str, Any]], costs: Mapping[str, Measure]) -> Non
 
 
 def main() -> None:
-    """The entry point: a person's mistake is one clear message, without a traceback, and an exit code that is not 0."""
+    """Any command: a person's mistake, or a machine's failure, is one clear message without a traceback, and an exit
+    code that is not 0."""
+    from nas.cli.main import SIGNALS, STOPPED
     from nas.rundir.atomic import Damaged
-    from nas.rundir.fence import Fenced
+    from nas.rundir.fence import Fenced, Gone
+    from nas.workers.stopping import RayDied
 
+    clear = (ExperimentError, Damaged, Fenced, Gone, RayDied, OSError)
     try:
         app()
     except (KeyboardInterrupt, SystemExit) as end:
         if isinstance(end, SystemExit) and end.code != 130:  # typer makes 130 of a KeyboardInterrupt
             raise
-        console.print("stopped; the same command continues", style="yellow")
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        console.print(STOPPED, style="yellow")
         sys.exit(130)
-    except (ExperimentError, Damaged, Fenced, ValueError, FileNotFoundError, RuntimeError) as error:
+    except (*clear, ValueError, RuntimeError) as error:
         if os.environ.get("RAYNAS_DEBUG"):
             raise
-        console.print(f"error: {error}", style="red")
-        if not isinstance(error, (ExperimentError, Damaged, Fenced, FileNotFoundError)):
+        told = failure(error) if isinstance(error, OSError) else str(error)
+        console.print(f"error: {told}", style="red")
+        if not isinstance(error, clear):
             console.print("(RAYNAS_DEBUG=1 shows where)", style="dim")
         sys.exit(1)
+
+
+FAILURES = {
+    errno.ENOSPC: "there is no space left: make room",
+    errno.EDQUOT: "the quota is used up: make room",
+    errno.EROFS: "the file system is read-only: make it writable, or choose another --run-dir",
+    errno.EACCES: "this user may not do that: change its permissions, or choose another --run-dir",
+    errno.EPERM: "this user may not do that: change its permissions, or choose another --run-dir",
+    errno.EISDIR: "a directory stands where a file belongs: move it away",
+    errno.ENOTDIR: "a file stands where a directory belongs: move it away",
+    errno.EEXIST: "a file stands where a directory belongs: move it away",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+    errno.ENOENT: "it is not there: put it back",
+    errno.EIO: "the disk fails: look at it",
+    errno.ESTALE: "the network file system has lost it: mount it again",
+}
+
+
+def failure(error: OSError) -> str:
+    """What a person is told of a file that could not be read or written: the path, what is wrong, what to do."""
+    if error.errno is None or error.filename is None:
+        return str(error)
+    path = error.filename2 or error.filename
+    why = FAILURES.get(error.errno, (error.strerror or "cannot be used").lower())
+    return f"{os.fsdecode(path)}: {why}; then the same command continues"
 
 
 if __name__ == "__main__":

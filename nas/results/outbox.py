@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from nas.results.history import History, front_table, read_children, shown_costs
+from nas.rundir.atomic import naming
 from nas.rundir.directory import RunDir
 from nas.rundir.log import EventLine, Lines, PanelLine, StepLine, TrainingLines
 from nas.search.journal import Record
@@ -62,7 +63,7 @@ class Sent:
 
     def _write(self, form: Mapping[str, Any]) -> None:
         line = json.dumps({**self._where, **form}).encode() + b"\n"
-        with open(self.path, "ab+") as file:
+        with naming(self.path), open(self.path, "ab+") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":  # a crash tore the last line; it must not take this one along
@@ -106,10 +107,16 @@ class Item:
 
 
 class Outbox:
-    """Follows the files of a run and compares them with what was sent."""
+    """Follows the files of a run and compares them with what was sent.
+
+    Attributes:
+        finished: the stages that are over, ``train`` or ``search``: their MLflow runs are FINISHED, however the command
+            ends.
+    """
 
     def __init__(self, run: RunDir, sent: Sent) -> None:
         self.run, self.sent = run, sent
+        self.finished: set[str] = set()
         self.restart()
 
     def restart(self) -> None:
@@ -125,8 +132,9 @@ class Outbox:
             ending: the state in which the run ends; None while it goes on. Only at the end is it known who stands on
                 the front.
         """
-        for path in self.run.journals():
-            self._histories.setdefault(path, History(path)).update()
+        self._histories = {path: self._histories.get(path) or History(path) for path in self.run.journals()}
+        for history in self._histories.values():
+            history.update()
         histories = [history for history in self._histories.values() if history.supernet]
         items = list(self._train())
         for history in histories:
@@ -137,10 +145,10 @@ class Outbox:
             if histories:
                 items += self._artifacts(histories[-1])
                 items += self._view(histories[-1])
-            runs = {item.run: None for item in items if item.run[0] != "candidate"}
-            runs |= {key[1:]: None for key, open_ in self.sent.values.items() if key[0] == "open" and open_}
-            items += [Item(("open", *run), False, run, finish=ending) for run in runs]
-        return items
+        runs = {item.run: None for item in items if item.run[0] != "candidate"}
+        runs |= {key[1:]: None for key, open_ in self.sent.values.items() if key[0] == "open" and open_}
+        states = {run: "FINISHED" if run[0] in self.finished else ending for run in runs}
+        return items + [Item(("open", *run), False, run, finish=state) for run, state in states.items() if state]
 
     def _train(self) -> Iterator[Item]:
         sent = self.sent.values.get(("training",), {})

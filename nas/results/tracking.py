@@ -121,6 +121,7 @@ class _Store:
             os.environ.setdefault(name, value)
         from mlflow import MlflowClient  # takes seconds, so in the background
 
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of what it raises as well
         about = read_json(run.about)
         self.raynas_run, self.raynas_name = str(about["id"]), str(about.get("name", run.path.name))
         self.client: MlflowClient = MlflowClient(uri)
@@ -265,6 +266,13 @@ class Tracker:
         """Tell that there may be something new."""
         self._wake.set()
 
+    def finish(self, stage: str) -> None:
+        """Tell that a stage, ``train`` or ``search``, is done: its MLflow run is ended as FINISHED now, and stays so
+        whatever happens to the rest."""
+        with self._files:
+            self._outbox.finished.add(stage)
+        self.poke()
+
     def close(self, timeout: float, status: str = "FINISHED") -> int:
         """Send what is left, for at most `timeout` seconds, and stop.
 
@@ -285,7 +293,7 @@ class Tracker:
             with self._files:
                 return sum(item.count for item in self._outbox.pending(status))
         except (OSError, ValueError) as error:
-            log.warning("cannot tell what MLflow misses: %s", error)
+            self._warn("cannot tell what MLflow misses", error)
             return 1
 
     def _follow(self) -> None:
@@ -300,7 +308,7 @@ class Tracker:
                 self._store, self._doubt = None, True  # connecting anew looks up what MLflow got
                 failures += 1
                 if failures == 1:
-                    log.warning("MLflow could not be told, will try again: %s: %s", type(error).__name__, error)
+                    self._warn(f"MLflow could not be told, will try again: {type(error).__name__}", error)
             tries += ending is not None
             if time.monotonic() >= self._deadline or (ending and (failures == 0 or tries >= CLOSE_TRIES)):
                 return
@@ -348,6 +356,12 @@ class Tracker:
             log.warning("MLflow refuses %s: %s", "/".join(map(str, item.key)), error)
         else:
             self._note(item.key, item.value)
+
+    def _warn(self, what: str, error: Exception) -> None:
+        """A line, unless the run itself is gone, of which its driver tells."""
+        if self.run.path.is_dir():
+            said = [line for line in str(error).splitlines() if not line.startswith("(raised as")]  # SQLAlchemy's hints
+            log.warning("%s: %s", what, said[0] if said else "")
 
     def _note(self, key: Key, value: object) -> None:
         with self._files:

@@ -10,12 +10,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
 SHA = re.compile(r"[0-9a-f]{64}")
+LEFT = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old)")  # what `write_atomic` and `write_directory` write beside
 
 
 class Damaged(ValueError):
@@ -27,14 +29,30 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError from within names what was to be written: a `write` to a full disk names nothing, and what is written
+    beside is known to nobody."""
+    try:
+        yield
+    except OSError as error:
+        named = error.filename is not None and not any(LEFT.fullmatch(part) for part in Path(error.filename).parts)
+        if error.errno is None or named:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Replace a small text file so that a reader sees the old or the new one, never a part."""
     beside = path.with_name(f".{path.name}.{_token()}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with naming(path), beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
     _sync_directory(path.parent)
 
 
@@ -51,9 +69,12 @@ def write_directory(
     """
     beside = target.with_name(f".{target.name}.{_token()}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    target.parent.mkdir(exist_ok=True)  # not its parents: a run directory that was deleted must not come back by this
+    with naming(target):
+        beside.mkdir()
     try:
-        fill(beside)
+        with naming(target):
+            fill(beside)
         files = {}
         for path in sorted(p for p in beside.rglob("*") if p.is_file()):
             with path.open("rb") as file:
@@ -120,6 +141,20 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             f"{directory} has no readable {MANIFEST} ({error}); it was not written to the end, or was damaged"
         ) from error
     return dict(manifest)
+
+
+def tidy(directory: Path) -> None:
+    """Remove what killed writers left in a directory; an older one whose successor never came takes its place again.
+    For whoever is the only one to write there."""
+    for left in sorted(directory.glob(".*")):
+        if match := LEFT.fullmatch(left.name):
+            target = directory / match[1]
+            if match[2] == "old" and not target.exists():
+                left.rename(target)
+            elif left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
 
 
 def _token() -> str:

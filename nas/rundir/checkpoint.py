@@ -7,6 +7,7 @@ Tensors are safetensors, the rest is JSON: nothing is unpickled. Torch is import
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from nas.rundir import forms
-from nas.rundir.atomic import Damaged, verify, write_directory
+from nas.rundir.atomic import MANIFEST, Damaged, verify, write_directory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,6 +118,7 @@ class Checkpoint:
             recipe: what the recipe keeps besides, tensors and plain values.
             allowed: called just before it becomes visible; raises where the writer has lost the right to write.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
         from torch import Tensor
 
@@ -124,9 +126,13 @@ class Checkpoint:
         plain = {name: value for name, value in recipe.items() if name not in tensors}
 
         def fill(directory: Path) -> None:
-            save_file(weights, directory / WEIGHTS)
-            save_file(optimizer, directory / OPTIMIZER)
-            save_file(tensors, directory / RECIPE)
+            for name, values in {WEIGHTS: weights, OPTIMIZER: optimizer, RECIPE: tensors}.items():
+                try:
+                    save_file(values, directory / name)
+                except SafetensorError as error:  # which an OSError was, before it went through Rust
+                    if code := re.search(r"os error (\d+)", str(error)):
+                        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+                    raise
             (directory / STATE).write_text(json.dumps({"state": asdict(state), "recipe": plain}))
 
         return write_directory(
@@ -171,6 +177,16 @@ def directories(root: Path) -> list[Path]:
     """The checkpoints under `root`, oldest first, whole or not."""
     found = [(int(match[1]), path) for path in root.glob("step-*") if (match := NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
+
+
+def newest_sha(root: Path) -> str | None:
+    """What the newest checkpoint's manifest says of the weights, nothing verified; None where there is none to read."""
+    for path in reversed(directories(root)):
+        try:
+            return str(json.loads((path / MANIFEST).read_text())["files"][WEIGHTS]["sha256"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 def retain(root: Path, keep: int) -> None:

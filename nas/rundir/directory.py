@@ -18,7 +18,8 @@ from filelock import FileLock, Timeout
 from nas.config import trust
 from nas.config.experiment import Difference, Experiment, difference, dump, load_run
 from nas.config.section import Kind
-from nas.rundir.atomic import MANIFEST, write_atomic
+from nas.rundir.atomic import MANIFEST, Damaged, naming, tidy, write_atomic
+from nas.rundir.checkpoint import newest_sha
 from nas.rundir.fence import Fence
 
 
@@ -140,6 +141,11 @@ class RunDir:
         return self.path / ".ray"
 
     @property
+    def ray_logs(self) -> Path:
+        """What Ray said, where it has died."""
+        return self.ray / "logs"
+
+    @property
     def mlflow(self) -> Path:
         """The MLflow database that runs beside each other share."""
         return self.path.absolute().parent / "mlflow.db"
@@ -157,10 +163,31 @@ class RunDir:
         """That of the search over one supernet, by the sha256 of its weights."""
         return self.search / f"journal-{supernet[:8]}.jsonl"
 
+    @property
+    def current(self) -> Path:
+        """The name of the journal that the last search was written to."""
+        return self.search / "current"
+
     def journals(self) -> list[Path]:
-        """All of them, the one written to last standing last."""
-        found = self.search.glob("journal-*.jsonl")
-        return sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
+        """All of them, the current one last: as it is written down; in a run of before 0.2, or where that file is
+        damaged, the one over the newest supernet."""
+        found = sorted(self.search.glob("journal-*.jsonl"))
+        if len(found) < 2:
+            return found
+        try:
+            current = self.search / self.current.read_text().strip()
+        except (FileNotFoundError, UnicodeDecodeError):
+            current = self.current
+        if current not in found and (supernet := newest_sha(self.checkpoints)):
+            current = self.journal(supernet)
+        return sorted(found, key=lambda path: path == current)
+
+    def begin_search(self, supernet: str) -> Path:
+        """The journal of the search over one supernet, which is the current one from here on."""
+        journal = self.journal(supernet)
+        self.search.mkdir(exist_ok=True)
+        write_atomic(self.current, journal.name)
+        return journal
 
     def child(self, name: str) -> ChildDir:
         """Where an exported child is, or will be."""
@@ -219,9 +246,11 @@ def open_run(experiment: Experiment, run: RunDir) -> Iterator[Fence]:
     try:
         changed = _take_over(experiment, run)
         fence = Fence.take(run.path)
+        for folder in (run.path, run.training_log.parent, run.checkpoints, run.search, run.children):
+            tidy(folder)
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         note = {"attempt": fence.attempt, "time": now, "changed": changed, "versions": versions()}
-        with run.history.open("a") as file:
+        with naming(run.history), run.history.open("a") as file:
             file.write(json.dumps(note) + "\n")
         yield fence
     finally:
@@ -231,11 +260,13 @@ def open_run(experiment: Experiment, run: RunDir) -> Iterator[Fence]:
 def _take_over(experiment: Experiment, run: RunDir) -> dict[str, Any]:
     """Write what is run into the directory; returns what differs from the last time: key -> [old, new]."""
     modules = trust.modules_of(experiment.model_dump())  # which the user means, or this would not have begun
-    if not run.is_run():
+    if not run.about.exists() or not run.is_run():
         write_atomic(run.about, json.dumps({"id": uuid.uuid4().hex, "name": experiment.name}))
+    if not run.is_run():
         write_atomic(run.experiment, dump(experiment))
         trust.remember(run.path, modules)
         return {}
+    _check_about(run)
     rows = difference(load_run(run.path, trusted=modules), experiment)
     trust.remember(run.path, modules)
     if other := [row for row in rows if row.kind is Kind.IDENTITY]:
@@ -243,6 +274,20 @@ def _take_over(experiment: Experiment, run: RunDir) -> dict[str, Any]:
     if rows:
         write_atomic(run.experiment, dump(experiment))
     return {row.key: [row.old, row.new] for row in rows}
+
+
+def _check_about(run: RunDir) -> None:
+    """Raises: Damaged, where MLflow could not be told which run this is."""
+    try:
+        about = json.loads(run.about.read_text())
+        whole = bool(about["id"]) and isinstance(about["id"], str)
+    except (ValueError, TypeError, KeyError):
+        whole = False
+    if not whole:
+        raise Damaged(
+            f'{run.about} is damaged: it does not hold {{"id": "..."}}, by which MLflow knows the run (its tag '
+            "raynas.run); write that there again, or delete the file, and the run goes on under a new id"
+        )
 
 
 def _other_run(directory: Path, rows: list[Difference]) -> str:

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
+from nas.rundir.atomic import naming
+
 Figures = Mapping[str, float]
 
 
@@ -147,13 +149,13 @@ class Log:
     """Adds lines to a training log, whole ones only; what a killed writer left unfinished is cut off first."""
 
     def __init__(self, path: Path, every_s: float = 1.0) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         if path.exists():
             kept = path.read_bytes()
             if not kept.endswith(b"\n"):
                 with path.open("r+b") as file:
                     file.truncate(kept.rfind(b"\n") + 1)
-        self.file, self.every_s, self.last = path.open("a"), every_s, 0.0
+        self.path, self.file, self.every_s, self.last = path, path.open("a"), every_s, 0.0
 
     def due(self) -> bool:
         """Whether it is time for another line of those that come at every step."""
@@ -162,8 +164,9 @@ class Log:
     def write(self, line: Line) -> None:
         """On its way to the disk when this returns."""
         form = {key: value for key, value in asdict(line).items() if not (key == "step" and value < 0)}
-        self.file.write(json.dumps({"kind": line.kind, **form}) + "\n")
-        self.file.flush()
+        with naming(self.path):
+            self.file.write(json.dumps({"kind": line.kind, **form}) + "\n")
+            self.file.flush()
         self.last = time.monotonic()
 
 

@@ -226,9 +226,9 @@ class Journal:
             while left:
                 left = left[os.write(self._fd, left) :]
             os.fsync(self._fd)
-        except OSError:  # a full disk, say: half a line here would damage the middle of the file when writing goes on
+        except OSError as error:  # a full disk, say: half a line here would damage the middle of the file later
             os.ftruncate(self._fd, end)
-            raise
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def close(self) -> None:
         """Close the file; closing twice does no harm."""

@@ -20,7 +20,7 @@ from nas.children.export import child_packages, load_child
 from nas.config.experiment import Experiment
 from nas.draws import bits
 from nas.recipes.recipe import AVERAGE, Recipe, Step
-from nas.rundir.atomic import write_atomic
+from nas.rundir.atomic import Damaged, write_atomic
 from nas.rundir.checkpoint import Checkpoint, State, retain
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
@@ -78,6 +78,7 @@ class Loop:
             device,
         )
         self.task = load_task(experiment)
+        fence.check()
         self.log = Log(run.training_log) if rank == 0 else None
 
     def train(self) -> None:
@@ -289,4 +290,14 @@ class Attempt:
 
 def read_rollbacks(run: RunDir) -> list[str]:
     """Why training went back to a checkpoint, each time that it did; each halves the learning rate."""
-    return json.loads(run.rollbacks.read_text()) if run.rollbacks.exists() else []
+    if not run.rollbacks.exists():
+        return []
+    try:
+        told = json.loads(run.rollbacks.read_bytes())
+        assert isinstance(told, list)
+    except (ValueError, AssertionError):
+        raise Damaged(
+            f"{run.rollbacks} is damaged: it is no list of reasons, each of which halves the learning rate; write the "
+            "rollbacks there that metrics.jsonl beside it has, or delete it where that has none"
+        ) from None
+    return told

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,6 +16,12 @@ from ray.job_config import JobConfig
 
 from nas.config import own
 from nas.config.experiment import Experiment
+from nas.rundir.fence import Fence
+from nas.workers import local
+from nas.workers.stopping import RayDied, off_main_thread, wait_for
+
+END_S = 20.0  # for Ray to end in order, where need be after it has started
+DEAD_S = 2.0  # for a dead one, which asks for its head for longer than anybody waits
 
 RAY_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end, or a death, is seen; 2 s by default
@@ -36,29 +45,58 @@ class TooLittle(ValueError):
 
 
 @contextmanager
-def session() -> Iterator[None]:
+def session(logs: Path | None = None, check: Callable[[], None] = lambda: None) -> Iterator[None]:
     """A connection to Ray: the cluster of RAY_ADDRESS, or a local one that ends with this process. Nested calls
-    share one."""
+    share one.
+
+    Of a local one nothing is left afterwards, neither processes nor Ray's directory.
+
+    Args:
+        logs: where Ray's logs are kept where it dies.
+        check: asked while Ray starts; what it raises ends the start.
+    """
     if ray.is_initialized():
         yield
         return
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    started, over, patience = Future[None](), threading.Event(), END_S
+    thread = threading.Thread(target=_hold, args=(started, over), daemon=True)
+    with local.swept():
+        thread.start()
+        try:
+            wait_for(started, check)
+            with local.marked():
+                yield
+        except RayDied as death:
+            patience = DEAD_S
+            raise RayDied(f"{death}{local.bury(logs)}") from None
+        finally:
+            over.set()
+            thread.join(patience)
+
+
+def _hold(started: Future[None], over: threading.Event) -> None:
+    """Ray from start to end, in a thread of its own: in the main one it takes SIGTERM for itself. And no shorter one,
+    since Linux ends Ray's processes with the thread that started them."""
     passed = {name: os.environ[name] for name in ("RAYNAS_DATA", "PYTHONPATH") if os.environ.get(name)}
     told = own.for_workers()
     environment: dict[str, Any] = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", **passed, **told}}
     if told:
         environment["worker_process_setup_hook"] = "nas.config.own.in_worker"
-    ray.init(
-        include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        runtime_env=environment,
-        job_config=_without_this_folder(),
-    )
     try:
-        yield
-    finally:
+        ray.init(
+            include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env=environment,
+            job_config=_without_this_folder(),
+        )
+    except BaseException as error:
+        started.set_exception(error)
+    else:
+        started.set_result(None)
+        over.wait()
         ray.shutdown()
 
 
@@ -74,6 +112,20 @@ def _without_this_folder() -> JobConfig:
     config = JobConfig()
     config._py_driver_sys_path = _Nowhere()
     return config
+
+
+def on_ray(work: Callable[[], Any], fence: Fence) -> Any:
+    """Do what waits for Ray, for as long as Ray lives, the run is there, and this attempt may write to it.
+
+    Raises:
+        RayDied, Gone, Fenced: one of these is over; whatever `work` raises.
+    """
+
+    def check() -> None:
+        fence.check()
+        local.check_alive()
+
+    return off_main_thread(work, check)
 
 
 def check_room(experiment: Experiment) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -16,6 +16,11 @@ from typing import Any
 from nas.rundir.fence import Fence
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+CHECK_S = 0.5
+
+
+class RayDied(RuntimeError):
+    """A process that Ray cannot do without has died."""
 
 
 class Stopper:
@@ -47,8 +52,7 @@ class Stopper:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals while the context is open. Inside Ray's session, since Ray takes SIGTERM for itself as it
-        starts."""
+        """Take the signals while the context is open."""
         before = {number: signal.signal(number, self._heard) for number in SIGNALS} if _main() else {}
         try:
             yield
@@ -78,9 +82,13 @@ def watching(leaving: Callable[[], bool], then: Callable[[], None], every_s: flo
         thread.join(5)
 
 
-def off_main_thread(work: Callable[[], Any]) -> Any:
+def off_main_thread(work: Callable[[], Any], check: Callable[[], None]) -> Any:
     """Do `work` in a thread of its own and wait for it: Ray Train and Tune take SIGINT for themselves only in the
-    main thread."""
+    main thread.
+
+    Args:
+        check: what it raises ends the waiting, and comes before what became of the work, which is its consequence.
+    """
     done: Future[Any] = Future()
 
     def run() -> None:
@@ -90,7 +98,16 @@ def off_main_thread(work: Callable[[], Any]) -> Any:
             done.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return done.result()
+    return wait_for(done, check)
+
+
+def wait_for(done: Future[Any], check: Callable[[], None]) -> Any:
+    """The result of `done`, while `check` raises nothing; it is asked twice a second and at the end."""
+    while True:
+        over = wait([done], CHECK_S).done
+        check()
+        if over:
+            return done.result()
 
 
 def _main() -> bool:

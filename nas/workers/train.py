@@ -13,11 +13,10 @@ from nas.config.experiment import Experiment, parse
 from nas.device import configure_process
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
-from nas.rundir.fence import Fence
+from nas.rundir.fence import Fence, Fenced, Gone
 from nas.rundir.log import Line, TrainingLines
 from nas.training.loop import Loop
-from nas.workers.session import check_room, has_gpus, session, workers
-from nas.workers.stopping import off_main_thread
+from nas.workers.session import check_room, has_gpus, on_ray, session, workers
 
 Notify = Callable[[Line], None]
 
@@ -38,17 +37,24 @@ def train(experiment: Experiment, run: RunDir, fence: Fence, notify: Notify = la
     Raises:
         TooLittle: the cluster has less than the experiment asks for.
         TrainingFailed: a worker raised, or died more often than ``train.max_failures``.
+        OSError, Gone, Fenced: a worker could not read or write the run; another try would not help.
+        RayDied: a process that Ray cannot do without has died.
     """
     from nas.training.engine import prebuild
 
     with session(), following(run.training_log, notify):
         check_room(experiment)
         prebuild()
-        done = -1
-        for part in (
-            count()
-        ):  # more than one where workers have saved and returned since a machine of theirs is being taken away
-            _fit(experiment, run, fence, has_gpus(experiment.train.use_gpu), part)
+        done, failures = -1, 0
+        # more than one part where a worker has died, or all have saved and returned since a machine is being taken away
+        for part in count():
+            try:
+                _fit(experiment, run, fence, has_gpus(experiment.train.use_gpu), part)
+            except TrainingFailed:
+                failures += 1
+                if failures > experiment.train.max_failures:
+                    raise
+                continue
             newest = Checkpoint.newest(run.checkpoints)
             if newest is None or newest.state.share_done(experiment.train.max_minutes) >= 1 or fence.stopping():
                 return newest
@@ -63,7 +69,7 @@ def train(experiment: Experiment, run: RunDir, fence: Fence, notify: Notify = la
 def _fit(experiment: Experiment, run: RunDir, fence: Fence, gpu: bool, part: int) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
     settings = experiment.train
     trainer = TorchTrainer(
@@ -82,20 +88,19 @@ def _fit(experiment: Experiment, run: RunDir, fence: Fence, gpu: bool, part: int
         run_config=RunConfig(
             name=f"attempt-{fence.attempt}-{part}",
             storage_path=str(run.ray),
-            failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),  # type: ignore[call-arg]
         ),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
     )
     try:
-        off_main_thread(trainer.fit)
+        on_ray(trainer.fit, fence)
     except TrainingFailedError as error:
-        raise TrainingFailed(_cause(error)) from error
-
-
-def _cause(error: Exception) -> str:
-    """What the first worker that failed said, without the frames of Ray."""
-    failures = getattr(error, "worker_failures", None)
-    return str(failures[min(failures)] if failures else error).strip()
+        failures = error.worker_failures if isinstance(error, WorkerGroupError) else {0: error}
+        said = [failures[rank] for rank in sorted(failures)]
+        for each in said:
+            if isinstance(each, (OSError, Gone, Fenced)) and not isinstance(each, (ConnectionError, TimeoutError)):
+                raise each from None
+        raise TrainingFailed(str(said[0]).strip()) from error  # without the frames of Ray
 
 
 def work(config: dict[str, Any]) -> None:

@@ -31,8 +31,7 @@ from nas.search.journal import Candidate, Journal, Record
 from nas.space import Arch
 from nas.supernet import Supernet
 from nas.tasks.task import Task
-from nas.workers.session import check_room, gpus, has_gpus, session
-from nas.workers.stopping import off_main_thread
+from nas.workers.session import check_room, gpus, has_gpus, on_ray, session
 
 LIVES = 3  # deaths of a worker on one candidate alone, after which the candidate counts as failed
 TRIAL_SECONDS = 2.0  # how long a trial should last at least, so that Tune's own work stays small beside it
@@ -272,7 +271,7 @@ def _run(experiment: Experiment, run: RunDir, fence: Fence, asker: Asker, traine
     logging.getLogger("ray.tune").setLevel(
         logging.CRITICAL
     )  # it prints the traceback of a dead worker, whose candidates the asker gives out again
-    off_main_thread(tuner.fit)
+    on_ray(tuner.fit, fence)
     if asker.broken:
         raise SearchFailed(
             f"{asker.broken} workers died one after another and none has judged a child; what they said: {_said(tuner)}"

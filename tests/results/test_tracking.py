@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -189,6 +190,21 @@ def test_a_run_arrives_whole(run: Path) -> None:
     artifacts = Path(search_run.info.artifact_uri.removeprefix("file://"))
     assert artifacts.is_relative_to(run.parent / "mlartifacts")
     assert {path.name for path in artifacts.iterdir()} == {"front.csv", "report.html"}
+
+
+def test_a_finished_training_is_finished_whatever_happens_later(run: Path) -> None:
+    """At once, since a later kill -9 tells nobody; and where the search is killed."""
+    uri, tracker = default_uri(RunDir(run)), Tracker(RunDir(run), None, "nas")
+
+    def states() -> dict[str, str]:
+        return {r.data.tags["raynas.kind"]: r.info.status for r in stored(uri) if "raynas.candidate" not in r.data.tags}
+
+    tracker.start()
+    tracker.finish("train")
+    wait(lambda: states() == {"train": "FINISHED"})
+    search(run, range(5))
+    assert tracker.close(60, "KILLED") == 0
+    assert states() == {"train": "FINISHED", "search": "KILLED"}
 
 
 def test_the_view_of_all_candidates_comes_with_a_run(run: Path) -> None:
@@ -378,6 +394,37 @@ def test_a_broken_run_is_told_not_raised(run: Path, caplog: pytest.LogCaptureFix
     tracker = Tracker(RunDir(run), None, "nas")
     tracker.start()
     assert tracker.close(30) > 0 and "MLflow could not be told" in caplog.text
+
+
+def test_a_full_disk_is_told_in_a_line(
+    run: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow logs a traceback of some ninety lines at each try, of what it raises as well."""
+    import sqlalchemy
+
+    @sqlalchemy.event.listens_for(sqlalchemy.Engine, "before_cursor_execute")
+    def full(*given: object) -> None:
+        if str(given[2]).startswith("INSERT"):
+            raise sqlalchemy.exc.OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full"))
+
+    tracker = Tracker(RunDir(run), None, "nas")
+    tracker.start()
+    try:
+        wait(lambda: "MLflow could not be told" in caplog.text)
+        assert tracker.close(5) > 0
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", full)
+    assert "Traceback" not in caplog.text + capfd.readouterr().err and "disk is full" in caplog.text
+    assert len(caplog.text.splitlines()) <= 3, caplog.text
+
+
+def test_a_run_that_is_gone_is_not_the_tracker_s_to_tell(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = Tracker(RunDir(run), None, "nas")
+    tracker.start()
+    wait(lambda: (run / "tracking.jsonl").exists())
+    shutil.rmtree(run)
+    tracker.close(5)
+    assert not caplog.text and not run.exists()
 
 
 def test_a_socket_that_never_answers_blocks_nobody(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

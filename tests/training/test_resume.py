@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from ray._common.utils import get_default_ray_temp_dir
 
 from nas.rundir import atomic
 from nas.rundir.checkpoint import directories
@@ -286,6 +287,70 @@ def test_a_worker_and_a_trial_die_and_a_second_command_is_refused(
     check_tracked(first.run, CANDIDATES)
     attempts = (first.run / "history.jsonl").read_text().splitlines()
     assert len(attempts) == 1, "the refused command is none"
+
+
+def sessions(process: int) -> list[Path]:
+    """Ray's directories of the sessions that a process has started."""
+    return list(Path(get_default_ray_temp_dir()).glob(f"session_*_{process}"))
+
+
+def ended_in_order(command: Command, seconds: float) -> str:
+    """What a command said that must have ended by itself, with one message and nothing left of it."""
+    code = command.process.wait(seconds)
+    _, alive = psutil.wait_procs(command.family, timeout=10)
+    assert not alive, [_title(process) for process in alive]
+    assert not sessions(command.process.pid)
+    said = command.said
+    assert code and "Traceback" not in said and "state-dump" not in said and len(said.splitlines()) < 12, said
+    return said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("title", ["gcs_server", "raylet"])
+def test_ray_dies_in_training_and_in_search(undisturbed: Path, begin: Callable[..., Command], title: str) -> None:
+    """One message that says what died, within 20 s; Ray's dump is in the logs that it names."""
+    first = begin()
+    first.until_step(20)
+    (process,) = [each for each in first.look_around() if each.name() == title]
+    process.kill()
+    said = ended_in_order(first, 20)
+    assert title in said and "has died (SIGKILL); the same command continues" in said
+    logs = RunDir(first.run).ray_logs
+    assert str(logs) in said and (logs / f"{title}.out").is_file()
+
+    second = begin()
+    second.until_records(8)
+    (process,) = [each for each in second.look_around() if each.name() == title]
+    process.kill()
+    assert title in ended_in_order(second, 20)
+    begin().finish()
+    assert outcome(first.run) == outcome(undisturbed)
+    check_tracked(first.run, CANDIDATES)
+
+
+def test_the_directory_goes_in_training_and_in_search(begin: Callable[..., Command], trained: Path) -> None:
+    """Said so at once, and nobody makes it again."""
+    away = trained.with_name("away")
+    shutil.copytree(trained, away)
+    first = begin()
+    first.until_records(8)
+    first.look_around()
+    shutil.rmtree(first.run)
+    assert "is gone: it was deleted, moved or unmounted" in ended_in_order(first, 20)
+    assert not first.run.exists()
+    second = begin()
+    second.until_step(10)
+    second.look_around()
+    second.run.rename(away / "moved")
+    assert "is gone: it was deleted, moved or unmounted" in ended_in_order(second, 20)
+    assert not second.run.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ray_starts(begin: Callable[..., Command], number: signal.Signals) -> None:
+    first = begin()
+    first.until("a raylet", lambda: any(each.name() == "raylet" for each in first.look_around()))
+    first.process.send_signal(number)
+    assert ended_in_order(first, 40) == "stopped; the same command continues"
 
 
 @pytest.mark.parametrize(

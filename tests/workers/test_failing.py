@@ -1,0 +1,146 @@
+"""Ray that dies, and what is left of it; failures that another try would not mend. Without Ray."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from nas.config.experiment import load_experiment
+from nas.rundir.directory import RunDir
+from nas.rundir.fence import Fence, Gone
+from nas.workers import local, session
+from nas.workers import train as training
+from nas.workers.stopping import RayDied, wait_for
+from nas.workers.train import TrainingFailed, train
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from filelock import FileLock
+folder, mode = Path(sys.argv[1]), sys.argv[2]
+if mode == "lock":
+    file = FileLock(folder / "raynas.lock")
+    file.acquire()
+else:
+    file = open(folder / "log", mode)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder() -> Iterator[object]:
+    """Starts a process that has a file of a directory open, or its mark locked."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def start(folder: Path, mode: str) -> subprocess.Popen[str]:
+        words = [sys.executable, "-c", HOLDS, str(folder), mode]
+        begun.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
+        assert begun[-1].stdout is not None and begun[-1].stdout.readline() == "ready\n"
+        return begun[-1]
+
+    yield start
+    for each in begun:
+        each.kill()
+        each.wait()
+
+
+def make(root: Path, name: str, marked: bool) -> Path:
+    folder = root / name
+    folder.mkdir()
+    (folder / "log").touch()
+    if marked:
+        (folder / local.MARK).touch()
+    return folder
+
+
+def test_what_killed_runs_left_of_ray_goes_and_what_is_of_others_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holder: object
+) -> None:
+    monkeypatch.setattr(local, "get_default_ray_temp_dir", lambda: str(tmp_path))
+    assert callable(holder)
+    others, alive, dead = make(tmp_path, "session_1_1", False), make(tmp_path, "session_2_2", True), None
+    dead, mine = make(tmp_path, "session_3_3", True), make(tmp_path, f"session_4_{os.getpid()}", False)
+    writers = [holder(others, "a"), holder(alive, "lock"), holder(dead, "r"), holder(dead, "a")]
+    with local.swept():
+        assert not dead.exists() and others.exists() and alive.exists()
+        assert writers[3].wait(10) is not None, "it wrote into the session of a dead run"
+        begun = make(tmp_path, f"session_5_{os.getpid()}", False)
+        writers.append(holder(begun, "w"))
+    assert writers[4].wait(10) is not None and not begun.exists(), "what was started within is gone"
+    assert [each.poll() for each in writers[:3]] == [None] * 3, "neither others' nor who only reads"
+    assert mine.exists(), "another container's process of our number"
+
+
+@pytest.mark.parametrize(("kind", "name"), [("raylet", "raylet"), ("gcs_server", "head process")])
+def test_a_dead_process_of_ray_is_named(monkeypatch: pytest.MonkeyPatch, kind: str, name: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        node = SimpleNamespace(all_processes={kind: [SimpleNamespace(process=process)]})
+        monkeypatch.setattr(local.ray_worker, "_global_node", node)
+        local.check_alive()
+        process.kill()
+        process.wait()
+        with pytest.raises(RayDied, match=rf"{name}.* has died \(SIGKILL\); the same command continues"):
+            local.check_alive()
+
+
+def test_waiting_ends_with_what_a_check_finds(tmp_path: Path) -> None:
+    """Also where the work has failed of it, and where it never ends."""
+    fence = Fence.take(tmp_path)
+
+    def fails() -> None:
+        fence.path.unlink()
+        raise RuntimeError("a consequence")
+
+    with pytest.raises(Gone):
+        session.on_ray(fails, fence)
+    began, never = time.monotonic(), Future[None]()
+    with pytest.raises(Gone):
+        wait_for(never, fence.check)
+    assert time.monotonic() - began < 10
+    Fence.take(tmp_path)
+    assert session.on_ray(lambda: threading.current_thread().name, Fence(tmp_path, 1)) != "MainThread"
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "RUN/train/metrics.jsonl"), 1),
+        (Gone("RUN is gone"), 1),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), 4),
+        (RuntimeError("a worker died"), 4),
+    ],
+)
+def test_only_what_may_be_mended_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, tries: int
+) -> None:
+    """A full disk is as full for the next three groups of workers; a machine that died may be another."""
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    tried = 0
+
+    def fails(*_: object) -> None:
+        nonlocal tried
+        tried += 1
+        raise WorkerGroupError("", {1: RuntimeError("connection closed by peer"), 0: error})
+
+    for name, value in (("on_ray", fails), ("workers", lambda _: 2), ("has_gpus", lambda _: False)):
+        monkeypatch.setattr(training, name, value)
+    monkeypatch.setattr(training, "check_room", lambda _: None)
+    monkeypatch.setattr(training, "session", nullcontext)
+    monkeypatch.setattr("nas.training.engine.prebuild", lambda: None)
+    experiment = load_experiment("bignas-digits", ["train.max_failures=3"])
+    with pytest.raises(type(error) if tries == 1 else TrainingFailed) as refusal:
+        train(experiment, RunDir(tmp_path), Fence.take(tmp_path))
+    assert tried == tries and str(error) in str(refusal.value)
