@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,18 +14,15 @@ import typer
 import typer.core
 from rich.table import Column, Table
 
-from nas.cli import check, cluster
+from nas.cli import check, cluster, tables
 from nas.cli.progress import plain
 from nas.config import trust as trusting
 from nas.config.addresses import masked, object_store
 from nas.config.experiment import Experiment, ExperimentError, load_experiment, load_run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from nas.pipeline import Pipeline
     from nas.rundir import directory as run_directory
-    from nas.space import Measure
 
 
 class Commands(typer.core.TyperGroup):
@@ -268,7 +264,7 @@ def quantize(
         figures = pipeline.quantize(child, target)
         path = pipeline.run.child(figures["id"]).path
         report_line(pipeline)
-    print_quantized(figures)
+    console.print(tables.quantized(figures))
     console.print(
         f"next: python -c 'import nas; net = nas.load_child(\"{os.path.relpath(path)}\")', or its model.onnx in ONNX "
         "Runtime",
@@ -308,7 +304,8 @@ def report(run: Annotated[Path, RUN]) -> None:
 
     at = run_at(run)
     path = write_report(at)
-    print_table([row for row in front_table(at) if row["front"] or row["exported"]], shown_costs(read_history(at)))
+    if rows := [row for row in front_table(at) if row["front"] or row["exported"]]:
+        console.print(tables.children(rows, shown_costs(read_history(at))))
     console.print(f"report: {path}")
 
 
@@ -417,58 +414,9 @@ def finish(pipeline: Pipeline, ids: list[str]) -> None:
     from nas.results.history import front_table, read_history, shown_costs
 
     path, run = pipeline.report(), pipeline.run
-    print_table([row for row in front_table(run) if row["id"] in ids], shown_costs(read_history(run)))
+    if rows := [row for row in front_table(run) if row["id"] in ids]:
+        console.print(tables.children(rows, shown_costs(read_history(run))))
     console.print(f"report:   {path}\nchildren: {run.children}\ncompare:  nas ui {os.path.relpath(run.path)}")
-
-
-def print_quantized(figures: Mapping[str, Any]) -> None:
-    """What each way of quantizing costs and gives."""
-    from nas.results.plots import human
-
-    metrics = list(figures["validation"])
-    table = Table(
-        Column(no_wrap=True),
-        "BitOPs",
-        "bytes",
-        *(f"{part} {metric}" for metric in metrics[:1] for part in ("validation", "test")),
-        box=None,
-    )
-    for row in figures["rows"]:
-        values = [f"{row[part][metric]:.2f}" for metric in metrics[:1] for part in ("validation", "test")]
-        table.add_row(row["method"], human(row["bitops"]), f"{row['bytes']:,}", *values)
-    if "onnx" in figures:
-        layers = f"ONNX Runtime ({figures['parity']['integer_layers']:.0f} integer layers)"
-        table.add_row(
-            layers, human(figures["bitops"]), f"{figures['bytes']:,}", f"{figures['onnx'][metrics[0]]:.2f}", ""
-        )
-    console.print(table)
-
-
-def print_table(rows: list[dict[str, Any]], costs: Mapping[str, Measure]) -> None:
-    """Children as a table.
-
-    Args:
-        rows: of `nas.results.history.front_table`.
-        costs: those that are shown, by name.
-    """
-    from nas.results.plots import human
-
-    if not rows:
-        return
-    metric = rows[0]["metric"]
-    tested = [metric, *dict.fromkeys(name for row in rows for name in row["tested"] if name != metric)]
-    heads = [measure.title for measure in costs.values()]
-    heads += [
-        head.replace("_", " ") for head in (f"validation {metric}", *(f"test {name}" for name in tested))
-    ]  # so that it may be broken
-    columns = [Column(head, min_width=max(map(len, head.split()))) for head in heads]
-    table = Table(Column("child", no_wrap=True, min_width=max(len(row["id"]) for row in rows)), *columns, box=None)
-    for row in rows:
-        validation = row["validation"] if row["validation"] is not None else row["exported_validation"]
-        figures = [validation, *(row["tested"].get(name) for name in tested)]
-        told = ["" if value is None else f"{value:.2f}" if value >= 10 else f"{value:.4f}" for value in figures]
-        table.add_row(row["id"], *(human(row[name]) for name in costs), *told)
-    console.print(table)
 
 
 def main() -> None:
