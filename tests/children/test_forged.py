@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def test_a_forged_state_is_told(run: Path, text: str) -> None:
 
 
 @pytest.fixture
-def strange(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def strange(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A run whose experiment names a function of a module that lies here, and leaves a mark when it is imported."""
     (tmp_path / "theirs.py").write_text(
         "from pathlib import Path\nPath('imported').touch()\nfrom nas.search.random import Random\n"
@@ -199,7 +200,8 @@ def strange(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     text = (run / "experiment.yaml").read_text()
     assert "algorithm: evolution" in text
     (run / "experiment.yaml").write_text(text.replace("algorithm: evolution", "algorithm: theirs:Mine"))
-    return run
+    yield run
+    sys.modules.pop("theirs", None)
 
 
 def test_a_run_imports_nothing_that_is_not_trusted(strange: Path) -> None:
