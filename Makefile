@@ -10,7 +10,7 @@ run: $(VENV)/ready
 	$(BIN)/nas run bignas-digits
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: $(VENV)/ready
 	$(BIN)/python -m pytest -m soak

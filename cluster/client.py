@@ -9,9 +9,10 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from http.client import HTTPResponse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
@@ -64,12 +65,24 @@ def connect(address: str | None) -> Cluster:
         )
     headers = {"Authorization": f"Bearer {token}"} if (token := find_token()) else {}
     version = _hello(address, headers)
-    from ray.job_submission import JobSubmissionClient
-
     for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
         logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)  # it tells of each package and each connection
     with _without(*OVERRIDES):
-        return Cluster(address, headers, version, JobSubmissionClient(address, headers=dict(headers)))
+        return Cluster(address, headers, version, _ray_client(address, headers))
+
+
+def _ray_client(address: str, headers: dict[str, str]) -> JobSubmissionClient:
+    """Ray's own client, but for one that follows no redirect either."""
+    from ray.job_submission import JobSubmissionClient
+
+    class Direct(JobSubmissionClient):
+        def _do_request(self, method: str, endpoint: str, **given: Any) -> Any:
+            answer = super()._do_request(method, endpoint, allow_redirects=False, **given)
+            if answer.is_redirect:
+                raise Refused(_elsewhere(address, answer.headers["location"]))
+            return answer
+
+    return Direct(address, headers=dict(headers))
 
 
 def find_token() -> str | None:
@@ -94,6 +107,8 @@ def _hello(address: str, headers: dict[str, str]) -> str:
     try:
         with _get(f"{address}/api/version", headers, PATIENCE_S) as answer:
             return str(json.load(answer)["ray_version"])
+    except Refused:
+        raise
     except HTTPError as error:
         raise Refused(_denied(address, error.code, bool(headers))) from None
     except (URLError, OSError) as error:
@@ -125,8 +140,26 @@ def _denied(address: str, code: int, had_token: bool) -> str:
     )
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Refuses to be sent elsewhere: the token would go along (urllib repeats every header)."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> None:
+        raise Refused(_elsewhere(req.full_url, newurl))
+
+
+def _elsewhere(address: str, target: str) -> str:
+    return (
+        f"{_masked(address)} sends on to {_masked(target)}, which is not followed: the token is for the address that "
+        "was given.\nIf that is the cluster, give its address instead."
+    )
+
+
 def _get(url: str, headers: dict[str, str], timeout_s: float) -> HTTPResponse:
-    return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=timeout_s)
+    opener = urllib.request.build_opener(_NoRedirects)
+    answer: HTTPResponse = opener.open(urllib.request.Request(url, headers=headers), timeout=timeout_s)
+    return answer
 
 
 def _masked(address: str) -> str:

@@ -7,15 +7,13 @@ net = run.child(run.front.index[0])     # an exported child, in evaluation mode
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from nas.children.export import child_packages, load_child
-from nas.cli.progress import Screen
-from nas.config.experiment import Experiment, load_experiment
+from nas.cli.progress import Screen, plain
+from nas.config.experiment import Experiment, load_experiment, load_run
 from nas.pipeline import Pipeline
 from nas.results.history import front_table, read_history
 from nas.rundir.directory import RunDir
@@ -30,20 +28,26 @@ class Run:
 
     Args:
         directory: of the run.
+        trust: modules that its experiment may name, where somebody else has made it.
 
     Raises:
         ValueError: it holds no run.
     """
 
-    def __init__(self, directory: Path | str) -> None:
+    def __init__(self, directory: Path | str, trust: Collection[str] = ()) -> None:
         self.directory = RunDir(Path(directory))
         if not self.directory.is_run():
             raise ValueError(f"{directory} holds no run; give the directory of one, for example runs/bignas-digits")
+        self.trust = tuple(trust)
 
     @property
     def experiment(self) -> Experiment:
-        """What was run."""
-        return load_experiment(self.directory.experiment)
+        """What was run.
+
+        Raises:
+            Untrusted: it names modules that are not trusted.
+        """
+        return load_run(self.directory.path, trusted=self.trust)
 
     @property
     def candidates(self) -> DataFrame:
@@ -94,7 +98,7 @@ def run(experiment: str | Path | Experiment, overrides: Sequence[str] = (), run_
         raise ValueError("overrides are for a preset or a file; change the experiment that you give with model_copy")
     told = experiment if isinstance(experiment, Experiment) else load_experiment(experiment, overrides)
     directory = Path(run_dir) if run_dir else Path("runs") / told.name
-    screen = Screen(Console(soft_wrap=True))
+    screen = Screen(plain())
     try:
         with Pipeline.open(told, directory, screen) as pipeline:
             pipeline.all()

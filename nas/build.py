@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from nas.config import plugins
-from nas.config.experiment import Experiment, load_experiment
+from nas.config.experiment import Experiment, load_run
 from nas.config.section import RecipeOptions
 from nas.recipes.differentiable import architecture
 from nas.recipes.recipe import Recipe
@@ -49,10 +49,16 @@ def make_supernet(experiment: Experiment, task: Task) -> Supernet:
     inherits.
 
     Raises:
-        ValueError: the space has no such child.
+        ValueError: the space has no such child, or its options say of the data what is not so.
         Damaged: the checkpoint that it shall inherit from is not whole.
     """
     space = experiment.space
+    for key in space.options.keys() & task.network.keys():
+        if space.options[key] != task.network[key]:
+            raise ValueError(
+                f"space.options.{key} is {space.options[key]!r}, and {experiment.data.name} has {task.network[key]!r}: "
+                "leave it out, it is taken from the data"
+            )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(experiment.seed)
         net = load_supernet(space.name, space.size, **{**task.network, **space.options})
@@ -138,7 +144,7 @@ def proposed(run: Path, net: Supernet) -> Arch:
     at = RunDir(run)
     if not at.is_run():
         raise ValueError(f"search.propose_from names {run}, which is no run directory")
-    other, newest = load_experiment(at.experiment), Checkpoint.newest(at.checkpoints)
+    other, newest = load_run(at.path), Checkpoint.newest(at.checkpoints)
     if other.recipe.name != "differentiable":
         raise ValueError(
             f"search.propose_from names {run}, whose recipe is {other.recipe.name}; only differentiable finds an "

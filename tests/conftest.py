@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 # Read when torch and DeepSpeed are first imported, here and in every process that a test starts.
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "DS_ACCELERATOR": "cpu"}
 os.environ.pop("MLFLOW_TRACKING_URI", None)  # tests track beside their own runs
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp()  # what is remembered of them is forgotten
 
 
 @pytest.hookimpl(wrapper=True)

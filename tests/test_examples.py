@@ -87,15 +87,22 @@ def test_what_is_no_plug_in_is_told(thing: str, told: str, folder: Path, monkeyp
 
 @pytest.fixture(scope="module")
 def own(folder: Path) -> Path:
-    """A run whose space, recipe, search and cost are all of one's own, on two workers."""
+    """A run whose space, recipe, search and cost are all of one's own, on two workers; where the user stands lie files
+    too that are called as packages are, those that are here and those that some package would use if they were."""
+    traps = [folder / f"{name}.py" for name in ("deepspeed", "torch", "mlflow", "yaml", "cupy", "tensorflow", "triton")]
+    for trap in traps:
+        trap.write_text(f"open({str(folder / 'trapped')!r}, 'a').write(__name__)\nraise SystemExit(3)")
     recipe = "recipe={name: own_recipe:Balanced, epochs: 2, batch: 64}"
     words = [recipe, *FEW, "search.costs=[{name: own_cost:Energy}]", *OWN]
     ended = command("run", "own_space.yaml", *sets(words), cwd=folder, patience=400)
     assert ended.code == 0, ended.text
+    for trap in traps:
+        trap.unlink()
     return folder / "runs" / "own-space"
 
 
-def test_a_run_of_all_but_a_task_of_ones_own(own: Path) -> None:
+def test_a_run_of_all_but_a_task_of_ones_own(own: Path, folder: Path) -> None:
+    assert not (folder / "trapped").exists(), f"imported: {(folder / 'trapped').read_text()}"
     found = records(own)
     assert sorted(found) == list(range(6))
     assert all(record["cost"]["energy"] > 0 and record["metrics"] is not None for record in found.values())
@@ -113,7 +120,7 @@ def test_its_children_load_where_there_is_no_raynas(own: Path, folder: Path, mon
     done = subprocess.run([sys.executable, "-c", script], cwd=child, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [3, 10]
-    monkeypatch.syspath_prepend(folder)
+    monkeypatch.chdir(folder)
     net = nas.Run(own).child(child.name)
     assert net(torch.rand(3, 1, 8, 8)).shape == (3, 10)
 

@@ -6,24 +6,26 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
-import importlib
+import inspect
 import io
 import json
 import logging
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nas.children.evaluate import Batches, Evaluator, score
-from nas.quantization.integer import load_quantized
+from nas.config import plugins
+from nas.quantization.integer import Plan, load_quantized
 from nas.quantization.learned import byte_layers, for_onnx, pack, unpack
-from nas.rundir import atomic
+from nas.rundir import atomic, forms
 from nas.rundir.directory import ChildDir
 from nas.rundir.fence import Fence
 from nas.space import COSTS, Arch, Measure
@@ -256,23 +258,55 @@ def load_child(path: str | Path, modules: tuple[str, ...] = ("searchspaces",)) -
         modules: packages that the child's class may come from; name your own module for a space of your own.
 
     Raises:
-        Damaged: the directory is not what its manifest says.
-        ValueError: its class comes from elsewhere.
+        Damaged: the directory is not what its manifest says, or a file has not the form that it should have.
+        ValueError: its class comes from elsewhere, is no network, or does not go with the files.
     """
     files = ChildDir(Path(path))
     atomic.verify(files.path, (files.weights.name, files.arch.name))
-    about = json.loads(files.arch.read_text())
-    module, _, name = about["child"].partition(":")
+    about = forms.read(files.arch, forms.Arch)
+    child, tensors = _build(about, files, modules), _tensors(files.weights)
+    try:
+        if about.quantization is not None:
+            return load_quantized(child, cast(Plan, about.quantization.model_dump()), tensors)
+        child.load_state_dict(tensors)
+    except (RuntimeError, KeyError, AttributeError, ValueError, TypeError) as error:
+        raise ValueError(f"{files.weights} does not go with {files.arch}: {_first_line(error)}") from error
+    return child.eval()
+
+
+def _build(about: forms.Arch, files: ChildDir, modules: tuple[str, ...]) -> nn.Module:
+    """The network that arch.json names, with fresh weights."""
+    module, _, name = about.child.partition(":")
     if module.split(".")[0] not in modules:
         raise ValueError(
-            f"the child's class is {about['child']}, outside {', '.join(modules)}; if you trust it: load_child(path, "
+            f"the child's class is {about.child}, outside {', '.join(modules)}; if you trust it: load_child(path, "
             f"modules=({module!r},))"
         )
-    child, tensors = getattr(importlib.import_module(module), name)(**about["network"]), load_file(files.weights)
-    if "quantization" in about:
-        return load_quantized(child, about["quantization"], tensors)
-    child.load_state_dict(tensors)
-    return child.eval()
+    try:
+        kind = plugins.load(about.child)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"the child's class {about.child} of {files.arch} is not here: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ValueError(f"{about.child} of {files.arch} is no class of a network")
+    try:
+        inspect.signature(kind).bind(**about.network)
+        made: nn.Module = kind(**about.network)
+    except Exception as error:  # whatever a class makes of arguments that it was not made for
+        raise ValueError(f"{about.child} does not take the network of {files.arch}: {_first_line(error)}") from error
+    return made
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise atomic.Damaged(f"{path} holds no tensors: {error}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, short: torch lists every tensor."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2])[:300]
 
 
 def card(
@@ -333,5 +367,5 @@ net.eval()
 ```
 {PACKED if "packed" in figures["parity"] else ""}{INTEGERS if {"packed", "onnx"} <= figures["parity"].keys() else ""}
 With ONNX Runtime: `onnxruntime.InferenceSession("model.onnx").run(None, {{"pixels": array}})`.
-With raynas: `nas.load_child(".")`.
+With raynas, from another directory: `nas.load_child("PATH/{figures["id"]}")`.
 """

@@ -24,7 +24,7 @@ from nas.quantization.allocate import Costs
 from nas.quantization.compare import Judged, QuantizationTarget, Row, compare
 from nas.quantization.graph import fold, plain, total_macs
 from nas.quantization.integer import Plan, load_quantized, pack
-from nas.rundir import atomic
+from nas.rundir import atomic, forms
 from nas.rundir.fence import Fence
 from nas.tasks.task import Task
 
@@ -83,11 +83,11 @@ def quantize_child(
         Damaged, ValueError: the child's directory is not whole, nothing in it can be quantized, or the budget cannot be
             met.
     """
-    about = json.loads((source / "arch.json").read_text())
-    if "quantization" in about:
-        first = about["quantization"]["of"]
+    form = forms.read(source / "arch.json", forms.Arch)
+    if form.quantization is not None:
+        first = form.quantization.of
         raise ValueError(f"{source.name} is quantized already; give the child it was made of, {first}")
-    original, shape = load_child(source, modules), tuple(about["input"]["shape"])
+    original, shape, about = load_child(source, modules), form.input.shape, form.model_dump(exclude_unset=True)
     batches = [x for x, _ in Batches(task.train, CALIBRATION, BATCH, device, epoch=0, whole=True)]
     if len(batches) < 2:
         few = len(task.train)
@@ -246,7 +246,7 @@ of fewer bits too:
 `onnxruntime.InferenceSession("model.onnx").run(None, {{"pixels": array}})`. On x86 CPUs without VNNI these kernels
 saturate: there give the session `options = onnxruntime.SessionOptions()` with
 `options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC`,
-which computes the same in floats. With raynas: `nas.load_child(".")`.
+which computes the same in floats. With raynas, from another directory: `nas.load_child("PATH/{figures["id"]}")`.
 
 | layer | weight bits | input bits |
 | --- | --- | --- |

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from nas.cli.progress import plain
 from nas.config import plugins
 from nas.config.experiment import Experiment, load_experiment, presets
 
 if TYPE_CHECKING:
     from nas.testing.suite import Outcome
 
-console = Console(soft_wrap=True)
+console = plain()
 PRESET = "bignas-digits"  # what a plug-in of one's own stands in
 EXPLAINED = 4  # failures, so that they fit a screen
 LONGEST = 400  # characters of what was found
@@ -68,7 +68,7 @@ def check(
 
 
 def say(text: str) -> None:
-    console.print(text, highlight=False, markup=False)
+    console.print(text)
 
 
 def explain(failed: list[Outcome]) -> None:

@@ -5,22 +5,25 @@ from __future__ import annotations
 
 import math
 import time
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from nas.config.cluster import below, object_store
+from nas.cli.progress import plain
+from nas.config import own
+from nas.config.addresses import below, object_store
 from nas.config.experiment import Experiment, dump, load_experiment
+from nas.config.trust import modules_of
 
 if TYPE_CHECKING:
     from cluster.jobs import Job, Work
     from cluster.manifests import Pods
 
-console = Console(soft_wrap=True)
+console = plain()
 Target = Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A preset's name or a YAML file.")]
 Id = Annotated[
     str, typer.Argument(metavar="ID", help="A job such as bignas-digits-1, or a run, whose newest job is meant.")
@@ -37,7 +40,7 @@ NOTHING: list[str] = []
 
 
 def say(text: str) -> None:
-    console.print(text, highlight=False, markup=False)
+    console.print(text)
 
 
 def submit(
@@ -135,17 +138,27 @@ def work_of(experiment: Experiment) -> Work:
         dump(experiment),
         experiment.cluster.storage,
         experiment.cluster.env,
-        own_space(experiment),
+        own_files(experiment),
         mirror,
     )
 
 
-def own_space(experiment: Experiment) -> dict[str, bytes]:
-    """The file of a user's own space, if it lies where they stand; one that is installed is expected on the cluster
-    as well."""
-    module = experiment.space.name.partition(":")[0]
-    path = Path(f"{module}.py")
-    return {path.name: path.read_bytes()} if ":" in experiment.space.name and path.is_file() else {}
+def own_files(experiment: Experiment) -> dict[str, bytes]:
+    """The files of a user's own modules, and of what these import, that lie where they stand; what is installed is
+    expected on the cluster as well.
+
+    Raises:
+        ValueError: one is a package, which is not sent.
+    """
+    here: dict[str, Path] = {}
+    for module in modules_of(experiment.model_dump()):
+        here |= {n: path for n, path in own.files(module, Path.cwd()).items() if not PathFinder.find_spec(n)}
+    if packages := [name for name, path in here.items() if path.is_dir()]:
+        raise ValueError(
+            f"{', '.join(packages)} is a folder, and single files alone are sent to a cluster: install it there, or "
+            "make it one file"
+        )
+    return {path.name: path.read_bytes() for path in here.values()}
 
 
 def needs_of(experiment: Experiment) -> Any:

@@ -7,24 +7,22 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import typer.core
-from rich.console import Console
 from rich.table import Column, Table
 
-from nas.cli import check, cluster
-from nas.config.cluster import object_store
-from nas.config.experiment import Experiment, ExperimentError, load_experiment
+from nas.cli import check, cluster, tables
+from nas.cli.progress import plain
+from nas.config import trust as trusting
+from nas.config.addresses import masked, object_store
+from nas.config.experiment import Experiment, ExperimentError, load_experiment, load_run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from nas.pipeline import Pipeline
-    from nas.space import Measure
+    from nas.rundir import directory as run_directory
 
 
 class Commands(typer.core.TyperGroup):
@@ -35,7 +33,7 @@ class Commands(typer.core.TyperGroup):
         self.format_commands(ctx, formatter)
 
 
-console = Console(soft_wrap=True)
+console = plain()
 app = typer.Typer(
     name="nas",
     cls=Commands,
@@ -65,38 +63,57 @@ MirrorAt = Annotated[
         help="Keep the run in an object store too (s3://..., gs://...); restore it from there.",
     ),
 ]
+Trust = Annotated[
+    list[str],
+    typer.Option("--trust", metavar="MODULE", help="Code that a run made elsewhere may name; repeatable, remembered."),
+]
 NOTHING: list[str] = []
 
 
-def resolve(target: str, run_dir: Path | None, overrides: list[str]) -> tuple[Experiment, Path]:
+def resolve(
+    target: str, run_dir: Path | None, overrides: list[str], trusted: list[str] = NOTHING
+) -> tuple[Experiment, Path]:
     """The experiment and the run directory that a command means."""
     from nas.rundir.directory import RunDir
 
     if (found := RunDir(target)).is_run():
-        return load_experiment(str(found.experiment), overrides), run_dir or found.path
+        experiment = load_run(found.path, overrides, trusted)
+        trusting.remember(found.path, trusted)
+        return experiment, run_dir or found.path
     experiment = load_experiment(target, overrides)
     return experiment, run_dir or Path("runs") / experiment.name
 
 
-def experiment_of(run: Path, overrides: list[str] = NOTHING) -> Experiment:
+def experiment_of(run: Path, overrides: list[str] = NOTHING, trusted: list[str] = NOTHING) -> Experiment:
     """The experiment of a run that is there.
 
     Raises:
         ValueError: the directory holds no run.
     """
+    return resolve(str(run_at(run).path), None, overrides, trusted)[0]
+
+
+def run_at(path: Path) -> run_directory.RunDir:
+    """The run in a directory.
+
+    Raises:
+        ValueError: it holds none.
+    """
     from nas.rundir.directory import RunDir
 
-    if not RunDir(run).is_run():
-        raise ValueError(f"{run} holds no run; give the directory of one, for example runs/bignas-digits")
-    return resolve(str(run), None, overrides)[0]
+    if not (found := RunDir(path)).is_run():
+        raise ValueError(f"{path} holds no run; give the directory of one, for example runs/bignas-digits")
+    return found
 
 
-def open_pipeline(target: str, run_dir: Path | None, overrides: list[str], mirror: str | None = None) -> Any:
+def open_pipeline(
+    target: str, run_dir: Path | None, overrides: list[str], trusted: list[str] = NOTHING, mirror: str | None = None
+) -> Any:
     """The pipeline of a command, as a context; and a screen that is put right whatever happens."""
     from contextlib import contextmanager
 
-    experiment, run = resolve(target, run_dir, overrides)
-    console.print(f"{experiment.name} in {run}", highlight=False)
+    experiment, run = resolve(target, run_dir, overrides, trusted)
+    console.print(f"{experiment.name} in {run}")
 
     @contextmanager
     def opened() -> Any:
@@ -115,7 +132,12 @@ def open_pipeline(target: str, run_dir: Path | None, overrides: list[str], mirro
 
 @app.command()
 def run(
-    experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None, mirror: MirrorAt = None
+    experiment: Target,
+    run_dir: RunDir = None,
+    set_: Set = NOTHING,
+    minutes: Minutes = None,
+    mirror: MirrorAt = None,
+    trust: Trust = NOTHING,
 ) -> None:
     """Do all: train, search, export, finetune where the experiment says so, report. The same command again continues,
     and a finished run says so.
@@ -125,39 +147,50 @@ def run(
     Example: nas run bignas-digits --set search.candidates=100
     """
     kept = object_store(mirror) if mirror else None
-    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes), kept) as pipeline:
+    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes), trust, kept) as pipeline:
         ids = pipeline.all()
         if not pipeline.worked:
             console.print(
                 "all is done; more candidates (--set search.candidates=N) or epochs (--set recipe.epochs=N) extend the "
                 "run",
-                highlight=False,
             )
         finish(pipeline, ids)
 
 
 @app.command()
-def train(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None) -> None:
+def train(
+    experiment: Target,
+    run_dir: RunDir = None,
+    set_: Set = NOTHING,
+    minutes: Minutes = None,
+    trust: Trust = NOTHING,
+) -> None:
     """Train the supernet, or go on training it.
 
     Example: nas train bignas-fashion-mnist --minutes 10
     """
-    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes)) as pipeline:
+    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes), trust) as pipeline:
         pipeline.train()
         report_line(pipeline)
-    console.print(f"next: nas search {pipeline.run.path}", highlight=False)
+    console.print(f"next: nas search {pipeline.run.path}")
 
 
 @app.command()
-def search(experiment: Target, run_dir: RunDir = None, set_: Set = NOTHING, minutes: Minutes = None) -> None:
+def search(
+    experiment: Target,
+    run_dir: RunDir = None,
+    set_: Set = NOTHING,
+    minutes: Minutes = None,
+    trust: Trust = NOTHING,
+) -> None:
     """Search the trained supernet for children, or go on searching.
 
     Example: nas search runs/bignas-digits --set search.constraints.macs.max=300k --set search.candidates=400
     """
-    with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes)) as pipeline:
+    with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes), trust) as pipeline:
         pipeline.search()
         report_line(pipeline)
-    console.print(f"next: nas export {pipeline.run.path}", highlight=False)
+    console.print(f"next: nas export {pipeline.run.path}")
 
 
 @app.command()
@@ -168,12 +201,13 @@ def export(
     ] = None,
     run_dir: RunDir = None,
     set_: Set = NOTHING,
+    trust: Trust = NOTHING,
 ) -> None:
     """Write children as files that need no raynas: weights, their source, ONNX, figures, a model card.
 
     Example: nas export runs/bignas-digits --set export.children=8
     """
-    with open_pipeline(experiment, run_dir, set_) as pipeline:
+    with open_pipeline(experiment, run_dir, set_, trust) as pipeline:
         ids = pipeline.export(child)
         finish(pipeline, ids)
 
@@ -183,17 +217,18 @@ def finetune(
     run: Annotated[Path, RUN],
     child: Annotated[str, typer.Argument(help="Id or number of a candidate.")],
     set_: Set = NOTHING,
+    trust: Trust = NOTHING,
 ) -> None:
     """Train one child on by itself, as the section finetune of the experiment says, and export it beside the others.
 
     Example: nas finetune runs/vit-resnas-digits 17 --set finetune.recipe.epochs=20 --set finetune.teacher=largest
     """
-    if experiment_of(run, set_).finetune is None:
+    if experiment_of(run, set_, trust).finetune is None:
         raise ValueError(
             "the experiment has no section finetune; for example: --set 'finetune={recipe: {name: single, epochs: 20, "
             "batch: 64}}'"
         )
-    with open_pipeline(str(run), None, set_) as pipeline:
+    with open_pipeline(str(run), None, set_, trust) as pipeline:
         finish(pipeline, [pipeline.finetune(child)])
 
 
@@ -214,6 +249,7 @@ def quantize(
         str | None, typer.Option(metavar="N", help="The most bytes of weights, for example 40k.")
     ] = None,
     set_: Set = NOTHING,
+    trust: Trust = NOTHING,
 ) -> None:
     """Quantize an exported child: AdaQuant on training images, bits allocated by an integer program where there is a
     budget.
@@ -223,16 +259,15 @@ def quantize(
     from nas.quantization.compare import read_target
 
     target = read_target(bits, max_bitops, max_bytes)
-    experiment_of(run, set_)
-    with open_pipeline(str(run), None, set_) as pipeline:
+    experiment_of(run, set_, trust)
+    with open_pipeline(str(run), None, set_, trust) as pipeline:
         figures = pipeline.quantize(child, target)
         path = pipeline.run.child(figures["id"]).path
         report_line(pipeline)
-    print_quantized(figures)
+    console.print(tables.quantized(figures))
     console.print(
         f"next: python -c 'import nas; net = nas.load_child(\"{os.path.relpath(path)}\")', or its model.onnx in ONNX "
         "Runtime",
-        highlight=False,
     )
 
 
@@ -242,6 +277,7 @@ def register(
     child: Annotated[str, typer.Argument(metavar="CHILD", help="The id of an exported child.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Of the registered model, made if there is none.")],
     alias: Annotated[str | None, typer.Option("--alias", help="Of this version, for example champion.")] = None,
+    trust: Trust = NOTHING,
 ) -> None:
     """Make an exported child a model in MLflow's registry, loadable by mlflow.pytorch.load_model.
 
@@ -250,11 +286,10 @@ def register(
     from nas.results.registry import register as enter
     from nas.rundir.directory import RunDir
 
-    version = enter(RunDir(run), experiment_of(run), child, name, alias)
+    version = enter(RunDir(run), experiment_of(run, trusted=trust), child, name, alias)
     console.print(
         f"{name}, version {version}: "
         f"mlflow.pytorch.load_model('models:/{name}{'@' + alias if alias else '/' + version}')",
-        highlight=False,
     )
 
 
@@ -266,13 +301,12 @@ def report(run: Annotated[Path, RUN]) -> None:
     """
     from nas.results.history import front_table, read_history, shown_costs
     from nas.results.report import write_report
-    from nas.rundir.directory import RunDir
 
-    experiment_of(run)
-    at = RunDir(run)
+    at = run_at(run)
     path = write_report(at)
-    print_table([row for row in front_table(at) if row["front"] or row["exported"]], shown_costs(read_history(at)))
-    console.print(f"report: {path}", highlight=False)
+    if rows := [row for row in front_table(at) if row["front"] or row["exported"]]:
+        console.print(tables.children(rows, shown_costs(read_history(at))))
+    console.print(f"report: {path}")
 
 
 @app.command()
@@ -308,7 +342,7 @@ def spaces(
             )
             if size:
                 for choice in net.space.choices.values():
-                    console.print(f"  {choice.name}: {', '.join(map(str, choice.values))}", highlight=False)
+                    console.print(f"  {choice.name}: {', '.join(map(str, choice.values))}")
     console.print(table)
 
 
@@ -336,7 +370,11 @@ def doctor(
 
 
 @app.command()
-def ui(run: Annotated[Path, RUN], port: Annotated[int, typer.Option(help="On this machine alone.")] = 5000) -> None:
+def ui(
+    run: Annotated[Path, RUN],
+    port: Annotated[int, typer.Option(help="On this machine alone.")] = 5000,
+    trust: Trust = NOTHING,
+) -> None:
     """Open MLflow on the store of this run, to compare candidates; runs beside it share the store. Of a server only the
     page is named.
 
@@ -345,16 +383,16 @@ def ui(run: Annotated[Path, RUN], port: Annotated[int, typer.Option(help="On thi
     from nas.results.tracking import address, page_of, reachable, ui_command
     from nas.rundir.directory import RunDir
 
-    settings = experiment_of(run)
+    settings = experiment_of(run, trusted=trust)
     uri, name = address(RunDir(run), settings.tracking.uri), settings.tracking.experiment or settings.name
     if uri.startswith(("http://", "https://")):
         if why := reachable(uri):
-            raise ValueError(f"{uri}, where this run is tracked, does not answer: {why}")
-        console.print(f"{uri.rstrip('/')}{page_of(uri, name)}", highlight=False, soft_wrap=True)
+            raise ValueError(f"this run is tracked where nobody answers: {why}")
+        console.print(f"{masked(uri).rstrip('/')}{page_of(uri, name)}")
         return
     command = [*ui_command(uri), "--port", str(port)]
     page = page_of(uri, name)
-    console.print(f"http://127.0.0.1:{port}{page}\n(Ctrl-C ends it)", highlight=False, soft_wrap=True)
+    console.print(f"http://127.0.0.1:{port}{page}\n(Ctrl-C ends it)")
     raise typer.Exit(subprocess.call(command))
 
 
@@ -368,7 +406,7 @@ def bounded(overrides: list[str], stage: str, minutes: float | None) -> list[str
 
 
 def report_line(pipeline: Pipeline) -> None:
-    console.print(f"report: {pipeline.report()}", highlight=False)
+    console.print(f"report: {pipeline.report()}")
 
 
 def finish(pipeline: Pipeline, ids: list[str]) -> None:
@@ -376,60 +414,9 @@ def finish(pipeline: Pipeline, ids: list[str]) -> None:
     from nas.results.history import front_table, read_history, shown_costs
 
     path, run = pipeline.report(), pipeline.run
-    print_table([row for row in front_table(run) if row["id"] in ids], shown_costs(read_history(run)))
-    console.print(
-        f"report:   {path}\nchildren: {run.children}\ncompare:  nas ui {os.path.relpath(run.path)}", highlight=False
-    )
-
-
-def print_quantized(figures: Mapping[str, Any]) -> None:
-    """What each way of quantizing costs and gives."""
-    from nas.results.plots import human
-
-    metrics = list(figures["validation"])
-    table = Table(
-        Column(no_wrap=True),
-        "BitOPs",
-        "bytes",
-        *(f"{part} {metric}" for metric in metrics[:1] for part in ("validation", "test")),
-        box=None,
-    )
-    for row in figures["rows"]:
-        values = [f"{row[part][metric]:.2f}" for metric in metrics[:1] for part in ("validation", "test")]
-        table.add_row(row["method"], human(row["bitops"]), f"{row['bytes']:,}", *values)
-    if "onnx" in figures:
-        layers = f"ONNX Runtime ({figures['parity']['integer_layers']:.0f} integer layers)"
-        table.add_row(
-            layers, human(figures["bitops"]), f"{figures['bytes']:,}", f"{figures['onnx'][metrics[0]]:.2f}", ""
-        )
-    console.print(table)
-
-
-def print_table(rows: list[dict[str, Any]], costs: Mapping[str, Measure]) -> None:
-    """Children as a table.
-
-    Args:
-        rows: of `nas.results.history.front_table`.
-        costs: those that are shown, by name.
-    """
-    from nas.results.plots import human
-
-    if not rows:
-        return
-    metric = rows[0]["metric"]
-    tested = [metric, *dict.fromkeys(name for row in rows for name in row["tested"] if name != metric)]
-    heads = [measure.title for measure in costs.values()]
-    heads += [
-        head.replace("_", " ") for head in (f"validation {metric}", *(f"test {name}" for name in tested))
-    ]  # so that it may be broken
-    columns = [Column(head, min_width=max(map(len, head.split()))) for head in heads]
-    table = Table(Column("child", no_wrap=True, min_width=max(len(row["id"]) for row in rows)), *columns, box=None)
-    for row in rows:
-        validation = row["validation"] if row["validation"] is not None else row["exported_validation"]
-        figures = [validation, *(row["tested"].get(name) for name in tested)]
-        told = ["" if value is None else f"{value:.2f}" if value >= 10 else f"{value:.4f}" for value in figures]
-        table.add_row(row["id"], *(human(row[name]) for name in costs), *told)
-    console.print(table)
+    if rows := [row for row in front_table(run) if row["id"] in ids]:
+        console.print(tables.children(rows, shown_costs(read_history(run))))
+    console.print(f"report:   {path}\nchildren: {run.children}\ncompare:  nas ui {os.path.relpath(run.path)}")
 
 
 def main() -> None:
@@ -454,9 +441,9 @@ def main() -> None:
         if os.environ.get("RAYNAS_DEBUG"):
             raise
         told = failure(error) if isinstance(error, OSError) else str(error)
-        console.print(f"error: {told}", style="red", highlight=False, markup=False)
+        console.print(f"error: {told}", style="red")
         if not isinstance(error, clear):
-            console.print("(RAYNAS_DEBUG=1 shows where)", style="dim", highlight=False)
+            console.print("(RAYNAS_DEBUG=1 shows where)", style="dim")
         if isinstance(error, (RayDied, Gone, Fenced)):
             sys.stdout.flush()
             os._exit(1)  # a thread may still wait for a Ray that is gone, and Ray at exit for its head

@@ -13,6 +13,11 @@ from rich.text import Text
 PLAIN_SECONDS = 10.0  # between lines where there is no terminal
 
 
+def plain() -> Console:
+    """A console that prints text as it is: square brackets in a path are no markup, colons no pictures."""
+    return Console(soft_wrap=True, markup=False, highlight=False, emoji=False)
+
+
 class Screen:
     """A `nas.pipeline.Watcher` that writes for people."""
 
@@ -46,7 +51,7 @@ class Screen:
             self._put(" | ".join(parts), always=done >= total)
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text)
 
     def end(self, note: str) -> None:
         self.stop()

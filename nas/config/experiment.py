@@ -8,9 +8,10 @@ from __future__ import annotations
 import difflib
 import importlib.resources
 import json
+import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
@@ -19,6 +20,8 @@ import yaml
 from pydantic import AfterValidator, Field, NonNegativeInt, SerializeAsAny, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from nas.config import own, trust
+from nas.config.addresses import masked, no_password
 from nas.config.plugins import OptionsOf
 from nas.config.section import DataOptions, Kind, RecipeOptions, Section
 from nas.config.sections import (
@@ -73,6 +76,11 @@ class Experiment(Section):
                 f"search.validation {self.search.validation} is more than the {self.data.validation} examples of "
                 "data.validation"
             )
+        for key, value, _ in _leaves(self):
+            try:
+                no_password(str(value))
+            except ValueError as error:
+                wrong.append(f"{key}: {error}")
         if wrong:
             raise ValueError("\n  ".join(wrong))
         return self
@@ -163,13 +171,15 @@ def parse(tree: object, source: str = "the experiment") -> Experiment:
         ExperimentError: all mistakes at once: which key, what was given, what is allowed. `source` says where they
             stand.
     """
+    for module in trust.modules_of(tree):
+        own.allow(module, Path.cwd())  # also those that are imported later, or by workers alone
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:
         lines = [_explain(dict(e), Experiment, tree) for e in error.errors(include_url=False)]
     more = [f"... and {len(lines) - 10} more"] if len(lines) > 10 else []
     raise ExperimentError(
-        f"{source}: {len(lines)} mistake{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines[:10] + more)
+        masked(f"{source}: {len(lines)} mistake{'s' * (len(lines) > 1)}\n  " + "\n  ".join(lines[:10] + more))
     )
 
 
@@ -260,9 +270,24 @@ def _keys(section: type[Section], tree: object, place: str = "") -> Iterator[str
 # --- files
 
 
+MOST_BYTES = 1_000_000  # of an experiment; the largest of ours has 8,000
+MOST_VALUES = 100_000  # in it, once its aliases are written out
+MOST_DEEP = 50  # values within each other
+
+
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: ``1e-5`` is a number, ``010`` is ten, a date is text; a key that stands twice is
-    refused."""
+    refused, and so is what is small as text and huge or endless as values."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        values, deep = (0.0, 0.0) if node is None else _extent(node, {})
+        if values > MOST_VALUES or deep > MOST_DEEP:
+            raise yaml.YAMLError(
+                f"it stands for {values:,.0f} values, up to {deep:,.0f} within each other; allowed: {MOST_VALUES:,} "
+                f"and {MOST_DEEP}"
+            )
+        return node
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:  # type: ignore[override]
         node = super().compose_mapping_node(anchor)  # type: ignore[arg-type]
@@ -276,8 +301,27 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
+def _extent(node: yaml.Node, known: dict[int, tuple[float, float]]) -> tuple[float, float]:
+    """How many values a node stands for, and how many of them within each other, every alias counted as what it
+    repeats; infinite where one is within itself."""
+    if id(node) not in known:
+        known[id(node)] = (math.inf, math.inf)  # until it is known: whoever asks in between is within it
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [each for pair in node.value for each in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        extents = [_extent(each, known) for each in inner]
+        known[id(node)] = 1 + sum(n for n, _ in extents), 1 + max((deep for _, deep in extents), default=0)
+    return known[id(node)]
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes the text that `_Loader` would read as something else."""
+
+
+def _whole(digits: str) -> int | float:
+    return int(digits) if len(digits) < 100 else float(digits)  # Python refuses thousands of digits in its own words
 
 
 _TAG = "tag:yaml.org,2002:"
@@ -289,7 +333,7 @@ for _class in (_Loader, _Dumper):
     }
     _class.add_implicit_resolver(_TAG + "int", re.compile(r"[-+]?\d[\d_]*$"), list("-+0123456789"))
     _class.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))
-_Loader.add_constructor(_TAG + "int", lambda loader, node: int(node.value.replace("_", "")))
+_Loader.add_constructor(_TAG + "int", lambda loader, node: _whole(node.value.replace("_", "")))
 
 
 def presets() -> list[str]:
@@ -311,7 +355,7 @@ def load_experiment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> 
     if source in presets():
         tree = _read((_preset_folder() / f"{source}.yaml").read_bytes(), f"preset {source}")
     elif Path(source).is_file():
-        tree = _read(Path(source).read_bytes(), source)
+        tree = _read_file(Path(source))
         _resolve_paths(tree, Path(source).parent)
     else:
         stem = Path(source).name.removesuffix(".yaml").removesuffix(".yml")
@@ -330,17 +374,43 @@ def load_experiment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> 
     return parse(tree, source + (f" with {' '.join(overrides)}" if overrides else ""))
 
 
+def load_run(run: Path, overrides: Sequence[str] = (), trusted: Collection[str] = ()) -> Experiment:
+    """The experiment of a run directory, which somebody else may have written (see `nas.config.trust`).
+
+    Args:
+        run: the directory.
+        trusted: modules, beside those that the user has trusted for this run before.
+
+    Raises:
+        Untrusted: it names others.
+        ExperimentError: there is no experiment, or mistakes in it.
+    """
+    file = run / "experiment.yaml"
+    given = set[str]().union(*(trust.modules_of(_read_override(text)) for text in overrides))
+    trust.check(run, _read_file(file), {*trusted, *given})
+    return load_experiment(file, overrides)
+
+
+def _read_file(path: Path) -> Any:
+    with path.open("rb") as file:
+        return _read(file.read(MOST_BYTES + 1), str(path))
+
+
 def _preset_folder() -> Traversable:
     return importlib.resources.files("searchspaces") / "presets"
 
 
 def _read(text: str | bytes, source: str) -> Any:
     """One YAML document as plain values."""
+    if len(text) > MOST_BYTES:
+        raise ExperimentError(f"{source} is more than {MOST_BYTES:,} bytes long: it is no experiment")
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ExperimentError(f"{source}{where}: {error.problem}") from None
+    except RecursionError:
+        raise ExperimentError(f"{source}: more than {MOST_DEEP} values within each other") from None
     except (yaml.YAMLError, ValueError) as error:
         raise ExperimentError(f"{source} is not readable as YAML: {error}") from None
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
 import pkgutil
-import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, InitErrorDetails, core_schema
 
+from nas.config import own
 from nas.config.section import Section
 
 PACKAGES = {"recipe": "nas.recipes", "search": "nas.search", "task": "nas.tasks"}
@@ -137,16 +137,14 @@ def kind_of(thing: object) -> str | None:
 
 
 def load(name: str) -> Any:
-    """What ``my_module:thing`` names; modules of the current directory are found after all others.
+    """What ``my_module:thing`` names; such a module is found in the current directory after all other places.
 
     Raises:
         ValueError: there is no such module or nothing of that name in it; an error within the module is raised as it
             is.
     """
     module, _, attribute = name.partition(":")
-    here = os.getcwd()
-    if here not in sys.path:  # the script ``nas`` has its own folder there instead
-        sys.path.append(here)
+    own.allow(module, Path.cwd())
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:

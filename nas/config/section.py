@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 
 
 class Kind(StrEnum):
@@ -22,6 +22,9 @@ class Kind(StrEnum):
     EXTEND = "extend"  # yes: the run goes on from where it stands
 
 
+LARGEST = 10**15
+
+
 class Section(BaseModel):
     """Frozen, keyword only, no unknown keys, no silent conversion of types.
 
@@ -30,6 +33,14 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _of_this_world(cls, value: object) -> object:
+        """No number of an experiment is larger: what is computed of it stays within 64 bits."""
+        if isinstance(value, int | float) and abs(value) > LARGEST:
+            raise ValueError(f"given {value:.3g}; allowed: at most {LARGEST:.0e}")
+        return value
 
 
 def count(value: object) -> object:
@@ -65,8 +76,8 @@ class RecipeOptions(Section):
     """What the platform reads of any recipe; each recipe adds its own keys, in its own file."""
 
     name: str = Field(description="the recipe")
-    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(description="passes over the training part")
-    batch: PositiveInt = Field(description="examples a step over all workers")
+    epochs: Annotated[float, Kind.EXTEND] = Field(gt=0, le=1e6, description="passes over the training part")
+    batch: int = Field(gt=0, le=2**20, description="examples a step over all workers")
     clip_norm: PositiveFloat | None = Field(default=None, description="largest gradient norm; null for no clipping")
 
     def too_few(self, examples: int) -> str:

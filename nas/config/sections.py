@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from nas.config import plugins
-from nas.config.cluster import absolute, no_secret, object_store
+from nas.config.addresses import absolute, no_secret, object_store, tracking
 from nas.config.plugins import OptionsOf
 from nas.config.section import Amount, ChildOptions, CostOptions, Kind, Section, as_tuple, count
 
@@ -63,8 +63,8 @@ class SpaceSettings(Section):
 class TrainSettings(Section):
     """Where and how safely training runs; what is learnt does not depend on it, but for rounding."""
 
-    workers: PositiveInt = Field(
-        default=2, description="Ray Train workers; fewer where use_gpu is null and there are fewer GPUs"
+    workers: int = Field(
+        default=2, gt=0, le=2**14, description="Ray Train workers; fewer where use_gpu is null and there are fewer GPUs"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(default=1, description="DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = Field(
@@ -268,7 +268,9 @@ class ExportSettings(Section):
 class TrackingSettings(Section):
     """Where MLflow writes."""
 
-    uri: str | None = Field(default=None, description="MLflow's tracking URI; null: in the run directory")
+    uri: Annotated[str, AfterValidator(tracking)] | None = Field(
+        default=None, description="MLflow's tracking URI; null: in the run directory"
+    )
     experiment: str | None = Field(default=None, description="MLflow's experiment; null: the experiment's name")
 
 

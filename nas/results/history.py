@@ -6,6 +6,7 @@ The tracker follows them for days, the report reads them once.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from nas.rundir import forms
+from nas.rundir.atomic import Damaged
 from nas.rundir.directory import RunDir
 from nas.rundir.log import Lines, parsed
 from nas.search.core import Objective
@@ -85,16 +88,24 @@ class History:
         """Read what came since the last call."""
         for line in self._lines.new():
             if "raynas_journal" in line:
-                self.supernet = str(line.get("supernet", ""))
-                self.objective = Objective(**line.get("objective", {}))
-                own = {name: Measure(cost["label"], cost["unit"]) for name, cost in line.get("costs", {}).items()}
-                self.measures = {**COSTS, **own}
+                self._begin(line)
             elif "k" in line:
                 record = Record.from_json(line)
                 self.records.setdefault(record.k, record)
         while self._next in self.records:  # records come as they finish; progress is told in the order of k
             self._advance(self.records[self._next])
             self._next += 1
+
+    def _begin(self, header: Mapping[str, Any]) -> None:
+        """Take in what the journal belongs to."""
+        try:
+            objective: dict[str, Any] = {key: str(value) for key, value in header.get("objective", {}).items()}
+            self.objective = Objective(**objective)
+            costs = header.get("costs", {}).items()
+            own = {name: Measure(str(each["label"]), str(each["unit"])) for name, each in costs}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{self.path} is no journal: its header is damaged ({error})") from error
+        self.supernet, self.measures = str(header.get("supernet", "")), {**COSTS, **own}
 
     def point(self, record: Record) -> tuple[float, float]:
         """(metric, cost), both to be minimised; NaN for both where the candidate failed."""
@@ -149,12 +160,12 @@ def read_history(run: RunDir) -> History | None:
 
 def read_children(run: RunDir) -> dict[str, dict[str, Any]]:
     """The ``metrics.json`` of every exported child, by id, with the hash of the ``supernet`` that it was cut from."""
-    found = {child: read_json(child.metrics) for child in run.exported()}
-    return {
-        child.id: {**metrics, "supernet": read_json(child.manifest).get("supernet")}
-        for child, metrics in found.items()
-        if metrics
-    }
+    found = {}
+    for child in run.exported():
+        with contextlib.suppress(Damaged):  # a report and MLflow tell what is whole
+            metrics = forms.read(child.metrics, forms.Metrics).model_dump(exclude_unset=True)
+            found[child.id] = {**metrics, "supernet": read_json(child.manifest).get("supernet")}
+    return found
 
 
 def metric_of(history: History | None, children: Mapping[str, Mapping[str, Any]]) -> str:
@@ -179,11 +190,10 @@ def read_pictures(run: RunDir) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for name in read_children(run):
         child = run.child(name)
-        pictures = parsed(child.pictures.read_bytes()) if child.pictures.is_file() else None
-        if isinstance(pictures, list):
+        with contextlib.suppress(Damaged):  # most have none
             given = [
                 {**picture, "panels": [{**panel, "file": child.path / panel["file"]} for panel in picture["panels"]]}
-                for picture in pictures
+                for picture in forms.read(child.pictures, forms.Pictures).model_dump()
             ]
             if all(_within(panel["file"], child.path) for picture in given for panel in picture["panels"]):
                 found[name] = given
@@ -218,6 +228,7 @@ def front_table(run: RunDir) -> list[dict[str, Any]]:
         costs = {
             key: child.get(key, (record.cost if record else {}).get(key)) for key in dict.fromkeys((*measures, cost))
         }
+        costs = {key: value if isinstance(value, int | float) else None for key, value in costs.items()}
         rows.append(
             {"id": name, "k": record.k if record else None, "front": record in on_front, **costs}
             | {"validation": history.metric(record) if history and record else None, "exported": bool(child)}

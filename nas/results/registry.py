@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 from nas.children.export import child_packages, load_child
 from nas.config.experiment import Experiment
 from nas.results.tracking import address, register_model
+from nas.rundir import forms
 from nas.rundir.atomic import sha256
 from nas.rundir.directory import RunDir
 from nas.space import Arch
@@ -26,14 +25,9 @@ def register(run: RunDir, experiment: Experiment, name: str, model: str, alias: 
         ValueError: there is no such child, or MLflow has no run of it.
     """
     files = run.exported_child(name)
-    child, about = load_child(files.path, child_packages(experiment.space.name)), json.loads(files.arch.read_text())
-    arch = Arch(about["arch"]).id  # a finetuned child is named otherwise
+    child, about = load_child(files.path, child_packages(experiment.space.name)), forms.read(files.arch, forms.Arch)
+    arch = Arch(about.arch).id  # a finetuned child is named otherwise
     label = f"{name}-{sha256(files.weights)[:8]}"
-    uri, shape, any_size = (
-        address(run, experiment.tracking.uri),
-        about["input"]["shape"],
-        about["input"].get("any_size", False),
-    )
-    return register_model(
-        run, uri, experiment.tracking.experiment or experiment.name, child, arch, label, shape, any_size, model, alias
-    )
+    uri, takes = address(run, experiment.tracking.uri), about.input
+    group, shape = experiment.tracking.experiment or experiment.name, list(takes.shape)
+    return register_model(run, uri, group, child, arch, label, shape, takes.any_size, model, alias)

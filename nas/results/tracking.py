@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from nas.config.addresses import masked
 from nas.results.history import read_json
 from nas.results.outbox import FIGURES, VIEW_KEY, VIEW_TAG, Item, Key, Outbox, Sent
 from nas.rundir.directory import RunDir
@@ -82,7 +83,7 @@ def ui_command(uri: str) -> list[str]:
         ValueError: `uri` is a server, which shows the comparison itself.
     """
     if urlsplit(check_uri(uri)).scheme in ("http", "https", "databricks", ""):
-        raise ValueError(f"{uri} is a server: open it in a browser")
+        raise ValueError(f"{masked(uri)} is a server: open it in a browser")
     return [
         sys.executable,
         "-m",
@@ -384,7 +385,7 @@ def reachable(uri: str, timeout_s: float = 5.0) -> str | None:
     try:
         urlopen(uri.rstrip("/") + "/health", timeout=timeout_s).close()
     except (URLError, OSError) as error:
-        return f"{uri} does not answer: {error}"
+        return f"{masked(uri)} does not answer: {error}"
     return None
 
 
@@ -443,7 +444,7 @@ def register_model(
     query = f"tags.`raynas.run` = '{store.raynas_run}' and tags.`raynas.arch` = '{arch}'"
     runs = store.client.search_runs([store.experiment], query, max_results=1, order_by=["attributes.start_time DESC"])
     if not runs:
-        raise ValueError(f"MLflow at {uri} has no run of the child {arch}; nas export {run.path} sends it")
+        raise ValueError(f"MLflow at {masked(uri)} has no run of the child {arch}; nas export {run.path} sends it")
     pixels = torch.rand(2, *shape)
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         axes = [[-1, t.shape[1], -1, -1] if any_size else [-1, *t.shape[1:]] for t in (pixels, child(pixels))]

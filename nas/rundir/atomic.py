@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+SHA = re.compile(r"[0-9a-f]{64}")
 LEFT = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old)")  # what `write_atomic` and `write_directory` write beside
 
 
@@ -104,26 +105,42 @@ def verify(directory: Path, needed: Iterable[str] = ()) -> dict[str, Any]:
     Raises:
         Damaged: a file is missing, of another size, or changed; the message names it.
     """
-    try:
-        manifest = json.loads((directory / MANIFEST).read_text())
-        files = manifest["files"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(
-            f"{directory} has no readable {MANIFEST} ({error}); it was not written to the end, or was damaged"
-        ) from error
-    if lacking := [name for name in needed if name not in manifest["files"]]:
+    manifest = read_manifest(directory)
+    files = manifest["files"]
+    if lacking := [name for name in needed if name not in files]:
         raise Damaged(
             f"{directory / MANIFEST} does not list {', '.join(lacking)}: it is no manifest of such a directory"
         )
-    for name, want in files:
+    for name, want in files.items():
         path = directory / name
-        if not path.is_file():
-            raise Damaged(f"{path} is missing")
-        if path.stat().st_size != want.get("size"):
-            raise Damaged(f"{path} has {path.stat().st_size} bytes where the manifest says {want.get('size')}")
-        if sha256(path) != want.get("sha256"):
+        if not path.is_file() or path.is_symlink():
+            raise Damaged(f"{path} is {'a link' if path.is_symlink() else 'missing'}")
+        if path.stat().st_size != want["size"]:
+            raise Damaged(f"{path} has {path.stat().st_size} bytes where the manifest says {want['size']}")
+        if sha256(path) != want["sha256"]:
             raise Damaged(f"{path} was changed after it was written: its sha256 is not the manifest's")
     return manifest
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """What a manifest says, its ``files`` by name, each with its ``size`` and ``sha256``; nothing is compared yet.
+
+    Raises:
+        Damaged: there is none, it has another form, or it names what is outside the directory.
+    """
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text())
+        for name, want in manifest["files"].items():
+            parts = Path(name).parts
+            if not parts or Path(name).is_absolute() or ".." in parts or "\0" in name:
+                raise ValueError(f"it names {name!r}, which is no file of the directory")
+            if type(want["size"]) is not int or not SHA.fullmatch(want["sha256"]):
+                raise ValueError(f"it does not say what {name} is")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Damaged(
+            f"{directory} has no readable {MANIFEST} ({error}); it was not written to the end, or was damaged"
+        ) from error
+    return dict(manifest)
 
 
 def tidy(directory: Path) -> None:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from nas.rundir import forms
 from nas.rundir.atomic import MANIFEST, Damaged, verify, write_directory
 
 if TYPE_CHECKING:
@@ -64,8 +65,9 @@ class Checkpoint:
     def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
         self.directory, self.manifest = directory, manifest
         self.sha: str = manifest["files"][WEIGHTS]["sha256"]
-        self._kept = json.loads((directory / STATE).read_text())
-        self.state = State(**self._kept["state"])
+        kept = forms.read(directory / STATE, forms.State)
+        self._plain = kept.recipe
+        self.state = State(**kept.state.model_dump(include=set(State.__dataclass_fields__)))
 
     @classmethod
     def open(cls, directory: Path) -> Self:
@@ -159,12 +161,16 @@ class Checkpoint:
 
     def recipe(self) -> dict[str, Any]:
         """What the recipe keeps besides the weights: tensors and plain values."""
-        return {**self._kept["recipe"], **self._tensors(RECIPE)}
+        return {**self._plain, **self._tensors(RECIPE)}
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        return load_file(self.directory / name)
+        try:
+            return load_file(self.directory / name)
+        except SafetensorError as error:
+            raise Damaged(f"{self.directory / name} holds no tensors: {error}") from error
 
 
 def directories(root: Path) -> list[Path]:

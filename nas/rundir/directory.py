@@ -16,7 +16,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from nas.config.experiment import Difference, Experiment, difference, dump, load_experiment
+from nas.config import trust
+from nas.config.experiment import Difference, Experiment, difference, dump, load_run
 from nas.config.section import Kind
 from nas.rundir.atomic import MANIFEST, Damaged, naming, tidy, write_atomic
 from nas.rundir.checkpoint import newest_sha
@@ -266,13 +267,16 @@ def open_run(experiment: Experiment, run: RunDir) -> Iterator[Fence]:
 
 def _take_over(experiment: Experiment, run: RunDir) -> dict[str, Any]:
     """Write what is run into the directory; returns what differs from the last time: key -> [old, new]."""
+    modules = trust.modules_of(experiment.model_dump())  # which the user means, or this would not have begun
     if not run.about.exists() or not run.is_run():
         write_atomic(run.about, json.dumps({"id": uuid.uuid4().hex, "name": experiment.name}))
     if not run.is_run():
         write_atomic(run.experiment, dump(experiment))
+        trust.remember(run.path, modules)
         return {}
     _check_about(run)
-    rows = difference(load_experiment(str(run.experiment), []), experiment)
+    rows = difference(load_run(run.path, trusted=modules), experiment)
+    trust.remember(run.path, modules)
     if other := [row for row in rows if row.kind is Kind.IDENTITY]:
         raise Occupied(_other_run(run.path, other))
     if rows:

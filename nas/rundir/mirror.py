@@ -35,7 +35,7 @@ from typing import IO, NamedTuple, Self
 
 from pyarrow import fs
 
-from nas.rundir.atomic import MANIFEST, Damaged, write_atomic
+from nas.rundir.atomic import MANIFEST, Damaged, read_manifest, write_atomic
 from nas.rundir.checkpoint import directories
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fenced
@@ -411,10 +411,10 @@ def _sealed(run: Path, directory: Path) -> Iterator[tuple[str, Path]]:
     """The files that a manifest names; none where it is not one, or names what is no file of this directory: another
     may have written it."""
     try:
-        names = [*json.loads((directory / MANIFEST).read_text())["files"], MANIFEST]
-    except (ValueError, KeyError, TypeError):
+        names = [*read_manifest(directory)["files"], MANIFEST]
+    except Damaged:
         return
-    paths = [directory / str(name) for name in names]
+    paths = [directory / name for name in names]
     if all(_ours(path.relative_to(run)) and path.is_file() and not path.is_symlink() for path in paths):
         yield from ((str(path.relative_to(run)), path) for path in paths)
 

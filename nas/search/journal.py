@@ -91,12 +91,17 @@ class Record:
         """The record that `to_json` wrote.
 
         Raises:
-            ValueError: the id is not the architecture's, so one of the two has been changed.
+            ValueError: it is none, or the id is not the architecture's, so one of the two has been changed.
         """
-        metrics = None if form["metrics"] is None else {name: float(value) for name, value in form["metrics"].items()}
-        record = cls(
-            int(form["k"]), Arch(form["arch"]), metrics, dict(form["cost"]), float(form["seconds"]), form["error"]
-        )
+        try:
+            k, error, cost = form["k"], form["error"], dict(form["cost"])
+            metrics = None if form["metrics"] is None else {name: float(v) for name, v in form["metrics"].items()}
+            record = cls(k, Arch(form["arch"]), metrics, cost, float(form["seconds"]), error)
+        except (KeyError, TypeError, AttributeError, OverflowError) as problem:
+            raise ValueError(f"it is no record: {type(problem).__name__} {problem}") from problem
+        whole = type(k) is int and k >= 0 and isinstance(error, str | None)
+        if not whole or not all(type(value) in (int, float) and math.isfinite(value) for value in cost.values()):
+            raise ValueError(f"it is no record: k is {k!r}, cost {cost!r}, error {error!r}")
         if record.id != form["id"]:
             raise ValueError(f"the id {form['id']!r} does not belong to the architecture, whose id is {record.id!r}")
         return record

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import inspect
 import time
 import traceback
@@ -69,7 +68,6 @@ def modes_put_back() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.collect()  # a generator that was left inside a `with` leaves it when it is freed, and no sooner
         torch.set_grad_enabled(gradients)
         torch.set_autocast_enabled("cpu", autocast)
         torch.set_default_dtype(dtype)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.job_config import JobConfig
 
+from nas.config import own
 from nas.config.experiment import Experiment
 from nas.rundir.fence import Fence, Fenced, Gone
 from nas.workers import local
@@ -79,19 +81,18 @@ def session(logs: Path | None = None, check: Callable[[], None] = lambda: None) 
 def _hold(started: Future[None], over: threading.Event) -> None:
     """Ray from start to end, in a thread of its own: in the main one it takes SIGTERM for itself. And no shorter one,
     since Linux ends Ray's processes with the thread that started them."""
-    # a user's own space lies where they stand
-    path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
-    env = {
-        "PYTHONPATH": path,
-        "OMP_WAIT_POLICY": "PASSIVE",
-        **{k: v for k in ("RAYNAS_DATA",) if (v := os.environ.get(k))},
-    }
+    passed = {name: os.environ[name] for name in ("RAYNAS_DATA", "PYTHONPATH") if os.environ.get(name)}
+    told = own.for_workers()
+    environment: dict[str, Any] = {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", **passed, **told}}
+    if told:
+        environment["worker_process_setup_hook"] = "nas.config.own.in_worker"
     try:
         ray.init(
             include_dashboard=False if "RAY_ADDRESS" not in os.environ else None,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": env},
+            runtime_env=environment,
+            job_config=_without_this_folder(),
         )
     except BaseException as error:
         started.set_exception(error)
@@ -99,6 +100,20 @@ def _hold(started: Future[None], over: threading.Event) -> None:
         started.set_result(None)
         over.wait()
         ray.shutdown()
+
+
+class _Nowhere(list[str]):
+    """A list of folders that none is added to."""
+
+    def extend(self, folders: Iterable[str]) -> None:
+        pass
+
+
+def _without_this_folder() -> JobConfig:
+    """Ray puts the driver's folder, and its script's, first on the workers' path, and has nothing to turn that off."""
+    config = JobConfig()
+    config._py_driver_sys_path = _Nowhere()
+    return config
 
 
 def on_ray(work: Callable[[], Any], fence: Fence) -> Any:

@@ -52,6 +52,13 @@ def test_quantize_refuses_what_cannot_be(tmp_path: Path) -> None:
     assert "'20X'" in said and "1.5M" in said
 
 
+def test_brackets_and_colons_in_a_path_are_printed_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "[red]a :smile:").mkdir()
+    (tmp_path / "[red]a :smile:" / "mine").touch()
+    said = refused(tmp_path, "run", "bignas-digits", "--run-dir", "[red]a :smile:")
+    assert "bignas-digits in [red]a :smile:" in said and "/[red]a :smile: is not empty" in said
+
+
 # --- mistakes in the experiment
 
 

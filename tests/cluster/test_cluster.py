@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import io
 import json
@@ -11,9 +13,12 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -201,6 +206,64 @@ def test_no_cluster_is_told_on_one_screen() -> None:
     with pytest.raises(Refused, match="no Ray cluster answers at http://127.0.0.1:9") as refused:
         connect("http://127.0.0.1:9/")
     assert len(str(refused.value).splitlines()) < 10
+
+
+class Sends(BaseHTTPRequestHandler):
+    """Answers as a cluster of Ray that begins to send its visitors elsewhere; notes what these carry."""
+
+    elsewhere: str | None = None
+    seen: ClassVar[list[tuple[str, str | None]]] = []
+
+    def do_GET(self) -> None:
+        self.seen.append((self.headers["Host"], self.headers["Authorization"]))
+        body = b'{"version": "4", "ray_version": "2.0", "ray_commit": "x", "session_name": "s"}'
+        self.send_response(302 if self.elsewhere else 200)
+        if self.elsewhere:
+            self.send_header("Location", self.elsewhere + self.path)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def two_servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
+    """The addresses of a cluster, and of somebody else who would like its token."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of-the-cluster")
+    monkeypatch.setattr(Sends, "seen", [])
+    with contextlib.ExitStack() as stack:
+        addresses = []
+        for _ in range(2):
+            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Sends))
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+            addresses.append(f"http://127.0.0.1:{server.server_port}")
+        yield addresses[0], addresses[1]
+
+
+def test_the_token_goes_nowhere_else(monkeypatch: pytest.MonkeyPatch, two_servers: tuple[str, str]) -> None:
+    ours, other = two_servers
+    cluster = connect(ours)
+    assert Sends.seen and all(token == "Bearer of-the-cluster" for _, token in Sends.seen)
+    monkeypatch.setattr(Sends, "elsewhere", other)
+    ways: list[Callable[[], object]] = [
+        lambda: connect(ours),
+        lambda: cluster.get("/api/v0/logs/file"),
+        lambda: cluster.client.list_jobs(),
+        lambda: cluster.client.submit_job(entrypoint="true"),
+        lambda: cluster.client.get_job_logs("x"),
+    ]
+    for way in ways:
+        with pytest.raises(Refused, match=f"{ours}.*sends on to {other}") as refused:
+            way()
+        assert len(str(refused.value).splitlines()) < 4
+    with contextlib.suppress(Exception):  # followed, without the token
+        asyncio.run(anext(cluster.client.tail_job_logs("x")))
+    assert not [token for host, token in Sends.seen if f"http://{host}" == other and token]
 
 
 # --- what is asked of a cluster

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -306,3 +308,68 @@ def test_light_to_import() -> None:
         "False",
         "set()",
     ]
+
+
+# --- what is small as text and large as values, and what would be seen by all
+
+
+def bomb(line: str) -> str:
+    """A kilobyte whose last key stands for nine to the eleventh of what its first one has."""
+    names = "abcdefghijkl"
+    lines = [line.format(name=name, nine=", ".join(9 * [f"*{before}"])) for before, name in pairwise(names)]
+    return "\n".join(["a: &a {x: 1}", *lines])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (bomb("{name}: &{name} [{nine}]"), "values, up to 14 within each other; allowed: 100,000"),
+        (bomb("{name}: &{name}\n  <<: [{nine}]"), "values, up to 25 within each other"),
+        ("a: &a [*a]", "inf values"),
+        ("\n".join(["c0: &c0 [1]", *(f"c{n + 1}: &c{n + 1} [*c{n}]" for n in range(2000))]), "2,003 within each other"),
+        (100_000 * "[", "within each other"),
+        ("name: " + 1_000_001 * "x", "more than 1,000,000 bytes"),
+    ],
+    ids=["lists", "merged", "endless", "chain", "deep", "long"],
+)
+def test_a_file_that_is_more_than_it_looks_is_refused_at_once(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "e.yaml").write_text(text)
+    began = time.monotonic()
+    with pytest.raises(ExperimentError, match=says):
+        load_experiment(tmp_path / "e.yaml")
+    assert time.monotonic() - began < 15, "promised: 3 s"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("recipe.batch=999999999", "recipe.batch: given 999999999; allowed: less than or equal to 1048576"),
+        ("recipe.batch=1048575", "try workers 1 or 3, or batch 1048574 or 1048576"),
+        ("recipe.epochs=1e300", "recipe.epochs: given 1e\\+300; allowed"),
+        ("train.workers=999999999", "train.workers: given"),
+        (f"seed={60 * '9'}", "seed: given 1e\\+60; allowed: at most"),
+        (f"seed={6000 * '9'}", "seed: given Infinity; allowed: a whole number"),
+        ("search.window=100000000000000000000", "search.window: given 1e\\+20"),
+        ("tracking.uri=foo://bar", "tracking.uri: given 'foo://bar'; allowed: http://.*sqlite:////"),
+    ],
+)
+def test_numbers_and_addresses_of_another_world_are_refused(override: str, says: str) -> None:
+    with pytest.raises(ExperimentError, match=says):
+        load_experiment(DIGITS, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("tracking.uri=https://me:topsecret@host", "MLFLOW_TRACKING_PASSWORD"),
+        ("tracking.uri=postgresql+psycopg2://me:topsecret@host/db", "MLFLOW_TRACKING_URI"),
+        ("cluster.address=http://me:topsecret@head:8265", "cluster.address: .*environment"),
+        ("space.options={of: [{a: 'http://host/x?token=topsecret'}]}", "space.options.of: .*environment"),
+    ],
+)
+def test_no_address_has_a_password(override: str, says: str) -> None:
+    with pytest.raises(ExperimentError, match=says) as refused:
+        load_experiment(DIGITS, [override])
+    assert "://me:topsecret" not in str(refused.value), "nor is it repeated"
+    for plain in ("http://host:5000", "postgresql://me@host/db", "databricks://profile"):
+        assert load_experiment(DIGITS, [f"tracking.uri={plain}"]).tracking.uri == plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 from nas.build import find_space, load_recipe, load_supernet, load_task
+from nas.config import own as owning
 from nas.config.experiment import Experiment, ExperimentError, difference, dump, load_experiment, parse
-from nas.config.plugins import CONTRACTS, POSED_BY, built_in, find
+from nas.config.plugins import CONTRACTS, POSED_BY, built_in, find, load
 from nas.config.section import Kind
 from nas.recipes.recipe import Step
 from nas.tasks.datasets import ClassificationOptions
@@ -103,7 +105,7 @@ def test_own_sections_survive_a_round_trip(mine: Experiment, tmp_path: Path) -> 
     assert load_experiment("again.yaml") == mine == parse(mine.model_dump(mode="json"))
     assert type(mine.recipe).__name__ == "HalvesOptions" and type(mine.data).__name__ == "StripesOptions"
     assert mine.model_dump()["data"] == {"name": "own_plugins:Stripes", "validation": 300, "width": 2}
-    assert sys.path[-1] == str(tmp_path), "the current directory comes after all others"
+    assert str(tmp_path) not in sys.path, "the current directory would be searched for all that is imported"
 
 
 def test_mistakes_in_own_sections_are_told_as_in_any() -> None:
@@ -171,6 +173,29 @@ def test_an_own_space_is_found_in_the_current_directory() -> None:
     assert find_space("own_plugins:Neither").__name__ == "Neither"
     with pytest.raises(ValueError, match="no module 'nowhere'"):
         find_space("nowhere:space")
+
+
+def test_the_folder_is_searched_for_what_is_named_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module, what it imports from its own folder, and what that imports; nothing else, and nothing before others."""
+    (tmp_path / "mine_a.py").write_text("import json\nimport mine_b\nfrom mine_c.inner import here\nthing = here")
+    (tmp_path / "mine_b.py").write_text("")
+    (tmp_path / "mine_c").mkdir()
+    (tmp_path / "mine_c" / "__init__.py").write_text("def f():\n    import mine_d")
+    (tmp_path / "mine_c" / "inner.py").write_text("here = 3")
+    for name in ("mine_d", "mine_e", "json"):
+        (tmp_path / f"{name}.py").write_text("wrong = True")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(owning.FINDER, "folders", {})
+    path, before = list(sys.path), set(sys.modules)
+    try:
+        assert load("mine_a:thing") == 3
+        assert importlib.import_module("mine_d").wrong and not hasattr(importlib.import_module("json"), "wrong")
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module("mine_e")
+        assert sys.path == path, "the folder stands on no path"
+    finally:
+        for name in set(sys.modules) - before:
+            del sys.modules[name]
 
 
 def test_built_in_names_find_what_keeps_the_contract() -> None:

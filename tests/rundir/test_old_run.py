@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
 import nas
-from nas.cli.progress import Screen
+from nas.cli.progress import Screen, plain
 from nas.config.experiment import difference, dump, load_experiment, parse
 from nas.pipeline import Pipeline
 from nas.results.history import front_table, read_history
@@ -82,7 +81,7 @@ def checkpoint(run: RunDir) -> Path:
 
 @pytest.fixture
 def screen() -> Iterator[Screen]:
-    shown = Screen(Console(soft_wrap=True))
+    shown = Screen(plain())
     yield shown
     shown.stop()
 

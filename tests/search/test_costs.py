@@ -86,6 +86,7 @@ class Opened:
 
     def drive(self, run: Path, total: int) -> Journal:
         """`total` candidates, told in order."""
+        run.mkdir(exist_ok=True)
         search = open_search(self.experiment, self.net, self.task)
         journal, missing = open_journal(self.experiment, RunDir(run), SUPERNET, search, self.net)
         assert not missing

@@ -306,6 +306,12 @@ def test_first_weights_depend_on_the_seed_alone() -> None:
     assert not torch.equal(first["first.weight"], other["first.weight"])
 
 
+def test_what_the_data_say_of_themselves_is_not_set_otherwise() -> None:
+    told = experiment("space={name: bignas, size: d8, options: {classes: 3}}")
+    with pytest.raises(ValueError, match="space.options.classes is 3, and digits has 10: leave it out"):
+        make_supernet(told, load_task(told))
+
+
 def test_the_panel_is_recalibrated_and_on_validation(tmp_path: Path) -> None:
     """The figures in the file are those of children of the checkpoint's weights, scored as in a search."""
     settings = [

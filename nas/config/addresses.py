@@ -1,4 +1,5 @@
-"""What the values of an experiment's cluster section may be. Raises ValueError for what they may not."""
+"""What addresses and variables in an experiment may be: of whatever is read by others, nothing may be a secret. Raises
+ValueError for what they may not."""
 
 from __future__ import annotations
 
@@ -9,6 +10,11 @@ SECRET_NAME = re.compile(r"(?i)(token|secret|passw|passphrase|credential|api_?ke
 SECRET_VALUE = re.compile(
     r"-----BEGIN|\b(AKIA[0-9A-Z]{12}|gh[pousr]_\w{16}|glpat-|sk-\w{16}|hf_\w{16}|xox[abp]-|eyJ[\w-]{8,}\.)|://[^/\s:@]*:[^/\s@]+@"
 )
+
+PASSWORD = re.compile(
+    r"(?i)://[^/\s:@]*:[^/\s]+@|[?&;](password|passwd|pwd|token|secret|access_?key|secret_?key|api_?key)="
+)
+STORES = ("http", "https", "databricks", "databricks-uc", "sqlite", "postgresql", "mysql", "mssql")  # that MLflow knows
 
 
 def no_secret(env: dict[str, str]) -> dict[str, str]:
@@ -23,6 +29,39 @@ def no_secret(env: dict[str, str]) -> dict[str, str]:
                 "machines instead"
             )
     return env
+
+
+def no_password(text: str) -> str:
+    """An address as it is, or any other text. One with a password in it would be written into the run directory, the
+    report, MLflow and the job."""
+    if PASSWORD.search(text):
+        raise ValueError(
+            "an address with a password or a key in it would be seen by everyone who sees the run; leave it out here "
+            "and give it in the environment"
+        )
+    return text
+
+
+def masked(text: str) -> str:
+    """A text whose addresses are without the names and passwords that they are opened with."""
+    return re.sub(r"://[^/\s]*@", "://...@", text)
+
+
+def tracking(uri: str) -> str:
+    """Where MLflow can keep a run; a folder's path is told below, where it is known which folder it counts from."""
+    if PASSWORD.search(uri):
+        raise ValueError(
+            "an address with a password in it would be seen by everyone who sees the run, its report and its job; "
+            "leave it out here, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (a server), or the whole "
+            "address as MLFLOW_TRACKING_URI"
+        )
+    scheme, colon, _ = uri.partition(":")
+    if colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) and scheme.partition("+")[0] not in (*STORES, "file"):
+        raise ValueError(
+            f"given {uri!r}; allowed: http://... or https://... of an `mlflow server`, "
+            "sqlite:////absolute/path/mlflow.db, another database that MLflow knows, or databricks"
+        )
+    return uri
 
 
 def absolute(path: str) -> str:

@@ -1,0 +1,59 @@
+"""What commands show as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Column, Table
+
+if TYPE_CHECKING:
+    from nas.space import Measure
+
+
+def quantized(figures: Mapping[str, Any]) -> Table:
+    """What each way of quantizing costs and gives."""
+    from nas.results.plots import human
+
+    metrics = list(figures["validation"])
+    table = Table(
+        Column(no_wrap=True),
+        "BitOPs",
+        "bytes",
+        *(f"{part} {metric}" for metric in metrics[:1] for part in ("validation", "test")),
+        box=None,
+    )
+    for row in figures["rows"]:
+        values = [f"{row[part][metric]:.2f}" for metric in metrics[:1] for part in ("validation", "test")]
+        table.add_row(row["method"], human(row["bitops"]), f"{row['bytes']:,}", *values)
+    if "onnx" in figures:
+        layers = f"ONNX Runtime ({figures['parity']['integer_layers']:.0f} integer layers)"
+        table.add_row(
+            layers, human(figures["bitops"]), f"{figures['bytes']:,}", f"{figures['onnx'][metrics[0]]:.2f}", ""
+        )
+    return table
+
+
+def children(rows: list[dict[str, Any]], costs: Mapping[str, Measure]) -> Table:
+    """Children as a table.
+
+    Args:
+        rows: of `nas.results.history.front_table`, one at least.
+        costs: those that are shown, by name.
+    """
+    from nas.results.plots import human
+
+    metric = rows[0]["metric"]
+    tested = [metric, *dict.fromkeys(name for row in rows for name in row["tested"] if name != metric)]
+    heads = [measure.title for measure in costs.values()]
+    heads += [
+        head.replace("_", " ") for head in (f"validation {metric}", *(f"test {name}" for name in tested))
+    ]  # so that it may be broken
+    columns = [Column(head, min_width=max(map(len, head.split()))) for head in heads]
+    table = Table(Column("child", no_wrap=True, min_width=max(len(row["id"]) for row in rows)), *columns, box=None)
+    for row in rows:
+        validation = row["validation"] if row["validation"] is not None else row["exported_validation"]
+        figures = [validation, *(row["tested"].get(name) for name in tested)]
+        told = ["" if value is None else f"{value:.2f}" if value >= 10 else f"{value:.4f}" for value in figures]
+        table.add_row(row["id"], *(human(row[name]) for name in costs), *told)
+    return table

@@ -1,0 +1,97 @@
+"""Whose code a run directory may name. Imports nothing but the standard library.
+
+An experiment can name modules of the user's own, which are imported. Who gives an experiment file, or calls raynas from
+Python, means them. A run directory may have come from anybody: its modules are imported only where the user has said so
+before, by having begun the run here or by ``--trust``. That is noted outside of the run directory, by the run's id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+ABOUT = "run.json"  # of a run directory; see `nas.rundir.directory.RunDir`
+
+
+class Untrusted(ValueError):
+    """A run directory names modules that nobody here has trusted."""
+
+
+def modules_of(tree: Any) -> set[str]:
+    """The modules that an experiment's plain values name, each by its first name: ``{"my_module"}``."""
+    return {name.partition(":")[0].partition(".")[0] for name in _plug_ins(tree) if ":" in name}
+
+
+def _plug_ins(tree: Any) -> Iterator[str]:
+    """Every name of a plug-in."""
+    search = _in(tree, "search")
+    costs = _in(search, "costs")
+    sections = [_in(tree, key) for key in ("space", "data", "recipe")]
+    sections += [_in(_in(tree, "finetune"), "recipe"), *(costs if isinstance(costs, list | tuple) else ())]
+    for name in (_in(search, "algorithm"), *(_in(section, "name") for section in sections)):
+        if isinstance(name, str):
+            yield name
+
+
+def _in(tree: Any, key: str) -> Any:
+    return tree.get(key) if isinstance(tree, dict) else None
+
+
+def check(run: Path, tree: Any, trusted: Collection[str]) -> None:
+    """Let the modules pass that a run's experiment names, where they are trusted.
+
+    Args:
+        run: its directory.
+        tree: its experiment as plain values.
+        trusted: modules that the user has named now.
+
+    Raises:
+        Untrusted: one is not.
+    """
+    named = modules_of(tree)
+    if strange := sorted(named - set(trusted) - _noted().get(_id(run), set())):
+        words = " ".join(f"--trust {module}" for module in strange)
+        raise Untrusted(
+            f"the run in {run} names code that does not come with raynas: {', '.join(strange)}. It would be imported "
+            f"here and run with your rights.\nIf you know it and trust it: {words}, which is remembered for this run"
+        )
+
+
+def remember(run: Path, modules: Collection[str]) -> None:
+    """Note that a run's modules are trusted; where no note can be left, the next command asks again."""
+    known = _noted()
+    if not set(modules) - known.get(_id(run), set()):
+        return
+    known[_id(run)] = known.get(_id(run), set()) | set(modules)
+    path = _place()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        beside.write_text(json.dumps({run: sorted(names) for run, names in known.items()}, indent=1))
+        beside.replace(path)
+    except OSError:
+        return
+
+
+def _id(run: Path) -> str:
+    """A run's id, wherever its directory is; its place, where it has none."""
+    try:
+        about = json.loads((run / ABOUT).read_text())
+    except (OSError, ValueError, RecursionError):
+        about = None
+    return str(_in(about, "id") or run.absolute())
+
+
+def _noted() -> dict[str, set[str]]:
+    try:
+        return {run: set(names) for run, names in json.loads(_place().read_text()).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def _place() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "raynas" / "trusted.json"
