@@ -36,7 +36,7 @@ from nas.results.report import write_report
 from nas.results.tracking import Tracker, address, default_uri
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir, open_run
-from nas.rundir.fence import Fence
+from nas.rundir.fence import Fence, Gone
 from nas.rundir.log import EventLine, Line, PanelLine, StepLine
 from nas.rundir.mirror import Mirror
 from nas.search.journal import Record
@@ -176,6 +176,8 @@ class Pipeline:
                     yield pipeline
             except BaseException as error:
                 tracker.close(5, "KILLED")
+                if isinstance(error, Gone):
+                    run.clear_away()
                 if isinstance(error, OSError):
                     fence.check()  # a file was not found, say, since nothing of the run is there any more
                 raise

@@ -444,6 +444,9 @@ def main() -> None:
         console.print(f"error: {told}", style="red")
         if not isinstance(error, clear):
             console.print("(RAYNAS_DEBUG=1 shows where)", style="dim")
+        if isinstance(error, (RayDied, Gone, Fenced)):
+            sys.stdout.flush()
+            os._exit(1)  # a thread may still wait for a Ray that is gone, and Ray at exit for its head
         sys.exit(1)
 
 

@@ -337,6 +337,8 @@ class Tracker:
             self._store = _Store(self.uri, self.experiment, self.run)  # a last look for twins
 
     def _pending(self, ending: str | None) -> list[Item]:
+        if not self.run.is_run():  # deleted: nothing of it shall be made again
+            return []
         with self._files:
             return [item for item in self._outbox.pending(ending) if item.key not in self._refused]
 
@@ -359,7 +361,7 @@ class Tracker:
 
     def _warn(self, what: str, error: Exception) -> None:
         """A line, unless the run itself is gone, of which its driver tells."""
-        if self.run.path.is_dir():
+        if self.run.is_run():
             said = [line for line in str(error).splitlines() if not line.startswith("(raised as")]  # SQLAlchemy's hints
             log.warning("%s: %s", what, said[0] if said else "")
 

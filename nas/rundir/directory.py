@@ -4,10 +4,11 @@ changed when it was continued."""
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -218,6 +219,13 @@ class RunDir:
     def is_run(self) -> bool:
         """Whether a run is there."""
         return self.experiment.is_file()
+
+    def clear_away(self) -> None:
+        """Remove what Ray Tune has made anew of a directory that was deleted."""
+        if not self.is_run():
+            shutil.rmtree(self.ray, ignore_errors=True)
+            with suppress(OSError):
+                self.path.rmdir()
 
     def is_fresh(self) -> bool:
         """Whether nothing is there but what a process leaves that was killed before it had written what the run is."""

@@ -37,10 +37,9 @@ def check_alive() -> None:
                 raise RayDied(f"Ray's {name} has died ({how}); the same command continues")
 
 
-def bury(logs: Path | None) -> str:
-    """Copy what a dead Ray has said to `logs`; returns that as the end of a message."""
-    # Ray's own end would look for its head, and make the session's directory again to look for spilled objects
-    node, ray_worker._global_node = ray_worker._global_node, None
+def keep(logs: Path | None) -> str:
+    """Copy what Ray has said to `logs`; returns that as the end of a message."""
+    node = ray_worker._global_node
     if node is None or logs is None:
         return ""
     with suppress(OSError, shutil.Error):  # a full disk, say

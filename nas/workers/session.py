@@ -16,12 +16,11 @@ from ray.job_config import JobConfig
 
 from nas.config import own
 from nas.config.experiment import Experiment
-from nas.rundir.fence import Fence
+from nas.rundir.fence import Fence, Fenced, Gone
 from nas.workers import local
 from nas.workers.stopping import RayDied, off_main_thread, wait_for
 
 END_S = 20.0  # for Ray to end in order, where need be after it has started
-DEAD_S = 2.0  # for a dead one, which asks for its head for longer than anybody waits
 
 RAY_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon the end, or a death, is seen; 2 s by default
@@ -60,7 +59,7 @@ def session(logs: Path | None = None, check: Callable[[], None] = lambda: None) 
         return
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    started, over, patience = Future[None](), threading.Event(), END_S
+    started, over, left = Future[None](), threading.Event(), False
     thread = threading.Thread(target=_hold, args=(started, over), daemon=True)
     with local.swept():
         thread.start()
@@ -68,12 +67,15 @@ def session(logs: Path | None = None, check: Callable[[], None] = lambda: None) 
             wait_for(started, check)
             with local.marked():
                 yield
-        except RayDied as death:
-            patience = DEAD_S
-            raise RayDied(f"{death}{local.bury(logs)}") from None
+        except (RayDied, Gone, Fenced) as end:
+            left = True
+            if isinstance(end, RayDied):
+                raise RayDied(f"{end}{local.keep(logs)}") from None
+            raise
         finally:
-            over.set()
-            thread.join(patience)
+            if not left:  # to end Ray in order while a thread still works on it may take a minute, or crash
+                over.set()
+                thread.join(END_S)
 
 
 def _hold(started: Future[None], over: threading.Event) -> None:

@@ -138,3 +138,16 @@ def test_an_attempt_whose_directory_is_gone_says_so(run: RunDir) -> None:
         with pytest.raises(Gone, match="deleted, moved or unmounted"):
             ask()
     assert not run.path.exists()
+
+
+def test_only_what_ray_made_of_a_deleted_run_is_cleared_away(run: RunDir) -> None:
+    run.clear_away()
+    assert run.is_run()
+    shutil.rmtree(run.path)
+    (run.ray / "search-1").mkdir(parents=True)
+    (run.path / "mine").touch()
+    run.clear_away()
+    assert [path.name for path in run.path.iterdir()] == ["mine"]
+    (run.path / "mine").unlink()
+    run.clear_away()
+    assert not run.path.exists()
