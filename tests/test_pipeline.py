@@ -136,7 +136,7 @@ def test_the_run_directory_holds_what_is_named_and_no_rubbish(done: Done) -> Non
     assert not left
     total = 4 * STEPS_AN_EPOCH
     assert sorted(path.name for path in (done.run / "supernet").iterdir()) == [f"step-{n:08d}" for n in (50, total)]
-    assert len(list((done.run / "search").iterdir())) == 1
+    assert {path.name.partition("-")[0] for path in (done.run / "search").iterdir()} == {"journal", "current"}
     page = (done.run / "report.html").read_text()
     assert all(path.name in page for path in (done.run / "children").iterdir())
 
@@ -152,7 +152,7 @@ def test_the_journal_is_complete(done: Done) -> None:
     assert sorted(found) == list(range(40))
     assert all(record["error"] is None and record["metrics"]["accuracy"] > 10 for record in found.values())
     assert len({record["id"] for record in found.values()}) == 40, "no architecture is judged twice"
-    header = json.loads(next((done.run / "search").iterdir()).read_text().splitlines()[0])
+    header = json.loads(next((done.run / "search").glob("journal-*")).read_text().splitlines()[0])
     assert header["supernet"] == supernet(done.run)
 
 
@@ -302,7 +302,7 @@ def test_another_identity_is_refused_with_the_difference(again: tuple[Path, dict
 
 
 def test_more_candidates_and_another_budget(copy: Path) -> None:
-    old = next((copy / "search").iterdir()).read_text()
+    old = next((copy / "search").glob("journal-*")).read_text()
     children = contents(copy / "children")
     ended = command(
         "run",
@@ -313,7 +313,7 @@ def test_more_candidates_and_another_budget(copy: Path) -> None:
     )
     assert ended.code == 0, ended.text
     assert "train: done before" in ended.text
-    (path,) = (copy / "search").iterdir()
+    (path,) = (copy / "search").glob("journal-*")
     assert path.read_text().startswith(old), "the journal goes on"
     added = journal(copy)[len(old.splitlines()) - 1 :]
     assert added[0]["from_k"] == 40 and added[0]["constraints"]["macs"] == [None, 250_000]
@@ -338,7 +338,7 @@ def test_more_candidates_and_another_budget(copy: Path) -> None:
 
 def test_more_epochs_with_another_stage_and_one_worker(copy: Path) -> None:
     """Training goes on from the last checkpoint, at another world size and stage, and a new search begins."""
-    (old,) = (copy / "search").iterdir()
+    (old,) = (copy / "search").glob("journal-*")
     kept, first = old.read_text(), supernet(copy)
     words = ["recipe.epochs=5", "train.zero_stage=2", "train.workers=1", "search.candidates=12", "export.onnx=false"]
     ended = command("run", copy, *sets(words), cwd=copy.parent, patience=PATIENCE)
