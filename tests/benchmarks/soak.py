@@ -28,12 +28,11 @@ from tests.driving import records, sets, start, supernet
 
 SETTINGS = ["recipe.epochs=20", "train.checkpoint_every=20", "search.candidates=100", "search.window=16"]
 WORDS = ["run", "bignas-digits", *sets([*SETTINGS, "export.children=2", "export.onnx=false"])]
-VICTIMS = {  # by what stands in their command line
-    "command": "",
-    "worker": "RayTrainWorker",
-    "trial": "Scored",
-    "raylet": "raylet/raylet",
-    "head": "gcs_server",
+VICTIMS = {  # what stands in their command lines
+    "worker": ("RayTrainWorker",),
+    "trial": ("Scored", "ResourceTrainable"),  # idle, and at work
+    "raylet": ("raylet/raylet",),
+    "head": ("gcs_server",),
 }
 
 
@@ -126,7 +125,7 @@ class Worked:
 
 
 def _kind(title: str) -> str:
-    return next((kind for kind, word in VICTIMS.items() if word and word in title), "")
+    return next((kind for kind, words in VICTIMS.items() if any(word in title for word in words)), "")
 
 
 def held(worked: Worked) -> dict[str, float]:

@@ -130,9 +130,9 @@ class Command:
         self.family |= set(self.driver.children(recursive=True))
         return self.family - {self.driver}
 
-    def workers(self, title: str) -> list[psutil.Process]:
-        """Living Ray workers by the title that Ray gives them."""
-        return [process for process in self.look_around() if title in _title(process)]
+    def workers(self, *titles: str) -> list[psutil.Process]:
+        """Living Ray workers by the titles that Ray gives them: idle by one name, at work by another."""
+        return [process for process in self.look_around() if any(title in _title(process) for title in titles)]
 
     def kill(self) -> float:
         """Kill the driver as the out-of-memory killer would; returns the seconds in which all that it had started
@@ -276,7 +276,7 @@ def test_a_worker_and_a_trial_die_and_a_second_command_is_refused(
     assert "Traceback" not in ended.text
 
     first.until_records(6)
-    trials = first.workers("Scored")
+    trials = first.workers("Scored", "ResourceTrainable")
     assert trials, [_title(process) for process in first.look_around()]
     trials[0].kill()
     killed_at = len(records(first.run))
