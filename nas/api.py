@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from nas.children.export import child_packages, load_child
 from nas.cli.progress import Screen, plain
-from nas.config.experiment import Experiment, load_experiment, load_run
+from nas.config.experiment import Experiment, load_experiment
 from nas.pipeline import Pipeline
 from nas.results.history import front_table, read_history
 from nas.rundir.directory import RunDir
@@ -47,7 +47,7 @@ class Run:
         Raises:
             Untrusted: it names modules that are not trusted.
         """
-        return load_run(self.directory.path, trusted=self.trust)
+        return self.directory.load(trusted=self.trust)
 
     @property
     def candidates(self) -> DataFrame:

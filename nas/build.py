@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from nas.config import plugins
-from nas.config.experiment import Experiment, load_run
+from nas.config.experiment import Experiment
 from nas.config.section import RecipeOptions
 from nas.recipes.differentiable import architecture
 from nas.recipes.recipe import Recipe
@@ -144,7 +144,7 @@ def proposed(run: Path, net: Supernet) -> Arch:
     at = RunDir(run)
     if not at.is_run():
         raise ValueError(f"search.propose_from names {run}, which is no run directory")
-    other, newest = load_run(at.path), Checkpoint.newest(at.checkpoints)
+    other, newest = at.load(), Checkpoint.newest(at.checkpoints)
     if other.recipe.name != "differentiable":
         raise ValueError(
             f"search.propose_from names {run}, whose recipe is {other.recipe.name}; only differentiable finds an "

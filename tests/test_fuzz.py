@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import nas
-from nas.config.experiment import dump, load_experiment, load_run
+from nas.config.experiment import dump, load_experiment
 from nas.results.history import History
 from nas.results.report import write_report
 from nas.rundir import atomic
@@ -140,7 +140,7 @@ def test_experiment_files(home: Path, data: st.DataObject) -> None:
 def test_experiments_of_a_run(home: Path, data: st.DataObject) -> None:
     (home / "experiment.yaml").write_text(json.dumps(data.draw(changed(TREE))))
     (home / "run.json").write_text(json.dumps(data.draw(values)))
-    told_or_used(lambda: load_run(home))
+    told_or_used(lambda: RunDir(home).load())
 
 
 JOURNAL = next((OLD / "search").iterdir()).read_bytes()

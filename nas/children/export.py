@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import onnx
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from nas.config import plugins
 from nas.quantization.integer import Plan, load_quantized
 from nas.quantization.learned import byte_layers, for_onnx, pack, unpack
 from nas.rundir import atomic, forms
+from nas.rundir.checkpoint import tensors_in
 from nas.rundir.directory import ChildDir
 from nas.rundir.fence import Fence
 from nas.space import COSTS, Arch, Measure
@@ -264,7 +264,7 @@ def load_child(path: str | Path, modules: tuple[str, ...] = ("searchspaces",)) -
     files = ChildDir(Path(path))
     atomic.verify(files.path, (files.weights.name, files.arch.name))
     about = forms.read(files.arch, forms.Arch)
-    child, tensors = _build(about, files, modules), _tensors(files.weights)
+    child, tensors = _build(about, files, modules), tensors_in(files.weights)
     try:
         if about.quantization is not None:
             return load_quantized(child, cast(Plan, about.quantization.model_dump()), tensors)
@@ -294,13 +294,6 @@ def _build(about: forms.Arch, files: ChildDir, modules: tuple[str, ...]) -> nn.M
     except Exception as error:  # whatever a class makes of arguments that it was not made for
         raise ValueError(f"{about.child} does not take the network of {files.arch}: {_first_line(error)}") from error
     return made
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise atomic.Damaged(f"{path} holds no tensors: {error}") from error
 
 
 def _first_line(error: Exception) -> str:

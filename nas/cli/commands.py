@@ -16,9 +16,8 @@ from rich.table import Column, Table
 
 from nas.cli import check, cluster, tables
 from nas.cli.progress import plain
-from nas.config import trust as trusting
 from nas.config.addresses import masked, object_store
-from nas.config.experiment import Experiment, ExperimentError, load_experiment, load_run
+from nas.config.experiment import Experiment, ExperimentError, load_experiment
 
 if TYPE_CHECKING:
     from nas.pipeline import Pipeline
@@ -77,8 +76,8 @@ def resolve(
     from nas.rundir.directory import RunDir
 
     if (found := RunDir(target)).is_run():
-        experiment = load_run(found.path, overrides, trusted)
-        trusting.remember(found.path, trusted)
+        experiment = found.load(overrides, trusted)
+        found.trust(trusted)
         return experiment, run_dir or found.path
     experiment = load_experiment(target, overrides)
     return experiment, run_dir or Path("runs") / experiment.name

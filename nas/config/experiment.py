@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
@@ -374,21 +374,14 @@ def load_experiment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> 
     return parse(tree, source + (f" with {' '.join(overrides)}" if overrides else ""))
 
 
-def load_run(run: Path, overrides: Sequence[str] = (), trusted: Collection[str] = ()) -> Experiment:
-    """The experiment of a run directory, which somebody else may have written (see `nas.config.trust`).
+def modules_in(file: Path) -> set[str]:
+    """The modules of its writer's own that an experiment file names; none is imported."""
+    return trust.modules_of(_read_file(file))
 
-    Args:
-        run: the directory.
-        trusted: modules, beside those that the user has trusted for this run before.
 
-    Raises:
-        Untrusted: it names others.
-        ExperimentError: there is no experiment, or mistakes in it.
-    """
-    file = run / "experiment.yaml"
-    given = set[str]().union(*(trust.modules_of(_read_override(text)) for text in overrides))
-    trust.check(run, _read_file(file), {*trusted, *given})
-    return load_experiment(file, overrides)
+def modules_given(overrides: Sequence[str]) -> set[str]:
+    """The modules that overrides name."""
+    return set[str]().union(*(trust.modules_of(_read_override(text)) for text in overrides))
 
 
 def _read_file(path: Path) -> Any:

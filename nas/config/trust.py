@@ -13,8 +13,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-ABOUT = "run.json"  # of a run directory; see `nas.rundir.directory.RunDir`
-
 
 class Untrusted(ValueError):
     """A run directory names modules that nobody here has trusted."""
@@ -40,49 +38,38 @@ def _in(tree: Any, key: str) -> Any:
     return tree.get(key) if isinstance(tree, dict) else None
 
 
-def check(run: Path, tree: Any, trusted: Collection[str]) -> None:
+def check(run: str, modules: Collection[str], place: Path) -> None:
     """Let the modules pass that a run's experiment names, where they are trusted.
 
     Args:
-        run: its directory.
-        tree: its experiment as plain values.
-        trusted: modules that the user has named now.
+        run: its id.
+        place: where it is, for the message.
 
     Raises:
         Untrusted: one is not.
     """
-    named = modules_of(tree)
-    if strange := sorted(named - set(trusted) - _noted().get(_id(run), set())):
+    if strange := sorted(set(modules) - _noted().get(run, set())):
         words = " ".join(f"--trust {module}" for module in strange)
         raise Untrusted(
-            f"the run in {run} names code that does not come with raynas: {', '.join(strange)}. It would be imported "
+            f"the run in {place} names code that does not come with raynas: {', '.join(strange)}. It would be imported "
             f"here and run with your rights.\nIf you know it and trust it: {words}, which is remembered for this run"
         )
 
 
-def remember(run: Path, modules: Collection[str]) -> None:
+def remember(run: str, modules: Collection[str]) -> None:
     """Note that a run's modules are trusted; where no note can be left, the next command asks again."""
     known = _noted()
-    if not set(modules) - known.get(_id(run), set()):
+    if not set(modules) - known.get(run, set()):
         return
-    known[_id(run)] = known.get(_id(run), set()) | set(modules)
+    known[run] = known.get(run, set()) | set(modules)
     path = _place()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        beside.write_text(json.dumps({run: sorted(names) for run, names in known.items()}, indent=1))
+        beside.write_text(json.dumps({each: sorted(names) for each, names in known.items()}, indent=1))
         beside.replace(path)
     except OSError:
         return
-
-
-def _id(run: Path) -> str:
-    """A run's id, wherever its directory is; its place, where it has none."""
-    try:
-        about = json.loads((run / ABOUT).read_text())
-    except (OSError, ValueError, RecursionError):
-        about = None
-    return str(_in(about, "id") or run.absolute())
 
 
 def _noted() -> dict[str, set[str]]:

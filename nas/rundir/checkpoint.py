@@ -164,13 +164,22 @@ class Checkpoint:
         return {**self._plain, **self._tensors(RECIPE)}
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        return tensors_in(self.directory / name)
 
-        try:
-            return load_file(self.directory / name)
-        except SafetensorError as error:
-            raise Damaged(f"{self.directory / name} holds no tensors: {error}") from error
+
+def tensors_in(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, on the CPU.
+
+    Raises:
+        Damaged: it holds none.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise Damaged(f"{path} holds no tensors: {error}") from error
 
 
 def directories(root: Path) -> list[Path]:

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,11 +17,20 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from nas.config import trust
-from nas.config.experiment import Difference, Experiment, difference, dump, load_run
+from nas.config.experiment import (
+    Difference,
+    Experiment,
+    difference,
+    dump,
+    load_experiment,
+    modules_given,
+    modules_in,
+)
 from nas.config.section import Kind
 from nas.rundir.atomic import MANIFEST, Damaged, naming, tidy, write_atomic
 from nas.rundir.checkpoint import newest_sha
 from nas.rundir.fence import Fence
+from nas.rundir.log import parsed
 
 
 class Occupied(ValueError):
@@ -216,6 +225,31 @@ class RunDir:
         """The run in which one child is trained on by itself."""
         return self.path / "finetune" / f"{child}-{supernet[:8]}"
 
+    @property
+    def id(self) -> str:
+        """The run's, wherever its directory is; its place, where it has none."""
+        found = parsed(self.about.read_bytes()) if self.about.is_file() else None
+        return str((found.get("id") if isinstance(found, dict) else None) or self.path.absolute())
+
+    def load(self, overrides: Sequence[str] = (), trusted: Collection[str] = ()) -> Experiment:
+        """The run's experiment, which somebody else may have written (see `nas.config.trust`).
+
+        Args:
+            overrides: as `load_experiment` takes them; what they name is trusted.
+            trusted: modules, beside those that the user has trusted for this run before.
+
+        Raises:
+            Untrusted: it names others.
+            ExperimentError: there are mistakes in it.
+        """
+        strange = modules_in(self.experiment) - {*trusted, *modules_given(overrides)}
+        trust.check(self.id, strange, self.path)
+        return load_experiment(self.experiment, overrides)
+
+    def trust(self, modules: Collection[str]) -> None:
+        """Remember that the run may name these modules; the note lies outside of it."""
+        trust.remember(self.id, modules)
+
     def is_run(self) -> bool:
         """Whether a run is there."""
         return self.experiment.is_file()
@@ -272,11 +306,11 @@ def _take_over(experiment: Experiment, run: RunDir) -> dict[str, Any]:
         write_atomic(run.about, json.dumps({"id": uuid.uuid4().hex, "name": experiment.name}))
     if not run.is_run():
         write_atomic(run.experiment, dump(experiment))
-        trust.remember(run.path, modules)
+        run.trust(modules)
         return {}
     _check_about(run)
-    rows = difference(load_run(run.path, trusted=modules), experiment)
-    trust.remember(run.path, modules)
+    rows = difference(run.load(trusted=modules), experiment)
+    run.trust(modules)
     if other := [row for row in rows if row.kind is Kind.IDENTITY]:
         raise Occupied(_other_run(run.path, other))
     if rows:

@@ -106,10 +106,10 @@ class State(Form):
     recipe: dict[Text, JsonValue]
 
 
-Kind = TypeVar("Kind", bound=BaseModel)
+Read = TypeVar("Read", bound=BaseModel)
 
 
-def read(path: Path, kind: type[Kind]) -> Kind:
+def read(path: Path, form: type[Read]) -> Read:
     """A JSON file, as its form.
 
     Raises:
@@ -123,7 +123,7 @@ def read(path: Path, kind: type[Kind]) -> Kind:
     if len(text) > MOST_BYTES:
         raise Damaged(f"{path} is more than {MOST_BYTES:,} bytes long: it is not what it should be")
     try:
-        return kind.model_validate_json(text)
+        return form.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         key = ".".join(map(str, first["loc"]))

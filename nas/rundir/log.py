@@ -174,7 +174,7 @@ def parsed(raw: bytes) -> Any:
     """The value of a line of JSON; None where it is not whole."""
     try:
         return json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import nas
-from nas.config.experiment import load_run
-from nas.config.trust import Untrusted, remember
+from nas.config.trust import Untrusted
 from nas.results.history import front_table, read_children, read_pictures
 from nas.rundir import atomic
 from nas.rundir.checkpoint import Checkpoint
@@ -206,21 +205,21 @@ def strange(run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Itera
 
 def test_a_run_imports_nothing_that_is_not_trusted(strange: Path) -> None:
     with pytest.raises(Untrusted, match="(?s)theirs.*--trust theirs") as told:
-        load_run(strange)
+        RunDir(strange).load()
     assert len(str(told.value).splitlines()) < 5 and not Path("imported").exists()
     assert nas.Run(strange).front.loc[PLAIN, "exported"], "to look at it takes no trust"
 
 
 def test_trust_is_remembered_for_that_run_outside_of_it(strange: Path, tmp_path: Path) -> None:
     before = {path.name for path in strange.iterdir()}
-    remember(strange, ["theirs"])
+    RunDir(strange).trust(["theirs"])
     moved = strange.rename(tmp_path / "moved")
     assert nas.Run(moved).experiment.search.algorithm == "theirs:Mine" and Path("imported").exists()
     assert {path.name for path in moved.iterdir()} == before
     about = json.loads((moved / "run.json").read_text())
     (moved / "run.json").write_text(json.dumps({**about, "id": "another"}))
     with pytest.raises(Untrusted):
-        load_run(moved)
+        RunDir(moved).load()
     assert nas.Run(moved, trust=["theirs"]).experiment.search.algorithm == "theirs:Mine"
 
 
@@ -238,4 +237,4 @@ def test_trust_is_remembered_for_that_run_outside_of_it(strange: Path, tmp_path:
 def test_every_place_of_a_plug_in_is_held_to_it(run: Path, change: str) -> None:
     (run / "experiment.yaml").write_text(change)
     with pytest.raises(Untrusted, match="names code that does not come with raynas: os"):
-        load_run(run)
+        RunDir(run).load()
