@@ -18,6 +18,7 @@ from nas.cli import check, cluster, tables
 from nas.cli.progress import plain
 from nas.config.addresses import masked, object_store
 from nas.config.experiment import Experiment, ExperimentError, load_experiment
+from nas.config.trust import Untrusted
 
 if TYPE_CHECKING:
     from nas.pipeline import Pipeline
@@ -426,7 +427,7 @@ def main() -> None:
     from nas.rundir.fence import Fenced, Gone
     from nas.workers.stopping import RayDied
 
-    clear = (ExperimentError, Damaged, Fenced, Gone, RayDied, OSError)
+    clear = (ExperimentError, Untrusted, Damaged, Fenced, Gone, RayDied, OSError)
     try:
         app()
     except (KeyboardInterrupt, SystemExit) as end:
