@@ -4,38 +4,38 @@ agree."""
 from __future__ import annotations
 
 import ast
-import contextlib
 import copy
 import inspect
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
-import onnx
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from nas import preprocess, pretrained
+from nas.children.card import card
 from nas.children.evaluate import Batches, Evaluator, score
+from nas.children.formats import write_onnx, write_picture_onnx
 from nas.config import plugins
+from nas.preprocess import Preprocess
 from nas.quantization.integer import Plan, load_quantized
 from nas.quantization.learned import byte_layers, for_onnx, pack, unpack
 from nas.rundir import atomic, forms
 from nas.rundir.checkpoint import tensors_in
 from nas.rundir.directory import ChildDir
 from nas.rundir.fence import Fence
-from nas.space import COSTS, Arch, Measure
+from nas.space import Arch
 from nas.supernet import CostModel, QuantizingChild, Supernet, main_head
 from nas.tasks.pictures import save_pictures
+from nas.tasks.task import Task
 
 PARITY_EXAMPLES = 64
-# torch.export (2.14) fails once in a hundred times, its nodes in an order that it refuses itself, and does not when
-# asked again
-EXPORTS = 3
+PARITY_PICTURES = 8
+SOURCES = (Path(preprocess.__file__), Path(pretrained.__file__))  # of model.py, besides the child's own
 
 
 def export_child(
@@ -56,7 +56,7 @@ def export_child(
         evaluator: extracts, calibrates and scores it, as it did in the search.
         test: the test examples; they are looked at here for the first time.
         about: where the child comes from: ``space``, ``size``, ``supernet`` (sha256), ``data``, ``classes``.
-        onnx: also write model.onnx.
+        onnx: also write model.onnx and picture.onnx.
 
     Returns:
         What metrics.json says.
@@ -77,16 +77,20 @@ def export_child(
         here = ChildDir(directory)
         child.cpu().to(memory_format=torch.contiguous_format)  # as it will be loaded
         save_file(child.state_dict(), here.weights)
-        here.classes.write_text(bundle(net.sources))
-        here.arch.write_text(json.dumps(_identity(net, child, arch, about, task.any_size), indent=1))
+        here.classes.write_text(bundle((*net.sources, *task.helpers, *SOURCES)))
+        identity = _identity(net, child, arch, about, task)
+        here.arch.write_text(json.dumps(identity, indent=1))
+        write_config(here, task)
         if byte_layers(child):
             save_file(pack(child), here.packed)
         if onnx:
             write_onnx(for_onnx(child), sample.cpu(), here.onnx, task.any_size)
-        figures["parity"] = parity(net, child, arch, sample.cpu(), here)
+            if task.preprocess is not None:
+                write_picture_onnx(task.preprocess, here.onnx, here.picture_onnx)
+        figures["parity"] = parity(net, child, arch, sample.cpu(), here, task.preprocess)
         here.metrics.write_text(json.dumps(figures, indent=1))
         save_pictures(pictures, directory)
-        here.card.write_text(card(figures, about, type(child).__name__, net.input_shape, task.any_size, costs.measures))
+        here.card.write_text(card(figures, identity, task, costs.measures))
 
     atomic.write_directory(target, fill, {"id": target.name, "supernet": about["supernet"]}, fence.check)
     return figures
@@ -100,19 +104,57 @@ def exported(target: Path, supernet: str) -> bool:
         return False
 
 
-def _identity(net: Supernet, child: nn.Module, arch: Arch, about: dict[str, Any], any_size: bool) -> dict[str, Any]:
+def _identity(net: Supernet, child: nn.Module, arch: Arch, about: dict[str, Any], task: Task) -> dict[str, Any]:
     home = f"{type(child).__module__}:{type(child).__qualname__}"
-    takes = {"shape": list(net.input_shape), "any_size": any_size, "range": [0, 1]}
+    takes = {"shape": list(net.input_shape), "any_size": task.any_size, "range": [0, 1]}
+    if (side := works_at(child, net.input_shape)) not in (None, net.input_shape[-1]) and not task.any_size:
+        takes["works_at"] = side
     return {**about, "arch": dict(arch), "child": home, "network": child.config, "input": takes}
+
+
+def write_config(files: ChildDir, task: Task) -> None:
+    """config.json: what `Model.from_pretrained` of model.py makes the child of."""
+    about = json.loads(files.arch.read_text())
+    config = {
+        "model_type": "raynas",
+        "class": about["child"].rpartition(":")[2].rpartition(".")[2],
+        "network": about["network"],
+        "preprocess": task.preprocess and task.preprocess.config,
+        **{key: about[key] for key in ("classes", "quantization") if key in about},
+    }
+    files.config.write_text(json.dumps(config, indent=1))
+
+
+@torch.no_grad()
+def works_at(net: nn.Module, shape: tuple[int, int, int]) -> int | None:
+    """Height of what the first convolution of a network sees of inputs ``(C, H, W)``; None where it has none."""
+    seen: list[int] = []
+    first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None:
+        return None
+    hook = first.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[-2]))
+    was = net.training
+    try:
+        net.eval()(torch.zeros(1, *shape, device=first.weight.device))
+    finally:
+        hook.remove()
+        net.train(was)
+    return seen[0] if seen else None
 
 
 def bundle(sources: Iterable[Path]) -> str:
     """One Python file with the child's classes: the sources one after another, without the imports between them."""
     text = ['"""The classes of this child. Needs torch alone."""\n\nfrom __future__ import annotations\n']
+    names: dict[str, Path] = {}
     for path in sources:
         source = path.read_text()
         drop: set[int] = set()
         for node in ast.parse(source).body:
+            name = getattr(node, "name", None)  # of a class or function
+            if name and names.setdefault(name, path) != path:
+                raise ValueError(
+                    f"{path} and {names[name]} both define {name}, and model.py has room for one: rename it"
+                )
             ours = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (
                 "nas",
                 "searchspaces",
@@ -129,72 +171,15 @@ def bundle(sources: Iterable[Path]) -> str:
     return "\n\n".join(text)
 
 
-def write_onnx(child: nn.Module, x: Tensor, path: Path, any_size: bool = False) -> None:
-    """The child as one ONNX file, any batch size, weights inside; of any height and width too, where the task wants
-    that."""
-    quiet = logging.getLogger("torch.onnx")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")  # the exporter talks about its own insides
-        try:
-            _export(child.eval(), x, path, any_size)
-        finally:
-            quiet.setLevel(level)
-    _anonymise(path)
-
-
-def _export(child: nn.Module, x: Tensor, path: Path, any_size: bool) -> None:
-    """At most `EXPORTS` tries; the last error is raised."""
-    from torch.export import Dim
-
-    shapes = {"x": {0: Dim("batch", min=1), **({2: Dim.AUTO, 3: Dim.AUTO} if any_size else {})}}
-    for left in reversed(range(EXPORTS)):
-        try:
-            torch.onnx.export(
-                child,
-                (x,),
-                path,
-                dynamo=True,
-                external_data=False,
-                input_names=["pixels"],
-                output_names=["output"],
-                dynamic_shapes=shapes,
-                verbose=False,
-            )
-            return
-        except torch.onnx.OnnxExporterError:
-            if not left:
-                raise
-
-
-def _anonymise(path: Path) -> None:
-    """Take out of an ONNX file what the exporter noted of this machine's source files; it is most of a small one."""
-    model = onnx.load(path)
-    for note in (
-        *model.graph.node,
-        *model.graph.value_info,
-        *model.graph.initializer,
-        *model.graph.input,
-        *model.graph.output,
-        model.graph,
-        model,
-    ):
-        note.ClearField("metadata_props")
-    onnx.save(model, path)
-
-
 @torch.no_grad()
-def parity(net: Supernet, child: nn.Module, arch: Arch, x: Tensor, files: ChildDir) -> dict[str, float]:
+def parity(
+    net: Supernet, child: nn.Module, arch: Arch, x: Tensor, files: ChildDir, preprocess: Preprocess | None
+) -> dict[str, float]:
     """Largest differences of outputs on real examples `x` ``(n, C, H, W)``, with the files as they were just written.
 
     ``supernet``: against the supernet, both on batch statistics, quantizers off (the steps are the child's own);
     ``reloaded``: the child rebuilt from its files; ``packed``: from the packed one; ``onnx``: the ONNX file in ONNX
-    Runtime.
+    Runtime; ``picture_onnx``: the one that takes pictures, from uint8 arrays on.
     """
     home = next(net.parameters()).device
     on_batch = copy.deepcopy(child).to(home).train()
@@ -212,32 +197,30 @@ def parity(net: Supernet, child: nn.Module, arch: Arch, x: Tensor, files: ChildD
         reloaded.load_state_dict(unpack(reloaded, load_file(files.packed)))
         found["packed"] = _apart(child(x), reloaded(x))
     if files.onnx.exists():
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(files.onnx, providers=["CPUExecutionProvider"])
-        found["onnx"] = _apart(child(x), torch.from_numpy(session.run(None, {"pixels": x.numpy()})[0]))
+        found["onnx"] = _apart(child(x), onnx_output(files.onnx, x))
+    if files.picture_onnx.exists() and preprocess is not None:
+        pictures = [picture_of(row) for row in x[:PARITY_PICTURES]]
+        found["picture_onnx"] = max(
+            _apart(child(preprocess(picture)), onnx_output(files.picture_onnx, picture)) for picture in pictures
+        )
     return found
+
+
+def onnx_output(path: Path, x: Tensor | np.ndarray) -> Tensor:
+    """What an ONNX file makes of its one input in ONNX Runtime."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: np.asarray(x)})[0])
+
+
+def picture_of(x: Tensor) -> np.ndarray:
+    """uint8 ``(H, W, 3)`` of pixels ``(C, H, W)`` in [0, 1]."""
+    return (x * 255).round().to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
 
 
 def _apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
-
-
-PACKED = """
-`packed.safetensors` has the same child with its weights of at most 8 bits as levels of their grids,
-those of at most 4 bits two to a byte:
-
-```python
-from model import unpack
-
-net.load_state_dict(unpack(net, load_file("packed.safetensors")))
-```
-"""
-INTEGERS = """
-`model.onnx` carries the same levels and steps, between QuantizeLinear and DequantizeLinear of bytes. On x86 CPUs
-without VNNI, ONNX Runtime's kernels for 8-bit weights can saturate; its session option
-`graph_optimization_level` = `ORT_ENABLE_BASIC` avoids that.
-"""
 
 
 def child_packages(space: str) -> tuple[str, ...]:
@@ -300,65 +283,3 @@ def _first_line(error: Exception) -> str:
     """What an error says, short: torch lists every tensor."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[:2])[:300]
-
-
-def card(
-    figures: dict[str, Any],
-    about: dict[str, Any],
-    name: str,
-    shape: tuple[int, int, int],
-    any_size: bool,
-    costs: Mapping[str, Measure] = COSTS,
-) -> str:
-    """The model card: what it is, how good, how to load it. `costs` are those that `figures` has by these names."""
-    *most, last = (costs[key].told(f"{figures[key]:,}") for key in costs if costs[key].shown)
-    takes_up = f"{', '.join(most)} and {last}" if most else last
-    rows = [
-        f"| {part} {metric} | {value:.4g} |"
-        for part in ("validation", "test")
-        for metric, value in figures[part].items()
-    ]
-    rows += [
-        f"| test {metric} of {name} | {value:.4g} |"
-        for name, given in figures["baselines"].items()
-        for metric, value in given.items()
-    ]
-    rows += [
-        f"| largest output difference to {what} | {value:.2g} |"
-        for what, value in figures["parity"].items()
-        if what != "examples"
-    ]
-    size = " x ".join(str(n) for n in shape)
-    tuned = about.get("finetuned")
-    how = "without retraining" if not tuned else f"and trained on by itself for {tuned['epochs']:g} epochs"
-    if tuned and not tuned["from"]:
-        how = f"and then trained by itself from fresh weights for {tuned['epochs']:g} epochs"
-    takes = f"{shape[0]}, height, width" if any_size else ", ".join(map(str, shape))
-    gives = "an image" if any_size else "one row"
-    return f"""# Child {figures["id"]} of {about["space"]} {about["size"]} on {about["data"]}
-
-{takes_up} for one input of {size} pixels. Cut out of a supernet
-{how} (sha256 of the weights `{about["supernet"][:16]}`); its batch statistics were calibrated on training images.
-It was chosen on validation data; the test figures were taken once, after the search.
-
-| figure | value |
-| --- | --- |
-{chr(10).join(rows)}
-
-Input: float32 pixels in [0, 1], `(batch, {takes})`; normalisation and resizing are inside. Output: {gives} an example.
-
-With PyTorch (needs torch and safetensors; run it in this directory):
-
-```python
-import json
-from safetensors.torch import load_file
-from model import {name}
-
-net = {name}(**json.load(open("arch.json"))["network"])
-net.load_state_dict(load_file("model.safetensors"))
-net.eval()
-```
-{PACKED if "packed" in figures["parity"] else ""}{INTEGERS if {"packed", "onnx"} <= figures["parity"].keys() else ""}
-With ONNX Runtime: `onnxruntime.InferenceSession("model.onnx").run(None, {{"pixels": array}})`.
-With raynas, from another directory: `nas.load_child("PATH/{figures["id"]}")`.
-"""

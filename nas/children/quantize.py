@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from nas.children.card import quantized_card
 from nas.children.evaluate import Batches, score
-from nas.children.export import PARITY_EXAMPLES, bundle, load_child, write_onnx
+from nas.children.export import PARITY_EXAMPLES, PARITY_PICTURES, bundle, load_child, picture_of, write_config
+from nas.children.export import SOURCES as MODEL
+from nas.children.formats import write_onnx, write_picture_onnx
+from nas.preprocess import Preprocess
 from nas.quantization import integer, levels
 from nas.quantization.adaquant import widths
 from nas.quantization.allocate import Costs
@@ -25,6 +28,7 @@ from nas.quantization.compare import Judged, QuantizationTarget, Row, compare
 from nas.quantization.graph import fold, plain, total_macs
 from nas.quantization.integer import Plan, load_quantized, pack
 from nas.rundir import atomic, forms
+from nas.rundir.directory import ChildDir
 from nas.rundir.fence import Fence
 from nas.tasks.task import Task
 
@@ -123,17 +127,24 @@ def quantize_child(
     final, sample = found.net.cpu().eval(), next(iter(validation))[0][:PARITY_EXAMPLES].cpu()
 
     def fill(directory: Path) -> None:
+        here = ChildDir(directory)
         save_file(pack(final), directory / "model.safetensors")
-        shutil.copy(source / "model.py", directory / "model.py")
+        classes = (source / "model.py").read_text()
+        if "class Model(" not in classes:  # a child of before there was one
+            classes += "\n\n" + bundle((*task.helpers, *MODEL)).partition("import annotations\n")[2]
+        here.classes.write_text(classes)
         (directory / "quantized.py").write_text(bundle(SOURCES))
-        (directory / "arch.json").write_text(json.dumps(about, indent=1))
+        here.arch.write_text(json.dumps(about, indent=1))
+        write_config(here, task)
         if write:
-            write_onnx(final, sample, directory / "model.onnx", task.any_size)
+            write_onnx(final, sample, here.onnx, task.any_size)
+            if task.preprocess is not None:
+                write_picture_onnx(task.preprocess, here.onnx, here.picture_onnx)
             figures["onnx"] = score(OnnxFile(directory / "model.onnx"), validation, task)
         fresh, tensors = type(original)(**about["network"]), load_file(directory / "model.safetensors")
-        figures["parity"] = parity(final, load_quantized(fresh, plan, tensors), sample, directory)
+        figures["parity"] = parity(final, load_quantized(fresh, plan, tensors), sample, here, task.preprocess)
         (directory / "metrics.json").write_text(json.dumps(figures, indent=1))
-        (directory / "README.md").write_text(card(figures, plan, type(original).__name__, shape, task.any_size))
+        (directory / "README.md").write_text(quantized_card(figures, plan, about, task))
 
     source_sha = atomic.sha256(source / "model.safetensors")
     facts = {
@@ -180,17 +191,24 @@ def integers_are_exact() -> bool:
 
 
 @torch.no_grad()
-def parity(net: nn.Module, again: nn.Module, x: Tensor, directory: Path) -> dict[str, float]:
+def parity(
+    net: nn.Module, again: nn.Module, x: Tensor, files: ChildDir, preprocess: Preprocess | None
+) -> dict[str, float]:
     """Largest differences of outputs on real examples between the network and its files.
 
-    ``reloaded``: rebuilt from the packed weights; ``onnx``: in ONNX Runtime; ``integer_layers``: how many layers that
-    computes with 8-bit integers.
+    ``reloaded``: rebuilt from the packed weights; ``onnx``: in ONNX Runtime; ``picture_onnx``: that one which takes
+    pictures; ``integer_layers``: how many layers it computes with 8-bit integers.
     """
     expected = net(x)
     found = {"examples": float(len(x)), "reloaded": float((expected - again(x)).abs().max())}
-    if (directory / "model.onnx").exists():
-        found["onnx"] = float((expected - OnnxFile(directory / "model.onnx")(x)).abs().max())
-        found["integer_layers"] = float(integer_layers(directory / "model.onnx"))
+    if files.onnx.exists():
+        found["onnx"] = float((expected - OnnxFile(files.onnx)(x)).abs().max())
+        found["integer_layers"] = float(integer_layers(files.onnx))
+    if files.picture_onnx.exists() and preprocess is not None:
+        taken, pictures = OnnxFile(files.picture_onnx), [picture_of(row) for row in x[:PARITY_PICTURES]]
+        found["picture_onnx"] = max(
+            float((net(preprocess(picture)) - taken(torch.from_numpy(picture))).abs().max()) for picture in pictures
+        )
     return found
 
 
@@ -203,52 +221,3 @@ def integer_layers(path: Path) -> int:
         onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         graph = onnx.load(options.optimized_model_filepath).graph
     return sum(node.op_type in INTEGER_KERNELS for node in graph.node)
-
-
-def card(figures: QuantizedFigures, plan: Plan, name: str, shape: tuple[int, ...], any_size: bool) -> str:
-    """The model card: how it was quantized, how good it is, how to load it."""
-    metrics, apart = list(figures["validation"]), figures["parity"]
-    head = " | ".join(f"{part} {metric}" for part in ("validation", "test") for metric in metrics)
-    rows = []
-    for row in figures["rows"]:
-        values = [f"{judged[metric]:.4g}" for judged in (row["validation"], row["test"]) for metric in metrics]
-        rows.append(f"| {row['method']} | {row['bitops']:,} | {row['bytes']:,} | {' | '.join(values)} |")
-    bits = [f"| {layer} | {each['weight_bits']} | {each['input_bits']} |" for layer, each in plan["layers"].items()]
-    files = [what for what in ("reloaded", "onnx") if what in apart]
-    agree = [f"- largest output difference to {what}: {apart[what]:.2g}" for what in files]
-    takes = f"{shape[0]}, height, width" if any_size else ", ".join(map(str, shape))
-    return f"""# Child {figures["id"]}: {plan["of"]} quantized
-
-{plan["method"]}: {figures["bitops"]:,} BitOPs for one example, {figures["bytes"]:,} bytes of weights (file header not
-counted). Calibrated on images of the training part without labels; validation and test chose nothing here.
-
-| method | BitOPs | bytes | {head} |
-|{" --- |" * (3 + 2 * len(metrics))}
-{chr(10).join(rows)}
-
-{chr(10).join(agree)}
-
-Input: float32 pixels in [0, 1], `(batch, {takes})`. With PyTorch (needs torch and safetensors; run it in this
-directory):
-
-```python
-import json
-from safetensors.torch import load_file
-from model import {name}
-from quantized import load_quantized
-
-about = json.load(open("arch.json"))
-net = load_quantized({name}(**about["network"]), about["quantization"], load_file("model.safetensors"))
-```
-
-This computes in floats what integers would give. `model.onnx` computes with integers of 8 bits, which carry the levels
-of fewer bits too:
-`onnxruntime.InferenceSession("model.onnx").run(None, {{"pixels": array}})`. On x86 CPUs without VNNI these kernels
-saturate: there give the session `options = onnxruntime.SessionOptions()` with
-`options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC`,
-which computes the same in floats. With raynas, from another directory: `nas.load_child("PATH/{figures["id"]}")`.
-
-| layer | weight bits | input bits |
-| --- | --- | --- |
-{chr(10).join(bits)}
-"""

@@ -67,6 +67,16 @@ class ChildDir:
         return self.path / "model.onnx"
 
     @property
+    def picture_onnx(self) -> Path:
+        """The same network with its preprocessing before it."""
+        return self.path / "picture.onnx"
+
+    @property
+    def config(self) -> Path:
+        """What `Model.from_pretrained` of `classes` needs."""
+        return self.path / "config.json"
+
+    @property
     def arch(self) -> Path:
         """What it is: architecture, class, arguments, input."""
         return self.path / "arch.json"

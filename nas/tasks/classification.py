@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nas.draws import bits, stratified, uniform
+from nas.preprocess import resampled
 from nas.supernet import Output, Target, main_head
 from nas.tasks import mixing
 from nas.tasks.datasets import ClassificationOptions, load_images
@@ -28,7 +29,8 @@ class Split:
     """Some examples of a data set.
 
     Attributes:
-        x: uint8 ``(N, C, H, W)``, of the whole set; perhaps still on disk.
+        plain: uint8 ``(C, side, side)`` each, of the whole set, as networks are judged on them; perhaps still on disk.
+        varied: what augmentation starts from, uint8 ``(C, H, W)`` each.
         y: int64 ``(N,)``.
         rows: int64, which of them are this split.
         side: what `batch` gives, pixels square.
@@ -36,7 +38,8 @@ class Split:
         seed: of the augmentation.
     """
 
-    x: Tensor | Files
+    plain: Tensor | Files
+    varied: Tensor | Files
     y: Tensor
     rows: np.ndarray
     side: int
@@ -51,28 +54,27 @@ class Split:
         """Examples of this split: x float32 ``(n, C, side, side)`` in [0, 1], y int64 ``(n,)``.
 
         With an epoch each image is augmented; how depends on (seed, epoch, its index) alone, not on the batch. Without
-        one the centre is cut out.
+        one it is what `nas.preprocess.Preprocess` makes of the picture.
         """
         rows = torch.from_numpy(self.rows[indices])
         if epoch is None:
-            top, left = ((size - self.side) // 2 for size in self.x.shape[-2:])
-            x = self.x[rows][:, :, top : top + self.side, left : left + self.side]
+            x = torch.stack(list(self.plain[rows]))
         else:
-            x = self._augment(self.x[rows], np.asarray(indices), epoch)
+            x = self._augment(self.varied[rows], np.asarray(indices), epoch)
         return x.float() / 255, self.y[rows]
 
-    def _augment(self, x: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
-        """uint8 ``(n, C, H, W)`` -> ``(n, C, side, side)``: cropped, mirrored, by RandAugment, a part erased, as the
+    def _augment(self, pictures: Sequence[Tensor] | Tensor, indices: np.ndarray, epoch: int) -> Tensor:
+        """uint8 ``(C, H, W)`` each -> ``(n, C, side, side)``: cropped, mirrored, by RandAugment, a part erased, as the
         settings say."""
 
         def draw(purpose: str) -> Tensor:
             return torch.from_numpy(uniform(self.seed, purpose, epoch, indices))
 
         if self.settings.resized_crop:
-            x = resized_crop(x, self.side, *(draw(purpose) for purpose in ("area", "ratio", "top", "left")))
+            x = resized_crop(pictures, self.side, *(draw(purpose) for purpose in ("area", "ratio", "top", "left")))
             x = torch.where((draw("flip") < 0.5)[:, None, None, None], x.flip(-1), x) if self.settings.flip else x
         else:
-            x = self._shifted(x, draw)
+            x = self._shifted(torch.stack(list(pictures)), draw)
         if self.settings.rand_augment:
             x = rand_augment(x, bits(self.seed, "rand_augment", epoch, indices))
         if self.settings.erase:
@@ -94,31 +96,28 @@ class Split:
         return F.pad(x, (pad, pad, pad, pad))[which, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def resized_crop(x: Tensor, side: int, area: Tensor, ratio: Tensor, top: Tensor, left: Tensor) -> Tensor:
-    """Crops of 8 to 100 % of the area and a side ratio of 3/4 to 4/3, resized by bicubic interpolation (Szegedy et al.
-    2015, section 6).
+def resized_crop(
+    pictures: Sequence[Tensor] | Tensor, side: int, area: Tensor, ratio: Tensor, top: Tensor, left: Tensor
+) -> Tensor:
+    """Crops of 8 to 100 % of the area and a side ratio of 3/4 to 4/3 (Szegedy et al. 2015, section 6), resized as
+    `nas.preprocess` does: uint8 ``(n, C, side, side)``.
 
     Args:
-        x: uint8 ``(n, C, H, W)``.
+        pictures: uint8 ``(C, H, W)`` each.
         side: of the result, pixels square.
         area, ratio, top, left: uniform draws in [0, 1), ``(n,)``, one crop an image; one that would not fit is made to.
     """
-    height, width = x.shape[-2:]
+    height, width = (torch.tensor([picture.shape[axis] for picture in pictures]) for axis in (-2, -1))
     share, stretch = 0.08 + 0.92 * area, torch.exp((2 * ratio - 1) * math.log(4 / 3))
-    tall = (share * height * width / stretch).sqrt().round().clamp(1, height).long()
-    wide = (share * height * width * stretch).sqrt().round().clamp(1, width).long()
+    tall = (share * height * width / stretch).sqrt().round().clamp_min(1).long().minimum(height)
+    wide = (share * height * width * stretch).sqrt().round().clamp_min(1).long().minimum(width)
     rows, columns = (top * (height - tall + 1)).long(), (left * (width - wide + 1)).long()
     places = torch.stack((rows, columns, tall, wide), 1).tolist()
-    from torchvision.transforms import v2  # takes seconds to import, so where it is used
-
-    resize = v2.functional.resized_crop
-    bicubic = v2.InterpolationMode.BICUBIC
-    return torch.stack(
-        [
-            resize(image, *place, size=[side, side], interpolation=bicubic, antialias=True)
-            for image, place in zip(x, places, strict=True)
-        ]
-    )
+    crops = []
+    for picture, (row, column, high, across) in zip(pictures, places, strict=True):
+        crop = resampled(picture[:, row : row + high, column : column + across], -1, side, 0, side)
+        crops.append(resampled(crop, -2, side, 0, side))
+    return torch.stack(crops)
 
 
 def erased(x: Tensor, seeds: np.ndarray) -> Tensor:
@@ -204,22 +203,28 @@ class Classification(Task):
             stratified(images.train_y.numpy(), options.validation, seed, "validation"),
             np.arange(len(images.train_y)),
         )
-        self.classes = images.classes
-        self.input_shape = (images.train_x.shape[1], images.side, images.side)
+        self.classes, self.preprocess = images.classes, images.preprocess
+        side = images.preprocess.side
+        assert side is not None  # pictures of a data set come in one size
+        self.input_shape = (images.preprocess.channels, side, side)
         self.network = {
             "classes": len(images.classes),
             "channels": self.input_shape[0],
             "mean": images.mean,
             "std": images.std,
-            "image": images.side,
+            "image": side,
         }
-        self.train = Split(images.train_x, images.train_y, np.setdiff1d(every, held), images.side, options, seed)
-        self.validation = Split(images.train_x, images.train_y, held, images.side, options, seed)
-        self.test = Split(images.test_x, images.test_y, np.arange(len(images.test_y)), images.side, options, seed)
-        self.least_side = images.side
+
+        def split(rows: np.ndarray) -> Split:
+            return Split(images.train_x, images.varied_x, images.train_y, rows, side, options, seed)
+
+        self.train, self.validation = split(np.setdiff1d(every, held)), split(held)
+        test = np.arange(len(images.test_y))
+        self.test = Split(images.test_x, images.test_x, images.test_y, test, side, options, seed)
+        self.least_side = side
         self.chance = 100 / len(images.classes)
         self.learnt = 1.5 * self.chance
-        self.about = {"classes": list(images.classes)}
+        self.about = {"classes": list(images.classes), **options.place}
 
     def mix(self, x: Tensor, y: Tensor, grid: int, generator: torch.Generator) -> tuple[Tensor, Tensor | Target]:
         """A training batch as a recipe takes it: mixed (see `nas.tasks.mixing`) where the experiment says so, else as
@@ -257,6 +262,20 @@ class Classification(Task):
                 "correct": float((output.argmax(-1) == target).sum()),
                 "nats": float(nats),
             }
+
+    @property
+    def usage(self) -> str:
+        """The most probable class."""
+        return 'print(model.classes[output.argmax()], f"{output.softmax(1).max():.0%}")'
+
+    @property
+    def judged(self) -> str:
+        """What the figures are."""
+        return (
+            "`output` is a row of logits, one a class, in the order of `model.classes`. `accuracy` is the percentage\n"
+            "of test pictures whose largest logit is that of their class, `cross_entropy` the mean of -log softmax of\n"
+            "the right one, in nats."
+        )
 
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
         """Percent right and mean cross-entropy in nats, of added `scores`."""

@@ -13,12 +13,14 @@ from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from nas.config.section import DataOptions, Share
 from nas.draws import stratified
-from nas.tasks.files import Files, read_files
+from nas.preprocess import Preprocess, opened
+from nas.tasks.files import Files
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the four .gz
 FASHION_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
@@ -41,7 +43,8 @@ class ClassificationOptions(DataOptions):
     shift: NonNegativeInt = Field(default=0, description="random crop after padding each side by so many pixels")
     flip: bool = Field(default=False, description="mirror left and right with probability 1/2")
     resized_crop: bool = Field(
-        default=False, description="random crops of 8 to 100 % of the area, resized, instead of shift"
+        default=False,
+        description="random crops of 8 to 100 % of the area of the original picture, resized, instead of shift",
     )
     erase: Share = Field(
         default=0.0, description="probability that a rectangle of a training image becomes random pixels"
@@ -64,6 +67,11 @@ class ClassificationOptions(DataOptions):
             raise ValueError(f"path and size are for name: folder alone; {self.name} has its own: leave them out")
         return self
 
+    @property
+    def place(self) -> dict[str, str]:
+        """What a child keeps of where its data lay: the last part of the path."""
+        return {"folder": Path(self.path).name} if self.path else {}
+
     def locate(self) -> Path | None:
         if self.name == "folder":
             return _folder_base(str(self.path))[0]
@@ -75,21 +83,24 @@ class Images:
     """A data set for classification.
 
     Attributes:
-        train_x, test_x: uint8, ``(N, C, H, W)``; images on disk where they are too many for memory.
+        train_x, test_x: uint8 ``(C, side, side)`` each, as networks are judged on them.
+        varied_x: the training part as augmentation starts from it: larger, or of any size, where there is more of a
+            picture than networks see.
         train_y, test_y: int64, ``(N,)``.
         classes: a name for each label.
         mean, std: of the training part's pixels / 255, one number a channel.
-        side: what a network sees, pixels square; at most H and W, the rest is for cropping.
+        preprocess: what made `train_x` and `test_x` of pictures.
     """
 
     train_x: Tensor | Files
+    varied_x: Tensor | Files
     train_y: Tensor
     test_x: Tensor | Files
     test_y: Tensor
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    side: int
+    preprocess: Preprocess
 
 
 def load_images(settings: ClassificationOptions) -> Images:
@@ -140,12 +151,10 @@ def _by_torchvision(name: str) -> list[str]:
     ]
 
 
-def _images(
-    train: tuple[Tensor | Files, Tensor], test: tuple[Tensor | Files, Tensor], classes: list[str], side: int
-) -> Images:
-    x = train[0]
-    mean, std = _statistics(x[torch.arange(0, len(x), -(-len(x) // SAMPLE))] if isinstance(x, Files) else x)
-    return Images(train[0], train[1].long(), test[0], test[1].long(), tuple(classes), mean, std, side)
+def _images(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: list[str]) -> Images:
+    """A data set of images of one size, which networks take as they are."""
+    x, preprocess = train[0], Preprocess(train[0].shape[1], train[0].shape[-1])
+    return Images(x, x, train[1].long(), test[0], test[1].long(), tuple(classes), *_statistics(x), preprocess)
 
 
 def _statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -168,7 +177,7 @@ def _digits(settings: ClassificationOptions) -> Images:
     x = torch.from_numpy(np.round(found.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     y = torch.from_numpy(found.target)
     test = np.isin(np.arange(len(y)), stratified(found.target, 297, 0, "digits test"))
-    return _images((x[~test], y[~test]), (x[test], y[test]), [str(n) for n in found.target_names], 8)
+    return _images((x[~test], y[~test]), (x[test], y[test]), [str(n) for n in found.target_names])
 
 
 def _fashion_mnist(settings: ClassificationOptions) -> Images:
@@ -183,7 +192,7 @@ def _fashion_mnist(settings: ClassificationOptions) -> Images:
             f"the files in {root / 'FashionMNIST' / 'raw'} are damaged; remove them and fetch them again"
         ) from error
     train, test = [(part.data.unsqueeze(1), part.targets) for part in parts]
-    return _images(train, test, parts[0].classes, 28)
+    return _images(train, test, parts[0].classes)
 
 
 def _fashion_root() -> Path:
@@ -254,20 +263,32 @@ def _cifar10(settings: ClassificationOptions) -> Images:
             f"{root / 'cifar-10-batches-py'} is not the original CIFAR-10 (a file is missing or its md5 differs)"
         ) from error
     train, test = [(torch.from_numpy(p.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(p.targets)) for p in parts]
-    return _images(train, test, parts[0].classes, 32)
+    return _images(train, test, parts[0].classes)
 
 
 def _folder(settings: ClassificationOptions) -> Images:
     """A user's own images: ``train/<class>/`` and ``test/<class>/`` (or ``val/``, where there is no ``test/``).
 
-    Each is resized to a short side of 8/7 of the wanted size and cut square at the centre: the usual 256 for 224.
+    Networks see each with its short side resized to 8/7 of the wanted size and cut square at the centre: the usual 256
+    for 224. Random crops are cut out of the original picture; shifted ones out of a square of 8/7 of the size.
     """
     assert settings.path is not None and settings.size is not None  # the experiment file sees to it
     base, test_name = _folder_base(settings.path)
     classes, files = _folder_files(base / "train", base / test_name)
-    side = round(settings.size * 8 / 7)
-    train, test = [(read_files([Path(f) for f, _ in part], side), torch.tensor([y for _, y in part])) for part in files]
-    return _images(train, test, classes, settings.size)
+    short = round(settings.size * 8 / 7)
+    preprocess, wider = Preprocess(3, settings.size, short), Preprocess(3, short)
+    (train, train_y), (test, test_y) = [
+        ([Path(f) for f, _ in part], torch.tensor([y for _, y in part])) for part in files
+    ]
+    train_x, test_x = (Files(paths, lambda image: preprocess.levels(image)[0]) for paths in (train, test))
+    varied_x = Files(train, _original if settings.resized_crop else lambda image: wider.levels(image)[0])
+    mean, std = _statistics(torch.stack(train_x[torch.arange(0, len(train), -(-len(train) // SAMPLE))]))
+    return Images(train_x, varied_x, train_y, test_x, test_y, tuple(classes), mean, std, preprocess)
+
+
+def _original(image: Image.Image) -> Tensor:
+    """uint8 ``(3, H, W)``."""
+    return opened(image)[0].expand(3, -1, -1)
 
 
 def _folder_files(train: Path, test: Path) -> tuple[list[str], tuple[list[tuple[str, int]], list[tuple[str, int]]]]:

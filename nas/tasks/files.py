@@ -1,14 +1,12 @@
-"""A user's own image files: in memory where they are few, decoded at each use where they are many."""
+"""A user's own image files: decoded when they are asked for, and kept while there is room."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -16,42 +14,40 @@ MOST_BYTES = 2 * 1024**3  # of pixels that every process keeps in memory
 
 
 class Files:
-    """Images on disk that look like a uint8 tensor ``(N, 3, side, side)``; rows are decoded when they are asked for.
+    """Images on disk, asked for by rows as those of a tensor are.
 
-    A training step waits for its images if they cannot be decoded while the one before is computed.
+    What was decoded is kept until it takes `MOST_BYTES` together; what came later is decoded at each use. A training
+    step waits for its images if they cannot be decoded while the one before is computed.
+
+    Args:
+        prepare: an open image as uint8 ``(3, H, W)``.
     """
 
-    def __init__(self, paths: list[Path], side: int) -> None:
-        self.paths, self.shape, self.side = paths, torch.Size((len(paths), 3, side, side)), side
+    def __init__(self, paths: list[Path], prepare: Callable[[Image.Image], Tensor]) -> None:
+        self.paths, self.prepare = paths, prepare
+        self._kept: dict[int, Tensor] = {}
+        self._room = MOST_BYTES
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        """uint8 ``(n, 3, side, side)``.
+    def __getitem__(self, rows: Tensor) -> list[Tensor]:
+        """uint8 ``(3, H, W)`` each.
 
         Raises:
             ValueError: a file is not a readable image; it is named.
         """
-        return decode([self.paths[row] for row in rows.tolist()], self.side)
+        return [self._image(row) for row in rows.tolist()]
 
-
-def read_files(paths: list[Path], side: int) -> Tensor | Files:
-    """The images as a uint8 tensor ``(N, 3, side, side)``, or as `Files` where they would take more than 2 GiB."""
-    return decode(paths, side) if len(paths) * 3 * side * side <= MOST_BYTES else Files(paths, side)
-
-
-def decode(files: list[Path], side: int) -> Tensor:
-    """uint8 ``(N, 3, side, side)``.
-
-    Raises:
-        ValueError: a file is not a readable image; it is named.
-    """
-    out = np.empty((len(files), 3, side, side), np.uint8)
-    for row, file in zip(out, files, strict=True):
-        with readable(file) as image:
-            row[:] = square(rgb(image), side).transpose(2, 0, 1)
-    return torch.from_numpy(out)
+    def _image(self, row: int) -> Tensor:
+        if row in self._kept:
+            return self._kept[row]
+        with readable(self.paths[row]) as image:
+            found = self.prepare(image)
+        if found.nbytes <= self._room:
+            self._room -= found.nbytes
+            self._kept[row] = found
+        return found
 
 
 @contextmanager
@@ -67,26 +63,3 @@ def readable(file: Path) -> Iterator[Image.Image]:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read the image {file}: {error}; mend or remove it") from error
-
-
-def rgb(image: Image.Image) -> Image.Image:
-    """An image as RGB with 8 bits a channel; of grey with 16 bits the upper 8.
-
-    Raises:
-        ValueError: its pixels are numbers whose range is not known.
-    """
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} have no range of their own; save it with 8 or 16 bits a channel")
-    return image.convert("RGB")
-
-
-def square(image: Image.Image, side: int) -> np.ndarray:
-    """uint8 ``(side, side, 3)``: short side resized to `side`, centre cut out."""
-    scale = side / min(image.size)
-    width, height = (max(side, round(n * scale)) for n in image.size)
-    left, top = (width - side) // 2, (height - side) // 2
-    return np.asarray(
-        image.resize((width, height), Image.Resampling.BILINEAR).crop((left, top, left + side, top + side))
-    )

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from nas.config.section import DataOptions
 from nas.draws import permutation, uniform
+from nas.preprocess import opened
 from nas.tasks import quality
 from nas.tasks.datasets import missing, roots
-from nas.tasks.files import MOST_BYTES, readable, rgb
+from nas.tasks.files import MOST_BYTES, readable
 
 # What scikit-image carries inside its wheel and can be called a photograph; of the stereo pair one image alone, so that
 # no scene is in two parts of the data.
@@ -90,6 +91,11 @@ class SuperResolutionOptions(DataOptions):
                 f"border {self.border} leaves too little of a validation crop: at most patch, {self.patch}"
             )
         return self
+
+    @property
+    def place(self) -> dict[str, str]:
+        """What a child keeps of where its data lay: the last part of the path."""
+        return {"folder": Path(self.path).name} if self.path else {}
 
     def locate(self) -> Path | None:
         if self.name == "photos":
@@ -343,4 +349,5 @@ def _guard_memory(files: list[Path]) -> None:
 
 def _photo(file: Path) -> Photo:
     with readable(file) as image:
-        return Photo(file.stem, np.array(rgb(image)), image.mode in ("1", "L") or image.mode.startswith("I;16"))
+        pixels = opened(image)
+    return Photo(file.stem, pixels[0].expand(3, -1, -1).permute(1, 2, 0).numpy().copy(), grey=pixels.shape[1] == 1)

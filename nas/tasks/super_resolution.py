@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nas.preprocess import Preprocess
 from nas.supernet import Output, Target, main_head
-from nas.tasks import quality
+from nas.tasks import quality, tiles
 from nas.tasks.pairs import Crops, SuperResolutionOptions, Wholes, divide, enlarge, load_photos
 from nas.tasks.pictures import Picture, compare
 from nas.tasks.task import Task
@@ -43,6 +45,7 @@ class SuperResolution(Task):
     metric = "psnr"
     metrics = {"psnr": "higher", "ssim": "higher"}
     any_size = True
+    helpers = (Path(tiles.__file__),)
 
     def __init__(self, options: SuperResolutionOptions, seed: int) -> None:
         super().__init__(options, seed)
@@ -52,11 +55,41 @@ class SuperResolution(Task):
         self.test, self.titles = Wholes(judged, options.scale), [photo.name for photo in judged]
         self.input_shape = (3, COST_SIDE, COST_SIDE)
         self.network = {"scale": options.scale, "channels": 3, "image": COST_SIDE, "mean": _mean(self.train)}
-        self.about = {"scale": options.scale}
+        self.about = {"scale": options.scale, **options.place}
+        self.preprocess = Preprocess(3)
         sides = [options.patch, *(min(photo.pixels.shape[:2]) // options.scale for photo in judged)]
         self.least_side = min(sides if options.tile is None else [*sides, options.tile // 2 + options.overlap])
         self.chance = self._bicubic(self.validation)
         self.learnt = self.chance + CLEARLY
+
+    @property
+    def usage(self) -> str:
+        """The larger image as a file; in tiles, where it is judged so."""
+        lines = [
+            "levels = (output[0].clamp(0, 1) * 255).round().byte()",
+            'Image.fromarray(levels.permute(1, 2, 0).numpy()).save("larger.png")',
+        ]
+        if tile := self.options.tile:
+            within = f"in_tiles(model.network, model.preprocess(picture), {self.scale}, {tile}, {self.options.overlap})"
+            lines.insert(0, f"from model import in_tiles\n\noutput = {within}  # as it was judged: in tiles")
+        return "\n".join(lines)
+
+    @property
+    def judged(self) -> str:
+        """How a low-resolution image is made of a test image, and what is compared."""
+        scale, border = self.scale, self.scale if self.options.border is None else self.options.border
+        rounded = ", rounded to whole numbers" if self.options.round_luma else ""
+        return f"""For the test figures each test image was cut to a multiple of {scale} and made smaller by Pillow's
+bicubic filter:
+
+```python
+whole = Image.open("picture.png")
+whole = whole.convert("RGB").crop((0, 0, *(side // {scale} * {scale} for side in whole.size)))
+picture = whole.resize([side // {scale} for side in whole.size], Image.Resampling.BICUBIC)
+```
+
+PSNR (dB) and SSIM compare the luma (ITU-R BT.601, 16 to 235; of files of one channel 0 to 255{rounded}) of `levels`
+with that of `whole`, without {border} pixels at each edge, and are means over the test images."""
 
     def loss(self, output: Tensor | Output, target: Tensor | Target, label_smoothing: float = 0.0) -> Tensor:
         """Mean absolute difference of ``(n, 3, H, W)`` in [0, 1]. There are no labels, so there is nothing to

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.config.section import DataOptions as DataOptions
+from nas.preprocess import Preprocess
 from nas.supernet import Output, Target
 from nas.tasks.pictures import Picture
 
@@ -43,6 +45,9 @@ class Task:
         least_side: of any input that it has, pixels.
         network: the options that a supernet needs to know of the data.
         about: plain values that an exported child keeps of its data.
+        preprocess: what makes inputs of pictures, in training, in scoring and beside an exported child; None where
+            inputs are no pictures.
+        helpers: files that import torch alone and whose functions `usage` takes from an exported child's model.py.
         train, validation, test: the data. The search sees validation, exported children alone see test.
         chance: the metric, on validation, of what has learnt nothing.
         learnt: the metric from which a network has clearly learnt something; one that was there and is back at chance
@@ -58,6 +63,8 @@ class Task:
     least_side: int
     network: Mapping[str, object]
     about: Mapping[str, object]
+    preprocess: Preprocess | None = None
+    helpers: tuple[Path, ...] = ()
     train: Examples
     validation: Examples
     test: Examples
@@ -106,3 +113,14 @@ class Task:
     def pictures(self, child: nn.Module, device: torch.device) -> list[Picture]:
         """What an exported child does on some test examples, for people to look at."""
         return []
+
+    @property
+    def usage(self) -> str:
+        """Lines of Python of an exported child's card, which make something of ``output``, what ``model`` gives for
+        ``picture``."""
+        return "print(output.shape)"
+
+    @property
+    def judged(self) -> str:
+        """Markdown of that card: how the test figures came about, beside `usage`."""
+        return ""

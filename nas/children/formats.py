@@ -1,0 +1,131 @@
+"""A child as files of other runtimes: ONNX, of the network alone and from the picture on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from nas.preprocess import Preprocess
+
+# torch.export (2.14) fails once in a hundred times, its nodes in an order that it refuses itself, and does not when
+# asked again
+EXPORTS = 3
+PIXELS, OUTPUT, PICTURE = "pixels", "output", "picture"  # names of inputs and outputs
+BEFORE = "preprocess/"  # what names of nodes before the network begin with
+
+
+def write_onnx(child: nn.Module, x: Tensor, path: Path, any_size: bool = False) -> None:
+    """The child as one ONNX file, any batch size, weights inside; of any height and width too, where the task wants
+    that."""
+    from torch.export import Dim
+
+    free = {2: Dim.AUTO, 3: Dim.AUTO} if any_size else {}
+    _write(child, x, path, (PIXELS, OUTPUT), {0: Dim("batch", min=1), **free})
+
+
+def write_picture_onnx(preprocess: Preprocess, network: Path, path: Path) -> None:
+    """A network's ONNX file with its preprocessing before it: from one picture, uint8 ``(H, W, 3)`` of any size."""
+    config = preprocess.config
+    before = onnx.load_from_string(_preprocessing(config["channels"] or 3, config["side"], config["short"]))
+    after = onnx.load(network)
+    joined = onnx.compose.merge_models(
+        onnx.compose.add_prefix(before, BEFORE), after, io_map=[(BEFORE + PIXELS, after.graph.input[0].name)]
+    )
+    joined.graph.input[0].name = PICTURE
+    for node in joined.graph.node:
+        node.input[:] = [PICTURE if name == BEFORE + PICTURE else name for name in node.input]
+    onnx.save(joined, path)
+
+
+class _FromArray(nn.Module):
+    """Preprocessing of an array ``(H, W, 3)``, as other runtimes give it."""
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.preprocess = preprocess
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.preprocess(x.permute(2, 0, 1))
+
+
+@cache
+def _preprocessing(channels: int, side: int | None, short: int | None) -> bytes:
+    """The ONNX file of preprocessing, the same for all children of a run."""
+    from torch.export import Dim
+
+    example = torch.zeros((side or 31) + 3, (side or 31) + 5, 3, dtype=torch.uint8)
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "preprocess.onnx")
+        _write(
+            _FromArray(Preprocess(channels, side, short)),
+            example,
+            path,
+            (PICTURE, PIXELS),
+            {0: Dim.DYNAMIC, 1: Dim.DYNAMIC},
+        )
+        return path.read_bytes()
+
+
+def _write(net: nn.Module, x: Tensor, path: Path, names: tuple[str, str], shapes: Mapping[int, Any]) -> None:
+    """At most `EXPORTS` tries; the last error is raised."""
+    with _quiet():
+        for left in reversed(range(EXPORTS)):
+            try:
+                torch.onnx.export(
+                    net.eval(),
+                    (x,),
+                    path,
+                    dynamo=True,
+                    external_data=False,
+                    input_names=[names[0]],
+                    output_names=[names[1]],
+                    dynamic_shapes={"x": dict(shapes)},
+                    verbose=False,
+                )
+                break
+            except torch.onnx.OnnxExporterError:
+                if not left:
+                    raise
+    _anonymise(path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter talks about its own insides."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    silent = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _anonymise(path: Path) -> None:
+    """Take out of an ONNX file what the exporter noted of this machine's source files; it is most of a small one."""
+    model = onnx.load(path)
+    for note in (
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.initializer,
+        *model.graph.input,
+        *model.graph.output,
+        model.graph,
+        model,
+    ):
+        note.ClearField("metadata_props")
+    onnx.save(model, path)
