@@ -32,7 +32,7 @@ from nas.quantization.target import QuantizationTarget
 from nas.recipes.recipe import Recipe
 from nas.results.history import History
 from nas.results.tracking import Tracker, address, default_uri
-from nas.rundir.checkpoint import Checkpoint
+from nas.rundir.checkpoint import Checkpoint, newest_sha
 from nas.rundir.directory import RunDir, open_run
 from nas.rundir.fence import Fence, Gone
 from nas.rundir.log import EventLine, Line, PanelLine, StepLine
@@ -159,7 +159,8 @@ class Pipeline:
         objective_of(experiment, task, net)
         check_constraints(experiment, net)
         recipe = load_recipe(task, experiment.recipe)
-        recipe.optimizer(net)  # refuses a network that it cannot train
+        if newest_sha(run.checkpoints) is None:  # else it has trained it; torch's optimizers take a second to import
+            recipe.optimizer(net)  # refuses a network that it cannot train
         tracking = experiment.tracking
         kept = None
         if mirror:
