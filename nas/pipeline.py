@@ -15,13 +15,13 @@ import torch
 
 from nas.build import (
     check_constraints,
-    check_space,
     costs_of,
     load_recipe,
     load_task,
     make_supernet,
     objective_of,
     open_search,
+    space_of,
 )
 from nas.children.choose import choose, constraints_of, history_of, trained
 from nas.children.evaluate import Batches, Evaluator
@@ -147,7 +147,7 @@ class Pipeline:
         """
         device = driver_device(experiment.train.use_gpu)
         run = RunDir(directory.absolute())
-        check_space(experiment.space.name, experiment.space.size)  # before the data are read, which takes longer
+        space_of(experiment.space.name, experiment.space.size)  # before the data are read, which takes longer
         task = load_task(experiment)
         net = make_supernet(experiment, task)
         if task.least_side < net.least_side:

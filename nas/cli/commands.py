@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +14,7 @@ import typer
 import typer.core
 from rich.table import Column, Table
 
-from nas.cli import check, cluster, tables
+from nas.cli import check, cluster, failures, tables
 from nas.cli.progress import plain
 from nas.config.addresses import masked, object_store
 from nas.config.experiment import Experiment, ExperimentError, load_experiment
@@ -343,11 +341,14 @@ def spaces(
 
     Example: nas spaces bignas attentivenas
     """
-    from nas.config.plugins import built_in_spaces, unknown
+    from nas.config.plugins import built_in_spaces, check_space
 
-    if space and ":" not in space and space not in built_in_spaces():
-        raise unknown(space, built_in_spaces(), "or your own as my_module:my_space")
-    from nas.build import find_space, load_supernet
+    if space:
+        check_space(space)
+    from nas.build import find_space, load_supernet, space_of
+
+    if space and size:
+        space_of(space, size)
     from nas.results.plots import human
     from nas.space import COSTS
 
@@ -401,7 +402,7 @@ def doctor(
 @app.command()
 def ui(
     run: Annotated[Path, RUN],
-    port: Annotated[int, typer.Option(help="On this machine alone.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine alone.")] = 5000,
     trust: Trust = NOTHING,
 ) -> None:
     """Open MLflow on the store of this run, to compare candidates; runs beside it share the store. Of a server only the
@@ -409,20 +410,19 @@ def ui(
 
     Example: nas ui runs/bignas-digits
     """
-    from nas.results.tracking import address, page_of, reachable, ui_command
-    from nas.rundir.directory import RunDir
+    from nas.cli import tied
+    from nas.results.tracking import UI_ENVIRONMENT, address, page_of, reachable, ui_command
 
     settings = experiment_of(run, trusted=trust)
-    uri, name = address(RunDir(run), settings.tracking.uri), settings.tracking.experiment or settings.name
+    uri, name = address(run_at(run), settings.tracking.uri), settings.tracking.experiment or settings.name
     if uri.startswith(("http://", "https://")):
         if why := reachable(uri):
             raise ValueError(f"this run is tracked where nobody answers: {why}")
         console.print(f"{masked(uri).rstrip('/')}{page_of(uri, name)}")
         return
-    command = [*ui_command(uri), "--port", str(port)]
-    page = page_of(uri, name)
-    console.print(f"http://127.0.0.1:{port}{page}\n(Ctrl-C ends it)")
-    raise typer.Exit(subprocess.call(command))
+    command = ui_command(uri, port)
+    console.print(f"http://127.0.0.1:{port}{page_of(uri, name)}\n(Ctrl-C ends it)")
+    raise typer.Exit(tied.run(command, UI_ENVIRONMENT))
 
 
 for command in (check.check, *cluster.COMMANDS):
@@ -469,7 +469,7 @@ def main() -> None:
     except (*clear, ValueError, RuntimeError) as error:
         if os.environ.get("RAYNAS_DEBUG"):
             raise
-        told = failure(error) if isinstance(error, OSError) else str(error)
+        told = failures.told(error) if isinstance(error, OSError) else str(error)
         console.print(f"error: {told}", style="red")
         if not isinstance(error, clear):
             console.print("(RAYNAS_DEBUG=1 shows where)", style="dim")
@@ -477,31 +477,6 @@ def main() -> None:
             sys.stdout.flush()
             os._exit(1)  # a thread may still wait for a Ray that is gone, and Ray at exit for its head
         sys.exit(1)
-
-
-FAILURES = {
-    errno.ENOSPC: "there is no space left: make room",
-    errno.EDQUOT: "the quota is used up: make room",
-    errno.EROFS: "the file system is read-only: make it writable, or choose another --run-dir",
-    errno.EACCES: "this user may not do that: change its permissions, or choose another --run-dir",
-    errno.EPERM: "this user may not do that: change its permissions, or choose another --run-dir",
-    errno.EISDIR: "a directory stands where a file belongs: move it away",
-    errno.ENOTDIR: "a file stands where a directory belongs: move it away",
-    errno.EEXIST: "a file stands where a directory belongs: move it away",
-    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
-    errno.ENOENT: "it is not there: put it back",
-    errno.EIO: "the disk fails: look at it",
-    errno.ESTALE: "the network file system has lost it: mount it again",
-}
-
-
-def failure(error: OSError) -> str:
-    """What a person is told of a file that could not be read or written: the path, what is wrong, what to do."""
-    if error.errno is None or error.filename is None:
-        return str(error)
-    path = error.filename2 or error.filename
-    why = FAILURES.get(error.errno, (error.strerror or "cannot be used").lower())
-    return f"{os.fsdecode(path)}: {why}; then the same command continues"
 
 
 if __name__ == "__main__":
