@@ -111,3 +111,12 @@ def test_what_needs_the_network_is_said_with_torch_alone(home: Path, command: st
 def test_what_was_refused_has_left_nothing(home: Path) -> None:
     assert sorted(path.name for path in (home / "runs").iterdir()) == ["begun", "done"]
     assert [path.name for path in (home / "runs" / "begun").iterdir()] == ["experiment.yaml"]
+
+
+@pytest.mark.parametrize("command", ["search runs/done", "export runs/done --child 3"])
+def test_only_what_trains_and_searches_needs_ray(tmp_path: Path, command: str) -> None:
+    """A finished search begins none, and an export is the work of one process."""
+    shutil.copytree(OLD_RUN, tmp_path / "runs" / "done")
+    text, slow = said(tmp_path, *command.split())
+    assert "search: done before (24 candidates)" in text or "export: 1 children" in text, text
+    assert not slow & {"ray", "deepspeed", "torchvision", "onnx"}, "the experiment wants no ONNX files"
