@@ -25,7 +25,7 @@ from nas.build import (
     open_search,
 )
 from nas.children.evaluate import Batches, Evaluator
-from nas.children.export import child_packages, export_child, exported
+from nas.children.export import child_packages, export_child, exported, works_at
 from nas.children.quantize import QuantizedFigures, done_before, quantize_child
 from nas.config.experiment import Experiment, parse
 from nas.device import driver_device
@@ -159,6 +159,12 @@ class Pipeline:
             )
         objective_of(experiment, task, net)
         check_constraints(experiment, net)
+        largest, pixels = net.extract(net.space.largest()), task.input_shape[-1]
+        if not task.any_size and (side := works_at(largest, task.input_shape)) < pixels:
+            watch.say(
+                f"networks of this space work at {side} x {side} pixels or less; inputs of {pixels} are made "
+                "smaller first: lower data.size, or take a larger space"
+            )
         recipe = load_recipe(task, experiment.recipe)
         recipe.optimizer(net)  # refuses a network that it cannot train
         tracking = experiment.tracking

@@ -145,7 +145,7 @@ def usage(task: Task, about: Mapping[str, Any]) -> str:
     works = about["input"].get("works_at")
     inside = f" The network makes it {works} x {works} itself: more pixels than that tell it nothing." if works else ""
     classes = about.get("classes", [])
-    order = f" Their order: {', '.join(classes)}." if 0 < len(classes) <= MOST_CLASSES else ""
+    order = f"\nClasses in their order: {', '.join(classes)}." if 0 < len(classes) <= MOST_CLASSES else ""
     return f"""A picture is {prepared(task.preprocess)}; `Model` does that, as training and scoring did.{inside}
 
 With PyTorch (needs torch and safetensors, and Pillow to open files; run it in this directory):
