@@ -3,7 +3,6 @@ cannot import raynas, give the card's own figures."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -25,24 +24,9 @@ from nas.rundir.fence import Fence
 from nas.supernet import CostModel
 from nas.tasks.pairs import TEST_PHOTOS
 from nas.tasks.task import Task
+from tests.driving import outputs_of
 
 CPU = torch.device("cpu")
-# The card's blocks as they stand: the first makes the model, the second takes a picture. Where there is a third, it
-# makes that picture of a test image, and takes the place of the second's first line.
-DRIVER = """
-import json, re, sys
-import torch
-sys.modules["nas"] = sys.modules["searchspaces"] = None
-sys.path.insert(0, ".")
-load, use, *make = re.findall(r"```python\\n(.*?)```", open("README.md").read(), re.DOTALL)
-space, outputs = {}, []
-exec(load, space)
-lines = make[0] + use.partition("\\n")[2] if make else use
-for path in json.load(open(sys.argv[1])):
-    exec(lines.replace("picture.png", path), space)
-    outputs.append(space["levels" if make else "output"])
-torch.save(outputs, sys.argv[2])
-"""
 
 
 def exported(experiment: Experiment, run: Path, test: int = 1000) -> tuple[Path, dict, Task]:
@@ -63,16 +47,6 @@ def exported(experiment: Experiment, run: Path, test: int = 1000) -> tuple[Path,
         Fence.take(run),
     )
     return run / "children" / arch.id, figures, task
-
-
-def outputs_of(child: Path, pictures: list[Path], folder: Path) -> list[torch.Tensor]:
-    """What the card's lines give for each picture."""
-    (folder / "pictures.json").write_text(json.dumps([str(path) for path in pictures]))
-    (folder / "driver.py").write_text(DRIVER)
-    told = [sys.executable, *(str(folder / name) for name in ("driver.py", "pictures.json", "outputs.pt"))]
-    done = subprocess.run(told, cwd=child, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return torch.load(folder / "outputs.pt", weights_only=True)
 
 
 def check_classes(child: Path, figures: dict, pictures: list[Path], labels: np.ndarray, folder: Path) -> None:

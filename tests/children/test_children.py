@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 import nas
 from nas.build import load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator
-from nas.children.export import export_child, write_onnx
+from nas.children.export import export_child
+from nas.children.formats import write_onnx
 from nas.cli.commands import app
 from nas.config.experiment import dump, load_experiment
 from nas.results.tracking import Tracker, default_uri, register_model
