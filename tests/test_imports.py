@@ -56,6 +56,9 @@ DIETS = {
         "nas.draws",
         "nas.config.section",
     },
+    "nas/recipes/options.py": {"pydantic", "nas.config.section"},
+    "nas/tasks/places.py": set(),
+    "nas/tasks/options.py": {"pydantic", "nas.config.section", "nas.tasks.places"},
     "nas/tasks/*.py": {
         *("torch", "torchvision", "numpy", "PIL", "sklearn", "pydantic"),
         *("nas.tasks", "nas.supernet", "nas.preprocess", "nas.draws", "nas.config.section"),

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,13 +109,28 @@ def run_at(path: Path) -> run_directory.RunDir:
 
 
 def open_pipeline(
-    target: str, run_dir: Path | None, overrides: list[str], trusted: list[str] = NOTHING, mirror: str | None = None
+    target: str,
+    run_dir: Path | None,
+    overrides: list[str],
+    trusted: list[str] = NOTHING,
+    mirror: str | None = None,
+    check: Callable[[Experiment, run_directory.RunDir], object] = lambda experiment, run: None,
 ) -> Any:
-    """The pipeline of a command, as a context; and a screen that is put right whatever happens."""
+    """The pipeline of a command, as a context; and a screen that is put right whatever happens.
+
+    Args:
+        check: what of the command can be refused by the run's files alone; this, and what else needs no torch, is
+            looked at before that is imported.
+    """
     from contextlib import contextmanager
+
+    from nas.rundir.directory import RunDir, check_free
 
     experiment, run = resolve(target, run_dir, overrides, trusted)
     console.print(f"{experiment.name} in {run}")
+    experiment.data.locate()
+    check_free(experiment, RunDir(run.absolute()))
+    check(experiment, RunDir(run.absolute()))
 
     @contextmanager
     def opened() -> Any:
@@ -187,7 +204,9 @@ def search(
 
     Example: nas search runs/bignas-digits --set search.constraints.macs.max=300k --set search.candidates=400
     """
-    with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes), trust) as pipeline:
+    from nas.children.choose import check_trained
+
+    with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes), trust, check=check_trained) as pipeline:
         pipeline.search()
         report_line(pipeline)
     console.print(f"next: nas export {pipeline.run.path}")
@@ -207,7 +226,10 @@ def export(
 
     Example: nas export runs/bignas-digits --set export.children=8
     """
-    with open_pipeline(experiment, run_dir, set_, trust) as pipeline:
+    from nas.children.choose import check_candidate
+
+    check = partial(check_candidate, only=child)
+    with open_pipeline(experiment, run_dir, set_, trust, check=check) as pipeline:
         ids = pipeline.export(child)
         finish(pipeline, ids)
 
@@ -228,7 +250,9 @@ def finetune(
             "the experiment has no section finetune; for example: --set 'finetune={recipe: {name: single, epochs: 20, "
             "batch: 64}}'"
         )
-    with open_pipeline(str(run), None, set_, trust) as pipeline:
+    from nas.children.choose import check_candidate
+
+    with open_pipeline(str(run), None, set_, trust, check=partial(check_candidate, only=child)) as pipeline:
         finish(pipeline, [pipeline.finetune(child)])
 
 
@@ -256,11 +280,11 @@ def quantize(
 
     Example: nas quantize runs/bignas-digits e5b4bb4dae2e --bits 4
     """
-    from nas.quantization.compare import read_target
+    from nas.quantization.target import read_target
 
     target = read_target(bits, max_bitops, max_bytes)
     experiment_of(run, set_, trust)
-    with open_pipeline(str(run), None, set_, trust) as pipeline:
+    with open_pipeline(str(run), None, set_, trust, check=lambda _, run: run.exported_child(child)) as pipeline:
         figures = pipeline.quantize(child, target)
         path = pipeline.run.child(figures["id"]).path
         report_line(pipeline)
@@ -283,10 +307,11 @@ def register(
 
     Example: nas register runs/bignas-digits CHILD digits --alias champion
     """
+    settings, at = experiment_of(run, trusted=trust), run_at(run)
+    at.exported_child(child)
     from nas.results.registry import register as enter
-    from nas.rundir.directory import RunDir
 
-    version = enter(RunDir(run), experiment_of(run, trusted=trust), child, name, alias)
+    version = enter(at, settings, child, name, alias)
     console.print(
         f"{name}, version {version}: "
         f"mlflow.pytorch.load_model('models:/{name}{'@' + alias if alias else '/' + version}')",
@@ -299,10 +324,10 @@ def report(run: Annotated[Path, RUN]) -> None:
 
     Example: nas report runs/bignas-digits
     """
+    at = run_at(run)
     from nas.results.history import front_table, read_history, shown_costs
     from nas.results.report import write_report
 
-    at = run_at(run)
     path = write_report(at)
     if rows := [row for row in front_table(at) if row["front"] or row["exported"]]:
         console.print(tables.children(rows, shown_costs(read_history(at))))
@@ -318,7 +343,11 @@ def spaces(
 
     Example: nas spaces bignas attentivenas
     """
-    from nas.build import built_in_spaces, find_space, load_supernet
+    from nas.config.plugins import built_in_spaces, unknown
+
+    if space and ":" not in space and space not in built_in_spaces():
+        raise unknown(space, built_in_spaces(), "or your own as my_module:my_space")
+    from nas.build import find_space, load_supernet
     from nas.results.plots import human
     from nas.space import COSTS
 
