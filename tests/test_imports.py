@@ -224,6 +224,7 @@ def test_only_commands_print() -> None:
             "nas/cli/commands.py",
             "nas/cli/check.py",
             "nas/cli/cluster.py",
+                "nas/cli/init.py",
             "nas/cli/progress.py",
             "cluster/probe.py",
         ):
