@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
@@ -306,6 +306,24 @@ class Pipeline:
             self.tracker.poke()
             self.stopper.check()
         self.watch.end(f"{len(open_)} children in {target.parent if target else self.run.children}")
+
+    def add_formats(self, ids: list[str], formats: Sequence[str]) -> None:
+        """Exported children in further formats, beside the files that they have.
+
+        Raises:
+            ValueError: a network has an operation that a runtime does not take.
+        """
+        if not formats:
+            return
+        from nas.children.runtimes import add  # brings in the runtimes
+
+        self._begin("formats", ", ".join(formats))
+        modules, costs = child_packages(self.experiment.space.name), costs_of(self.experiment, self.net).measures
+        for number, name in enumerate(ids, 1):
+            add(self.run.child(name).path, formats, self.task, modules, costs, self.fence)
+            self.watch.advance(number, len(ids), name, "children", None)
+            self.stopper.check()
+        self.watch.end(f"{len(ids)} children also as {', '.join(formats)}")
 
     def to_finetune(self, ids: list[str]) -> list[str]:
         """Those of these children that the experiment wants trained on: the best first."""

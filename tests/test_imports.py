@@ -28,6 +28,8 @@ HOMES = {
     },
     "onnx": {"nas/children/formats.py", "nas/children/quantize.py"},
     "onnxruntime": {"nas/children/export.py", "nas/children/quantize.py"},
+    "openvino": {"nas/children/runtimes.py"},
+    "executorch": {"nas/children/runtimes.py"},
     "scipy": {"nas/quantization/allocate.py"},
     "onnxscript": {"nas/children/formats.py"},
     "typer": {"nas/cli/commands.py", "nas/cli/check.py", "nas/cli/cluster.py", "nas/cli/init.py"},
@@ -224,7 +226,7 @@ def test_only_commands_print() -> None:
             "nas/cli/commands.py",
             "nas/cli/check.py",
             "nas/cli/cluster.py",
-                "nas/cli/init.py",
+            "nas/cli/init.py",
             "nas/cli/progress.py",
             "cluster/probe.py",
         ):

@@ -3,6 +3,9 @@ is imported."""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
+
 import numpy as np
 
 from nas.config.experiment import Experiment
@@ -12,6 +15,21 @@ from nas.rundir.directory import RunDir
 from nas.search.constraints import Constraints
 from nas.search.journal import Record
 from nas.space import COSTS
+
+FORMATS = {"pt2": "", "openvino": "openvino", "executorch": "executorch"}  # and the package, called as its extra is
+
+
+def check_formats(names: Sequence[str]) -> None:
+    """Refuse what is no format of children, and one whose package is not installed.
+
+    Raises:
+        ValueError: says which there are, or what to install.
+    """
+    for name in names:
+        if name not in FORMATS:
+            raise ValueError(f"no format {name!r}; there are {', '.join(FORMATS)}, and ONNX by itself (export.onnx)")
+        if FORMATS[name] and importlib.util.find_spec(FORMATS[name]) is None:
+            raise ValueError(f"the format {name} needs the package {FORMATS[name]}: pip install 'raynas[{name}]'")
 
 
 def constraints_of(experiment: Experiment) -> Constraints:

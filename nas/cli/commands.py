@@ -218,19 +218,26 @@ def export(
     child: Annotated[
         str | None, typer.Option("--child", help="One candidate, by id or number, instead of the front.")
     ] = None,
+    format_: Annotated[
+        list[str],
+        typer.Option("--format", metavar="FORMAT", help="Also as pt2, openvino or executorch; repeatable."),
+    ] = NOTHING,
     run_dir: RunDir = None,
     set_: Set = NOTHING,
     trust: Trust = NOTHING,
 ) -> None:
     """Write children as files that need no raynas: weights, their source, ONNX, figures, a model card.
 
-    Example: nas export runs/bignas-digits --set export.children=8
+    Example: nas export runs/bignas-digits --set export.children=8 --format openvino
     """
-    from nas.children.choose import check_candidate
+    from nas.children.choose import check_candidate, check_formats
+
+    check_formats(format_)
 
     check = partial(check_candidate, only=child)
     with open_pipeline(experiment, run_dir, set_, trust, check=check) as pipeline:
         ids = pipeline.export(child)
+        pipeline.add_formats(ids, format_)
         finish(pipeline, ids)
 
 
