@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nas.children.card import card, quantized_card
 from nas.children.evaluate import Batches
 from nas.children.export import PARITY_EXAMPLES, load_child
-from nas.children.formats import quiet
+from nas.children.formats import quiet, write_onnx
 from nas.rundir import atomic
 from nas.rundir.directory import ChildDir
 from nas.rundir.fence import Fence
@@ -53,9 +53,13 @@ def run_pt2(path: Path, x: Tensor) -> Tensor:
 
 
 def write_openvino(net: nn.Module, x: Tensor, any_size: bool, path: Path) -> None:
+    """By way of ONNX: OpenVINO has no rules for the sizes of an exported program that are left open."""
     import openvino
 
-    openvino.save_model(openvino.convert_model(program(net, x, any_size)), path, compress_to_fp16=False)
+    between = path.with_suffix(".onnx")
+    write_onnx(net, x, between, any_size)
+    openvino.save_model(openvino.convert_model(between), path, compress_to_fp16=False)
+    between.unlink()
 
 
 def run_openvino(path: Path, x: Tensor) -> Tensor:
