@@ -15,13 +15,13 @@ import torch
 
 from nas.build import (
     check_constraints,
-    check_space,
     costs_of,
     load_recipe,
     load_task,
     make_supernet,
     objective_of,
     open_search,
+    space_of,
 )
 from nas.children.choose import choose, constraints_of, history_of, trained
 from nas.children.evaluate import Batches, Evaluator
@@ -32,7 +32,7 @@ from nas.quantization.target import QuantizationTarget
 from nas.recipes.recipe import Recipe
 from nas.results.history import History
 from nas.results.tracking import Tracker, address, default_uri
-from nas.rundir.checkpoint import Checkpoint
+from nas.rundir.checkpoint import Checkpoint, newest_sha
 from nas.rundir.directory import RunDir, open_run
 from nas.rundir.fence import Fence, Gone
 from nas.rundir.log import EventLine, Line, PanelLine, StepLine
@@ -147,7 +147,7 @@ class Pipeline:
         """
         device = driver_device(experiment.train.use_gpu)
         run = RunDir(directory.absolute())
-        check_space(experiment.space.name, experiment.space.size)  # before the data are read, which takes longer
+        space_of(experiment.space.name, experiment.space.size)  # before the data are read, which takes longer
         task = load_task(experiment)
         net = make_supernet(experiment, task)
         if task.least_side < net.least_side:
@@ -165,7 +165,8 @@ class Pipeline:
                 "smaller first: lower data.size, or take a larger space"
             )
         recipe = load_recipe(task, experiment.recipe)
-        recipe.optimizer(net)  # refuses a network that it cannot train
+        if newest_sha(run.checkpoints) is None:  # else it has trained it; torch's optimizers take a second to import
+            recipe.optimizer(net)  # refuses a network that it cannot train
         tracking = experiment.tracking
         kept = None
         if mirror:

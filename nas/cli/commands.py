@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,8 +14,7 @@ import typer
 import typer.core
 from rich.table import Column, Table
 
-from nas.cli import check, cluster, init, tables
-from nas.cli.failures import failure
+from nas.cli import check, cluster, failures, init, tables
 from nas.cli.progress import plain
 from nas.config.addresses import masked, object_store
 from nas.config.experiment import Experiment, ExperimentError, load_experiment
@@ -350,11 +348,14 @@ def spaces(
 
     Example: nas spaces bignas attentivenas
     """
-    from nas.config.plugins import built_in_spaces, unknown
+    from nas.config.plugins import built_in_spaces, check_space
 
-    if space and ":" not in space and space not in built_in_spaces():
-        raise unknown(space, built_in_spaces(), "or your own as my_module:my_space")
-    from nas.build import find_space, load_supernet
+    if space:
+        check_space(space)
+    from nas.build import find_space, load_supernet, space_of
+
+    if space and size:
+        space_of(space, size)
     from nas.results.plots import human
     from nas.space import COSTS
 
@@ -408,7 +409,7 @@ def doctor(
 @app.command()
 def ui(
     run: Annotated[Path, RUN],
-    port: Annotated[int, typer.Option(help="On this machine alone.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine alone.")] = 5000,
     trust: Trust = NOTHING,
 ) -> None:
     """Open MLflow on the store of this run, to compare candidates; runs beside it share the store. Of a server only the
@@ -416,20 +417,19 @@ def ui(
 
     Example: nas ui runs/bignas-digits
     """
-    from nas.results.tracking import address, page_of, reachable, ui_command
-    from nas.rundir.directory import RunDir
+    from nas.cli import tied
+    from nas.results.tracking import UI_ENVIRONMENT, address, page_of, reachable, ui_command
 
     settings = experiment_of(run, trusted=trust)
-    uri, name = address(RunDir(run), settings.tracking.uri), settings.tracking.experiment or settings.name
+    uri, name = address(run_at(run), settings.tracking.uri), settings.tracking.experiment or settings.name
     if uri.startswith(("http://", "https://")):
         if why := reachable(uri):
             raise ValueError(f"this run is tracked where nobody answers: {why}")
         console.print(f"{masked(uri).rstrip('/')}{page_of(uri, name)}")
         return
-    command = [*ui_command(uri), "--port", str(port)]
-    page = page_of(uri, name)
-    console.print(f"http://127.0.0.1:{port}{page}\n(Ctrl-C ends it)")
-    raise typer.Exit(subprocess.call(command))
+    command = ui_command(uri, port)
+    console.print(f"http://127.0.0.1:{port}{page_of(uri, name)}\n(Ctrl-C ends it)")
+    raise typer.Exit(tied.run(command, UI_ENVIRONMENT))
 
 
 for command in (init.init, check.check, *cluster.COMMANDS):
@@ -476,7 +476,7 @@ def main() -> None:
     except (*clear, ValueError, RuntimeError) as error:
         if os.environ.get("RAYNAS_DEBUG"):
             raise
-        told = failure(error) if isinstance(error, OSError) else str(error)
+        told = failures.told(error) if isinstance(error, OSError) else str(error)
         console.print(f"error: {told}", style="red")
         if not isinstance(error, clear):
             console.print("(RAYNAS_DEBUG=1 shows where)", style="dim")
