@@ -23,7 +23,7 @@ from nas.build import (
     objective_of,
     open_search,
 )
-from nas.children.choose import choose, history_of, lifting, trained
+from nas.children.choose import FINETUNED, choose, history_of, lifting, trained
 from nas.children.evaluate import Batches, Evaluator
 from nas.children.export import child_packages, export_child, exported, works_at
 from nas.config.experiment import Experiment, parse
@@ -330,7 +330,7 @@ class Pipeline:
         """
         supernet = self._supernet()
         (record,) = choose(self._history(), self.experiment, child)
-        run, name = self.run.finetuned(record.id, supernet.sha), f"{record.id}-finetuned"
+        run, name = self.run.finetuned(record.id, supernet.sha), f"{record.id}{FINETUNED}"
         derived = finetune_experiment(self.experiment, self.run, record, supernet, self._teacher())
         with Pipeline.open(derived, run, self.watch) as self.inner:
             self.stopper.check()

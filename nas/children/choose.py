@@ -4,16 +4,20 @@ is imported."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
 from nas.config.experiment import Experiment
-from nas.results.history import LEAST, History, constraints_in
+from nas.config.section import amount
+from nas.results.history import LEAST, History, constraints_in, read_history
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.search.constraints import Constraints
 from nas.search.journal import Record
 from nas.search.pareto import front
+
+FINETUNED = "-finetuned"  # the end of a finetuned child's id
 
 
 def constraints_of(experiment: Experiment) -> Constraints:
@@ -62,6 +66,40 @@ def choose(history: History, experiment: Experiment, only: str | None = None) ->
         )
     places = np.unique(np.linspace(0, len(whole) - 1, min(experiment.export.children, len(whole))).round().astype(int))
     return [whole[place] for place in places]
+
+
+def budget(most: Mapping[str, float | str], least: Mapping[str, float | str]) -> Constraints:
+    """The most and the least that a child may have, by cost or metric: numbers, or such as ``"100k"``.
+
+    Raises:
+        ValueError: one is no number.
+    """
+    names = dict.fromkeys((*most, *least))
+    return Constraints({name: (_bound(name, least), _bound(name, most)) for name in names})
+
+
+def _bound(name: str, given: Mapping[str, float | str]) -> float | None:
+    if name not in given:
+        return None
+    value = given[name]
+    try:
+        number = float(value) if not isinstance(value, str) or value[-1:].isdigit() else amount(value)
+    except ValueError:
+        number = math.nan
+    if not isinstance(number, int | float) or math.isnan(number):
+        raise ValueError(f'{name}: given {value!r}; allowed: a number, plain or such as "100k", "1.5M"')
+    return number
+
+
+def pick_of(run: RunDir, budget: Constraints, knee: bool = False) -> Record:
+    """What `pick` gives of a run's newest search.
+
+    Raises:
+        ValueError: nothing was searched, or no candidate fits.
+    """
+    if (history := read_history(run)) is None:
+        raise ValueError(f"{run.path} has not been searched yet: nas search {run.path}")
+    return pick(history, budget, knee)
 
 
 def pick(history: History, budget: Constraints, knee: bool = False) -> Record:
