@@ -218,6 +218,11 @@ def read_children(run: RunDir) -> dict[str, dict[str, Any]]:
     return found
 
 
+def exported_from(run: RunDir, history: History) -> set[str]:
+    """The ids of the exported children that were cut from the supernet of a search."""
+    return {name for name, child in read_children(run).items() if child["supernet"] == history.supernet}
+
+
 def metric_of(history: History | None, children: Mapping[str, Mapping[str, Any]]) -> str:
     """What a table of children shows: what the search wanted, or else the first figure that they have."""
     if history:

@@ -71,6 +71,16 @@ def search_picture(history: History, exported: Collection[str]) -> str:
     return _svg(lambda figure: _draw_search(figure, history, exported), "search", 5.2, tips)
 
 
+class Picture(Figure):
+    """A figure that notebooks show by itself, without the state of pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        image = io.BytesIO()
+        with matplotlib.rc_context(SETTINGS):
+            self.savefig(image, format="png")
+        return image.getvalue()
+
+
 def search_figure(history: History, exported: Collection[str]) -> Figure:
     """The same as a figure of matplotlib.
 
@@ -80,7 +90,7 @@ def search_figure(history: History, exported: Collection[str]) -> Figure:
     if not _alive(history):
         raise ValueError(f"no candidate was judged in {history.path} yet: there is nothing to draw")
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(9, 5.2), layout="constrained")
+        figure = Picture(figsize=(9, 5.2), layout="constrained")
         FigureCanvasAgg(figure)
         _draw_search(figure, history, exported)
     return figure
@@ -102,7 +112,8 @@ def _draw_search(figure: Figure, history: History, exported: Collection[str]) ->
     faint = [0.45 if history.within(record) else 0.15 for record in alive]
     image = {"rasterized": len(alive) > MANY}
     mark(alive, s=16, c=GREY, alpha=faint, linewidths=0, gid="candidates", label="candidates", **image)
-    xs = [record.cost[cost] for record in alive]
+    bounds = [bound for name, bound, _ in bounds_told(history) if name == cost]
+    xs = [*(record.cost[cost] for record in alive), *bounds]
     if (range_ := max(xs) / min(xs)) > 10:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if range_ < 1000 else (1,)))
@@ -122,34 +133,48 @@ def _draw_search(figure: Figure, history: History, exported: Collection[str]) ->
     axes.set_xlabel(history.measure(cost).title)
     axes.set_ylabel(f"{history.objective.metric}, validation")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5)  # above, where no point lies
-    _label(figure, axes, out, [(r.cost[cost], _metric(history, r)) for r in out])
+    _label(figure, axes, out, [(r.cost[cost], _metric(history, r)) for r in out], bounds)
+
+
+def bounds_told(history: History) -> list[tuple[str, float, str]]:
+    """Each constraint as cost, bound and words: ``("macs", 150000, "at most 150 k MACs")``."""
+    return [
+        (name, bound, f"at {side} {history.measure(name).told(human(bound))}")
+        for name, window in history.constraints.bounds.items()
+        for side, bound in zip(("least", "most"), window, strict=True)
+        if bound is not None
+    ]
 
 
 def _draw_bounds(axes: Axes, history: History) -> None:
-    """The constraints on the cost along the axis as lines; those on others as a line of the legend, since candidates
-    beyond them are only fainter."""
-    title = history.measure(history.objective.cost).label
-    for name, window in history.constraints.bounds.items():
-        for side, bound in zip(("least", "most"), window, strict=True):
-            if bound is None:
-                continue
-            label = f"{side} {history.measure(name).told(human(bound))}"
-            if name == history.objective.cost:
-                axes.axvline(bound, color=RED, linestyle="--", linewidth=1.2, label=label, gid=f"{side} {title}")
-            else:
-                axes.plot([], [], color=RED, linestyle="none", label=label)
+    """The constraints on the cost along the axis as lines. Those on others are named alone: candidates beyond them are
+    fainter."""
+    for name, bound, label in bounds_told(history):
+        if name == history.objective.cost:
+            axes.axvline(bound, color=RED, linestyle="--", linewidth=1.2, label=label, gid="bound")
+        else:
+            axes.plot([], [], linestyle="none", label=label)
 
 
 def _metric(history: History, record: Record) -> float:
     return history.metric(record) or 0.0
 
 
-def _label(figure: Figure, axes: Axes, records: Sequence[Record], points: Sequence[tuple[float, float]]) -> None:
-    """The records' ids beside their points, where they print over neither another nor the edge; one for which there is
+def _label(
+    figure: Figure,
+    axes: Axes,
+    records: Sequence[Record],
+    points: Sequence[tuple[float, float]],
+    bounds: Sequence[float],
+) -> None:
+    """The ids of records beside their points, where they print over neither another nor a bound nor the edge; one for
+    which there is
     no place goes without: its tip tells it."""
     figure.draw_without_rendering()  # settles where things lie
     taken = [axes.transData.transform(point) for point in points]
     boxes = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in taken]
+    lines = [axes.transData.transform((bound, points[0][1]))[0] for bound in bounds] if points else []
+    boxes += [Bbox.from_bounds(x - 1, axes.bbox.y0, 2, axes.bbox.height) for x in lines]
     for record, point in zip(records, points, strict=True):
         for dx, dy, ha in PLACES:
             text = axes.annotate(
