@@ -32,7 +32,7 @@ HOMES = {
     "executorch": {"nas/children/runtimes.py"},
     "scipy": {"nas/quantization/allocate.py"},
     "onnxscript": {"nas/children/formats.py"},
-    "typer": {"nas/cli/commands.py", "nas/cli/check.py", "nas/cli/cluster.py", "nas/cli/init.py"},
+    "typer": {"nas/cli/commands.py", "nas/cli/check.py", "nas/cli/cluster.py", "nas/cli/init.py", "nas/cli/results.py"},
     "matplotlib": {"nas/results/plots.py"},
     "pyarrow": {"nas/rundir/mirror.py", "cluster/probe.py"},
 }
@@ -227,6 +227,7 @@ def test_only_commands_print() -> None:
             "nas/cli/check.py",
             "nas/cli/cluster.py",
             "nas/cli/init.py",
+            "nas/cli/results.py",
             "nas/cli/progress.py",
             "cluster/probe.py",
         ):
