@@ -14,7 +14,7 @@ import typer
 import typer.core
 from rich.table import Column, Table
 
-from nas.cli import check, cluster, tables
+from nas.cli import check, cluster, schema, tables
 from nas.cli.progress import plain
 from nas.config.addresses import masked, object_store
 from nas.config.experiment import Experiment, ExperimentError, load_experiment
@@ -396,7 +396,7 @@ def ui(
     raise typer.Exit(subprocess.call(command))
 
 
-for command in (check.check, *cluster.COMMANDS):
+for command in (check.check, schema.schema, *cluster.COMMANDS):
     app.command()(command)
 
 
