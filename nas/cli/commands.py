@@ -14,7 +14,7 @@ import typer
 import typer.core
 from rich.table import Column, Table
 
-from nas.cli import check, cluster, failures, init, results, tables
+from nas.cli import check, cluster, failures, init, results, schema, tables
 from nas.cli.progress import plain
 from nas.cli.results import RUN, run_at
 from nas.config.addresses import masked, object_store
@@ -409,7 +409,7 @@ def ui(
     raise typer.Exit(tied.run(command, UI_ENVIRONMENT))
 
 
-for command in (init.init, check.check, *cluster.COMMANDS):
+for command in (init.init, check.check, schema.schema, *cluster.COMMANDS):
     app.command()(command)
 
 
