@@ -24,6 +24,7 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
 
 from nas.draws import bits
+from nas.preprocess import Preprocess
 from nas.supernet import Output, Target, main_head
 from nas.tasks.task import DataOptions, Task
 
@@ -32,6 +33,7 @@ DIGIT = 16  # of a digit in it
 CLASSES = ("background", *"0123456789")
 TEST_DIGITS = 297  # of scikit-learn's 1,797; neither training nor validation has one of them
 TEST_SCENES = 200
+PREPROCESS = Preprocess(3, SIDE)  # from pictures to inputs, here and beside an exported child
 
 
 class ScenesOptions(DataOptions):
@@ -70,8 +72,8 @@ class Pasted:
         scenes = [
             self._scene(int(bits(self.seed, f"scene {self.part}", (epoch or 0), int(index))[0])) for index in indices
         ]
-        x, target = (np.stack(parts) for parts in zip(*scenes, strict=True))
-        return torch.from_numpy(x), torch.from_numpy(target)
+        x, target = (torch.from_numpy(np.stack(parts)) for parts in zip(*scenes, strict=True))
+        return PREPROCESS(x), target
 
     def _scene(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(seed)
@@ -86,7 +88,7 @@ class Pasted:
             window = np.s_[top : top + DIGIT, left : left + DIGIT]
             x[window] += ink[..., None] * (colour - x[window])
             target[window] = np.where(ink > 0.5, 1 + self.labels[which], target[window])
-        return x.transpose(2, 0, 1).copy(), target
+        return (x * 255).round().astype(np.uint8).transpose(2, 0, 1).copy(), target
 
 
 class Scenes(Task):
@@ -116,7 +118,7 @@ class Scenes(Task):
         self.input_shape, self.least_side = (3, SIDE, SIDE), SIDE
         mean, std = (getattr(photos / 255, what)((0, 1, 2)).tolist() for what in ("mean", "std"))
         self.network = {"classes": len(CLASSES), "channels": 3, "mean": mean, "std": std, "image": SIDE}
-        self.about = {"classes": list(CLASSES)}
+        self.about, self.preprocess = {"classes": list(CLASSES)}, PREPROCESS
         _, target = self.validation.batch(np.arange(min(len(self.validation), 64)))
         self.chance = 100 * float((target == 0).float().mean()) / len(CLASSES)  # all background
         self.learnt = 1.5 * self.chance
@@ -152,3 +154,13 @@ class Scenes(Task):
         """What a child must beat: to call everything background."""
         first = torch.eye(len(CLASSES))[0].view(1, -1, 1, 1)
         return {"background": lambda x: first.to(x).expand(len(x), -1, *x.shape[-2:])}
+
+    @property
+    def usage(self) -> str:
+        """What a child's card makes of its output: the class of every pixel."""
+        return "print([[model.classes[pixel] for pixel in row] for row in output.argmax(1)[0]])"
+
+    @property
+    def judged(self) -> str:
+        """How the figures of a child's card came about."""
+        return "`output` is `(1, classes, height, width)`, logits of every pixel."

@@ -81,7 +81,7 @@ def resampled(x: Tensor, axis: int, wanted: int, first: int, count: int) -> Tens
     kept."""
     rows = weights(x.shape[axis], wanted, first, count)
     x = rows @ x.float() if axis == -2 else x.float() @ rows.T
-    return x.round().to(torch.uint8)
+    return (x + 0.5).floor().to(torch.uint8)
 
 
 def weights(length: int, wanted: int, first: int, count: int) -> Tensor:

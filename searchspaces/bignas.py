@@ -61,6 +61,18 @@ class Table:
     classes: int = 10
 
 
+def photographs(*resolution: int, fourth_stride: int) -> Table:
+    """For ordinary photographs, scaled down: what is left at the end is 3 to 4 pixels a side."""
+    stages = (
+        Stage((16, 24), (1,), (3,), (1,), 1),
+        Stage((24, 32), (1, 2), (3, 5), (3, 6), 2),
+        Stage((32, 40, 48), (1, 2, 3), (3, 5), (3, 6), 2),
+        Stage((64, 72, 80), (1, 2, 3), (3, 5), (3, 6), fourth_stride),
+        Stage((96, 112, 128), (1, 2), (3, 5), (3, 6), 2, se=True),
+    )
+    return Table(resolution, (16, 24), stages, (512, 640), stem_stride=2)
+
+
 SIZES = {
     "d8": Table(
         resolution=(8,),
@@ -97,6 +109,9 @@ SIZES = {
         ),
         head=(256, 320),
     ),
+    "p64": photographs(48, 56, 64, fourth_stride=1),
+    "p96": photographs(64, 80, 96, fourth_stride=2),
+    "p128": photographs(96, 112, 128, fourth_stride=2),
     "attentivenas": Table(
         resolution=(192, 224, 256, 288),
         stem=(16, 24),

@@ -63,6 +63,7 @@ SIZES = {
     "d8-smoke": Table(8, 2, 8, _tiny(divisor=8, pairs=1), channels=1),
     "m28": Table(32, 4, 8, _tiny(divisor=8), pad=2, channels=1),
     "c32": Table(32, 4, 24, _tiny(divisor=4)),
+    "p64": Table(64, 8, 24, _tiny(divisor=4)),
 }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nas.rundir import atomic
 from nas.rundir.checkpoint import Checkpoint
@@ -162,3 +163,31 @@ for name in ("nas", "searchspaces"):
         continue
     raise SystemExit(f"{name} could be imported")
 """
+
+
+# The blocks of a child's card as they stand: the first makes the model, the second takes a picture. Where there is a
+# third, it makes that picture of a test image, and takes the place of the second's first line.
+CARD = """
+import json, re, sys
+import torch
+sys.modules["nas"] = sys.modules["searchspaces"] = None
+sys.path.insert(0, ".")
+load, use, *make = re.findall(r"```python\\n(.*?)```", open("README.md").read(), re.DOTALL)
+space, outputs = {}, []
+exec(load, space)
+lines = make[0] + use.partition("\\n")[2] if make else use
+for path in json.load(open(sys.argv[1])):
+    exec(lines.replace("picture.png", path), space)
+    outputs.append(space["levels" if make else "output"])
+torch.save(outputs, sys.argv[2])
+"""
+
+
+def outputs_of(child: Path, pictures: list[Path], folder: Path) -> list[torch.Tensor]:
+    """What the lines of a child's card give for each picture, where raynas cannot be imported."""
+    (folder / "pictures.json").write_text(json.dumps([str(path) for path in pictures]))
+    (folder / "driver.py").write_text(CARD)
+    told = [sys.executable, *(str(folder / name) for name in ("driver.py", "pictures.json", "outputs.pt"))]
+    done = subprocess.run(told, cwd=child, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return torch.load(folder / "outputs.pt", weights_only=True)

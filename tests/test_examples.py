@@ -9,12 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import nas
 from nas.cli.check import find, run
-from tests.driving import STRANGER, command, environment, records, sets
+from tests.driving import STRANGER, command, environment, outputs_of, records, sets
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FEW = ["recipe.epochs=2", "train.checkpoint_every=20", "search.window=4", "search.candidates=6", "export.children=1"]
@@ -114,18 +116,21 @@ def test_a_run_of_all_but_a_task_of_ones_own(own: Path, folder: Path) -> None:
 
 def test_its_children_load_where_there_is_no_raynas(own: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child = next(path for path in (own / "children").iterdir() if (path / "arch.json").is_file())
-    (lines,) = re.findall(r"```python\n(.*?)```", (child / "README.md").read_text(), re.DOTALL)
-    shape = "import torch; print(list(net(torch.rand(3, 1, 8, 8)).shape))"
+    lines, *_ = re.findall(r"```python\n(.*?)```", (child / "README.md").read_text(), re.DOTALL)
+    shape = "print(list(model(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)).shape))"
     script = STRANGER + lines + shape
     done = subprocess.run([sys.executable, "-c", script], cwd=child, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [3, 10]
+    page = (child / "README.md").read_text()
+    (elsewhere,) = re.findall(r'nas.load_child\("PATH/\w+", modules=\("(\w+)",\)\)', page)
+    assert nas.load_child(child, modules=(elsewhere,)).training is False
     monkeypatch.chdir(folder)
     net = nas.Run(own).child(child.name)
     assert net(torch.rand(3, 1, 8, 8)).shape == (3, 10)
 
 
-def test_a_run_of_a_task_of_ones_own(folder: Path) -> None:
+def test_a_run_of_a_task_of_ones_own(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = ["recipe.epochs=1", "data.train=320", "data.validation=64", *FEW[1:], "export.onnx=false"]
     ended = command("run", "own_task.yaml", *sets(few), cwd=folder, patience=400)
     assert ended.code == 0, ended.text
@@ -135,3 +140,14 @@ def test_a_run_of_a_task_of_ones_own(folder: Path) -> None:
     figures = json.loads((child / "metrics.json").read_text())
     assert set(figures["test"]) == {"mean_iou", "pixel_accuracy"} and "background" in figures["baselines"]
     assert json.loads((child / "arch.json").read_text())["classes"][0] == "background"
+    monkeypatch.syspath_prepend(folder)
+    import own_task
+
+    scenes, folder_ = own_task.Scenes(own_task.ScenesOptions(name="own", validation=64), 0), tmp_path / "scenes"
+    folder_.mkdir()
+    x, target = scenes.test.batch(np.arange(len(scenes.test)))
+    pictures = [folder_ / f"{row}.png" for row in range(len(x))]
+    for picture, path in zip((x * 255).round().to(torch.uint8), pictures, strict=True):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
+    right = torch.cat(outputs_of(child, pictures, folder_)).argmax(1) == target
+    assert 100 * float(right.double().mean()) == pytest.approx(figures["test"]["pixel_accuracy"], abs=0.001)

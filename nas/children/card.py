@@ -36,6 +36,16 @@ PARITY = {
     "packed": "that of `packed.safetensors`",
     "onnx": "that of `model.onnx` in ONNX Runtime",
     "picture_onnx": "that of `picture.onnx` in ONNX Runtime, from the picture on",
+    "pt2": "that of `model.pt2`",
+    "openvino": "that of `openvino.xml` in OpenVINO",
+    "executorch": "that of `model.pte` in ExecuTorch",
+}
+RUNTIMES = {
+    "pt2": 'With torch.export, without `model.py`: `torch.export.load("model.pt2").module()(pixels)`.',
+    "openvino": "With OpenVINO (`openvino.bin` lies beside): "
+    '`openvino.Core().compile_model("openvino.xml", "CPU")([pixels])[0]`.',
+    "executorch": "With ExecuTorch (XNNPACK), one example of the size that it was exported with: "
+    '`Runtime.get().load_program("model.pte").load_method("forward").execute([pixels])[0]`.',
 }
 
 
@@ -145,7 +155,7 @@ def usage(task: Task, about: Mapping[str, Any]) -> str:
     works = about["input"].get("works_at")
     inside = f" The network makes it {works} x {works} itself: more pixels than that tell it nothing." if works else ""
     classes = about.get("classes", [])
-    order = f" Their order: {', '.join(classes)}." if 0 < len(classes) <= MOST_CLASSES else ""
+    order = f"\nClasses in their order: {', '.join(classes)}." if 0 < len(classes) <= MOST_CLASSES else ""
     return f"""A picture is {prepared(task.preprocess)}; `Model` does that, as training and scoring did.{inside}
 
 With PyTorch (needs torch and safetensors, and Pillow to open files; run it in this directory):
@@ -194,6 +204,7 @@ def files(parity: Mapping[str, float], about: Mapping[str, Any], name: str) -> s
             "The network alone, any batch size: "
             '`onnxruntime.InferenceSession("model.onnx").run(None, {"pixels": array})`.'
         )
+    lines += [told for name, told in RUNTIMES.items() if name in parity]
     own = about["child"].partition(":")[0].split(".")[0]
     modules = "" if own == "searchspaces" else f', modules=("{own}",)'
     lines.append(f'With raynas, from another directory, the network alone: `nas.load_child("PATH/{name}"{modules})`.')

@@ -4,6 +4,7 @@ agree."""
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import inspect
 import json
@@ -107,7 +108,7 @@ def exported(target: Path, supernet: str) -> bool:
 def _identity(net: Supernet, child: nn.Module, arch: Arch, about: dict[str, Any], task: Task) -> dict[str, Any]:
     home = f"{type(child).__module__}:{type(child).__qualname__}"
     takes = {"shape": list(net.input_shape), "any_size": task.any_size, "range": [0, 1]}
-    if (side := works_at(child, net.input_shape)) not in (None, net.input_shape[-1]) and not task.any_size:
+    if (side := works_at(child, net.input_shape)) < net.input_shape[1] and not task.any_size:
         takes["works_at"] = side
     return {**about, "arch": dict(arch), "child": home, "network": child.config, "input": takes}
 
@@ -125,21 +126,27 @@ def write_config(files: ChildDir, task: Task) -> None:
     files.config.write_text(json.dumps(config, indent=1))
 
 
+class _Reached(Exception):
+    """The first convolution of a network is reached."""
+
+
 @torch.no_grad()
-def works_at(net: nn.Module, shape: tuple[int, int, int]) -> int | None:
-    """Height of what the first convolution of a network sees of inputs ``(C, H, W)``; None where it has none."""
-    seen: list[int] = []
-    first = next((module for module in net.modules() if isinstance(module, nn.Conv2d)), None)
-    if first is None:
-        return None
-    hook = first.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape[-2]))
+def works_at(net: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Height of what the first convolution of a network sees of inputs ``(C, H, W)``; H where it has none."""
+    seen = [shape[1]]
+
+    def look(module: nn.Module, given: tuple[Tensor]) -> None:
+        seen.append(given[0].shape[-2])
+        raise _Reached
+
+    hooks = [module.register_forward_pre_hook(look) for module in net.modules() if isinstance(module, nn.Conv2d)]
     was = net.training
-    try:
-        net.eval()(torch.zeros(1, *shape, device=first.weight.device))
-    finally:
+    with contextlib.suppress(_Reached):
+        net.eval()(torch.zeros(1, *shape, device=next(net.parameters()).device))
+    net.train(was)
+    for hook in hooks:
         hook.remove()
-        net.train(was)
-    return seen[0] if seen else None
+    return seen[-1]
 
 
 def bundle(sources: Iterable[Path]) -> str:

@@ -14,8 +14,9 @@ import typer
 import typer.core
 from rich.table import Column, Table
 
-from nas.cli import check, cluster, failures, tables
+from nas.cli import check, cluster, failures, init, results, schema, tables
 from nas.cli.progress import plain
+from nas.cli.results import RUN, run_at
 from nas.config.addresses import masked, object_store
 from nas.config.experiment import Experiment, ExperimentError, load_experiment
 from nas.config.trust import Untrusted
@@ -45,7 +46,6 @@ app = typer.Typer(
 )
 
 EXPERIMENT = typer.Argument(metavar="EXPERIMENT", help="A preset's name, a YAML file, or the directory of a run.")
-RUN = typer.Argument(metavar="RUN", help="The directory of a run, for example runs/bignas-digits.")
 Target = Annotated[str, EXPERIMENT]
 RunDir = Annotated[
     Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run lives. [default: runs/<name>]")
@@ -91,19 +91,6 @@ def experiment_of(run: Path, overrides: list[str] = NOTHING, trusted: list[str] 
         ValueError: the directory holds no run.
     """
     return resolve(str(run_at(run).path), None, overrides, trusted)[0]
-
-
-def run_at(path: Path) -> run_directory.RunDir:
-    """The run in a directory.
-
-    Raises:
-        ValueError: it holds none.
-    """
-    from nas.rundir.directory import RunDir
-
-    if not (found := RunDir(path)).is_run():
-        raise ValueError(f"{path} holds no run; give the directory of one, for example runs/bignas-digits")
-    return found
 
 
 def open_pipeline(
@@ -206,8 +193,9 @@ def search(
 
     with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes), trust, check=check_trained) as pipeline:
         pipeline.search()
-        report_line(pipeline)
-    console.print(f"next: nas export {pipeline.run.path}")
+        path, at = pipeline.report(), pipeline.run
+    results.show(at)
+    console.print(f"report: {path}\nnext: nas export {os.path.relpath(at.path)}")
 
 
 @app.command()
@@ -216,19 +204,26 @@ def export(
     child: Annotated[
         str | None, typer.Option("--child", help="One candidate, by id or number, instead of the front.")
     ] = None,
+    format_: Annotated[
+        list[str],
+        typer.Option("--format", metavar="FORMAT", help="Also as pt2, openvino or executorch; repeatable."),
+    ] = NOTHING,
     run_dir: RunDir = None,
     set_: Set = NOTHING,
     trust: Trust = NOTHING,
 ) -> None:
     """Write children as files that need no raynas: weights, their source, ONNX, figures, a model card.
 
-    Example: nas export runs/bignas-digits --set export.children=8
+    Example: nas export runs/bignas-digits --set export.children=8 --format openvino
     """
-    from nas.children.choose import check_candidate
+    from nas.children.choose import check_candidate, check_formats
+
+    check_formats(format_)
 
     check = partial(check_candidate, only=child)
     with open_pipeline(experiment, run_dir, set_, trust, check=check) as pipeline:
         ids = pipeline.export(child)
+        pipeline.add_formats(ids, format_)
         finish(pipeline, ids)
 
 
@@ -248,10 +243,11 @@ def finetune(
             "the experiment has no section finetune; for example: --set 'finetune={recipe: {name: single, epochs: 20, "
             "batch: 64}}'"
         )
-    from nas.children.choose import check_candidate
+    from nas.children.choose import FINETUNED, check_candidate
 
     with open_pipeline(str(run), None, set_, trust, check=partial(check_candidate, only=child)) as pipeline:
-        finish(pipeline, [pipeline.finetune(child)])
+        after = pipeline.finetune(child)
+        finish(pipeline, [after.removesuffix(FINETUNED), after])
 
 
 @app.command()
@@ -316,20 +312,8 @@ def register(
     )
 
 
-@app.command()
-def report(run: Annotated[Path, RUN]) -> None:
-    """Write RUN/report.html again and print the front.
-
-    Example: nas report runs/bignas-digits
-    """
-    at = run_at(run)
-    from nas.results.history import front_table, read_history, shown_costs
-    from nas.results.report import write_report
-
-    path = write_report(at)
-    if rows := [row for row in front_table(at) if row["front"] or row["exported"]]:
-        console.print(tables.children(rows, shown_costs(read_history(at))))
-    console.print(f"report: {path}")
+for looking in (results.report, results.pick):
+    app.command()(looking)
 
 
 @app.command()
@@ -425,7 +409,7 @@ def ui(
     raise typer.Exit(tied.run(command, UI_ENVIRONMENT))
 
 
-for command in (check.check, *cluster.COMMANDS):
+for command in (init.init, check.check, schema.schema, *cluster.COMMANDS):
     app.command()(command)
 
 
@@ -440,11 +424,8 @@ def report_line(pipeline: Pipeline) -> None:
 
 def finish(pipeline: Pipeline, ids: list[str]) -> None:
     """The table of the exported children, and where everything is."""
-    from nas.results.history import front_table, read_history, shown_costs
-
     path, run = pipeline.report(), pipeline.run
-    if rows := [row for row in front_table(run) if row["id"] in ids]:
-        console.print(tables.children(rows, shown_costs(read_history(run))))
+    results.show(run, ids)
     console.print(f"report:   {path}\nchildren: {run.children}\ncompare:  nas ui {os.path.relpath(run.path)}")
 
 

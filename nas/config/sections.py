@@ -133,6 +133,9 @@ def _that_bind(constraints: dict[str, Bounds]) -> dict[str, Bounds]:
     return {name: bounds for name, bounds in constraints.items() if (bounds.min, bounds.max) != (None, None)}
 
 
+Budget = Annotated[dict[str, Bounds], BeforeValidator(by_cost), AfterValidator(_that_bind)]
+
+
 def _known_search(name: str) -> str:
     plugins.find("search", name)
     return name
@@ -179,8 +182,8 @@ class SearchSettings(Section):
     cost: Annotated[str | None, Kind.IDENTITY] = Field(
         default=None, description="what is to be small; null: macs, or bitops where bits are chosen too"
     )
-    constraints: Annotated[dict[str, Bounds], BeforeValidator(by_cost), AfterValidator(_that_bind), Kind.EXTEND] = (
-        Field(default={}, description="what a child may cost, by cost: {macs: {max: 150k}}")
+    constraints: Annotated[Budget, Kind.EXTEND] = Field(
+        default={}, description="what a child may cost, by cost: {macs: {max: 150k}}"
     )
     metric: Annotated[str | None, Kind.IDENTITY] = Field(
         default=None,

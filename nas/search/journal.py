@@ -102,8 +102,10 @@ class Record:
         whole = type(k) is int and k >= 0 and isinstance(error, str | None)
         if not whole or not all(type(value) in (int, float) and math.isfinite(value) for value in cost.values()):
             raise ValueError(f"it is no record: k is {k!r}, cost {cost!r}, error {error!r}")
-        if record.id != form["id"]:
-            raise ValueError(f"the id {form['id']!r} does not belong to the architecture, whose id is {record.id!r}")
+        if record.id != form.get("id"):
+            raise ValueError(
+                f"the id {form.get('id')!r} does not belong to the architecture, whose id is {record.id!r}"
+            )
         return record
 
 

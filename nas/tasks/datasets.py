@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nas.draws import stratified
 from nas.preprocess import Preprocess, opened
-from nas.tasks.files import Files
+from nas.tasks.files import Files, decoded
 from nas.tasks.options import ClassificationOptions
 from nas.tasks.places import cifar10_root, fashion_root, folder_base
 
@@ -137,9 +137,12 @@ def _folder(settings: ClassificationOptions) -> Images:
     (train, train_y), (test, test_y) = [
         ([Path(f) for f, _ in part], torch.tensor([y for _, y in part])) for part in files
     ]
-    train_x, test_x = (Files(paths, lambda image: preprocess.levels(image)[0]) for paths in (train, test))
+    train_x, test_x = (
+        decoded(part, lambda image: preprocess.levels(image)[0], settings.size) for part in (train, test)
+    )
     varied_x = Files(train, _original if settings.resized_crop else lambda image: wider.levels(image)[0])
-    mean, std = _statistics(torch.stack(train_x[torch.arange(0, len(train), -(-len(train) // SAMPLE))]))
+    some = train_x[torch.arange(0, len(train), -(-len(train) // SAMPLE))]
+    mean, std = _statistics(torch.stack(list(some)))
     return Images(train_x, varied_x, train_y, test_x, test_y, tuple(classes), mean, std, preprocess)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -48,6 +49,17 @@ class Files:
             self._room -= found.nbytes
             self._kept[row] = found
         return found
+
+
+def decoded(paths: list[Path], prepare: Callable[[Image.Image], Tensor], side: int) -> Tensor | Files:
+    """Images that `prepare` makes ``(3, side, side)``: a tensor uint8 ``(N, 3, side, side)``, or `Files` where that
+    would take more than `MOST_BYTES`.
+
+    Raises:
+        ValueError: a file is not a readable image; it is named.
+    """
+    files = Files(paths, prepare)
+    return files if len(paths) * 3 * side * side > MOST_BYTES else torch.stack(files[torch.arange(len(paths))])
 
 
 @contextmanager

@@ -277,6 +277,24 @@ def check_about(subject: Subject) -> None:
     )
 
 
+def check_preprocess(subject: Subject) -> None:
+    """What networks are judged on is what `preprocess` can make of pictures: grey levels divided by 255, of the sizes
+    that it states.
+
+    Look at inputs that were never rounded to uint8, and at another resizing than `preprocess` does.
+    """
+    task, (x, _) = subject.task, subject.batch("validation", None)
+    if task.preprocess is None:
+        return
+    levels = (x * 255).round()
+    assert torch.equal(levels / 255, x), "inputs are not whole grey levels / 255, as those of pictures are"
+    side, channels = task.preprocess.side, task.preprocess.channels
+    assert channels == x.shape[1], f"inputs have {x.shape[1]} channels, and preprocess gives {channels}"
+    assert side is None or tuple(x.shape[2:]) == (side, side), (
+        f"inputs are {tuple(x.shape[2:])}, and preprocess gives {(side, side)}"
+    )
+
+
 CHECKS: tuple[Callable[[Subject], None], ...] = (
     check_data,
     check_batch,
@@ -289,4 +307,5 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     check_sums,
     check_chance,
     check_about,
+    check_preprocess,
 )

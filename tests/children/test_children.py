@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 import nas
 from nas.build import load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator
-from nas.children.export import export_child, write_onnx
+from nas.children.export import export_child
+from nas.children.formats import write_onnx
 from nas.cli.commands import app
 from nas.config.experiment import dump, load_experiment
 from nas.results.tracking import Tracker, default_uri, register_model
@@ -70,12 +71,12 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_snippet_of_the_page_runs(child: Path) -> None:
     snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(snippets) == 4
+    assert len(snippets) == 5
     ours, others = (
         [s for s in snippets if "nas.load_child" in s],
         [s for s in snippets if "nas." not in s and "models:/" not in s],
     )
-    assert len(ours) == 1 and len(others) == 2
+    assert len(ours) == 1 and len(others) == 3
     for snippet in others:  # in the child's directory, where raynas cannot be imported
         script = "import sys\nsys.modules['nas'] = sys.modules['searchspaces'] = None\n" + snippet
         done = subprocess.run([sys.executable, "-c", script], cwd=child, capture_output=True, text=True, timeout=120)

@@ -14,13 +14,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import nas
 from nas.build import load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator
-from nas.children.export import export_child, write_onnx
+from nas.children.export import export_child
+from nas.children.formats import write_onnx
 from nas.children.quantize import OnnxFile, done_before, integer_layers, quantize_child
 from nas.config.experiment import load_experiment
 from nas.draws import permutation
@@ -34,7 +36,7 @@ from nas.quantization.integer import IntegerConv2d, IntegerLinear, fake_quantize
 from nas.quantization.levels import top_level
 from nas.rundir.fence import Fence
 from nas.supernet import CostModel
-from tests.driving import STRANGER
+from tests.driving import STRANGER, outputs_of
 
 CPU = torch.device("cpu")
 
@@ -424,12 +426,27 @@ def test_a_quantized_child_loads(trained: Trained, mixed: dict[str, Any]) -> Non
     x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     ours = nas.load_child(home)(x)
     lines = (home / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    rest = f"\nimport torch\nwith torch.no_grad():\n    print(json.dumps(net(torch.tensor({x.tolist()})).tolist()))"
+    rest = f"\nimport json\nprint(json.dumps(model.network(torch.tensor({x.tolist()})).tolist()))"
     ended = subprocess.run(
         [sys.executable, "-c", STRANGER + lines + rest], cwd=home, capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 0, ended.stderr
     assert torch.allclose(torch.tensor(json.loads(ended.stdout)), ours, atol=1e-5)
+
+
+def test_a_quantized_child_is_what_its_card_says(trained: Trained, mixed: dict[str, Any], tmp_path: Path) -> None:
+    """From pictures on: in PyTorch by the card's lines, and by picture.onnx."""
+    home, task = trained.run / "children" / mixed["id"], trained.task
+    x, y = task.test.batch(np.arange(len(task.test)))
+    pictures = [tmp_path / f"{row}.png" for row in range(len(x))]
+    for picture, path in zip((x * 255).round().to(torch.uint8), pictures, strict=True):
+        Image.fromarray(picture[0].numpy()).save(path)
+    found = torch.cat(outputs_of(home, pictures, tmp_path))
+    assert 100 * float((found.argmax(1) == y).double().mean()) == pytest.approx(mixed["test"]["accuracy"])
+    whole = OnnxFile(home / "picture.onnx")
+    colours = (x[:20] * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+    assert torch.allclose(torch.cat([whole(picture) for picture in colours]), found[:20], atol=0.05)
+    assert mixed["parity"]["picture_onnx"] < 0.05
 
 
 def test_it_is_not_done_twice_nor_to_a_quantized_child(trained: Trained, mixed: dict[str, Any]) -> None:

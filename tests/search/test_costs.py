@@ -25,7 +25,7 @@ from nas.build import (
     open_journal,
     open_search,
 )
-from nas.children.export import card
+from nas.children.card import card
 from nas.config.experiment import Experiment, ExperimentError, difference, dump, load_experiment, presets
 from nas.results.history import History, front_table, shown_costs
 from nas.results.outbox import view
@@ -227,11 +227,17 @@ def test_people_read_of_it_what_it_says_of_itself(table: Path, tmp_path: Path) -
         "baselines": {},
         "parity": {},
     }
-    about = {"space": "bignas", "size": "d8", "data": "digits", "supernet": SUPERNET}
-    assert "parameters and 3.7 ms latency for one input" in card(
-        figures, about, "Child", (1, 8, 8), False, costs.measures
-    )
-    assert "MACs and " in card(figures, about, "Child", (1, 8, 8), False)
+    about = {
+        "space": "bignas",
+        "size": "d8",
+        "data": "digits",
+        "supernet": SUPERNET,
+        "input": {"shape": [1, 8, 8], "any_size": False},
+        "child": "searchspaces.bignas_child:BigNASChild",
+    }
+    task = load_task(opened.experiment)
+    assert "parameters and 3.7 ms latency for one input" in card(figures, about, task, costs.measures)
+    assert "MACs and " in card(figures, about, task)
 
 
 def test_a_changed_table_or_option_is_another_search(table: Path, tmp_path: Path) -> None:

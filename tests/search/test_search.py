@@ -468,6 +468,8 @@ def test_records_and_candidates_are_plain_json() -> None:
     assert Candidate.from_json(json.loads(json.dumps(candidate.to_json()))) == candidate
     with pytest.raises(ValueError, match="does not belong to the architecture"):
         Record.from_json(RECORD.to_json() | {"arch": {"width": 1}})
+    with pytest.raises(ValueError, match="the id None does not belong"):
+        Record.from_json({key: value for key, value in RECORD.to_json().items() if key != "id"})
 
 
 def _written(path: Path) -> bytes:

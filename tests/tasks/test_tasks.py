@@ -21,6 +21,7 @@ import nas.tasks.places as places
 from nas.build import load_task
 from nas.config.experiment import load_experiment
 from nas.draws import _mix, bits, permutation, stratified, uniform
+from nas.preprocess import Preprocess
 from nas.tasks.classification import Classification, Split, erased, resized_crop
 from nas.tasks.datasets import load_images
 from nas.tasks.options import ClassificationOptions
@@ -107,23 +108,23 @@ def test_the_three_parts_of_digits(digits: Classification) -> None:
         assert np.abs(share - 0.1).max() < 0.01
     other = Classification(DIGITS, seed=1)
     assert not np.array_equal(other.validation.rows, digits.validation.rows)
-    assert torch.equal(other.test.x, digits.test.x)  # the test part does not depend on the seed
+    assert torch.equal(other.test.plain, digits.test.plain)  # the test part does not depend on the seed
 
 
 def test_no_image_is_in_train_and_test(digits: Classification) -> None:
-    parts = [torch.unique(s.x[s.rows].flatten(1), dim=0) for s in (digits.train, digits.validation, digits.test)]
+    parts = [torch.unique(s.plain[s.rows].flatten(1), dim=0) for s in (digits.train, digits.validation, digits.test)]
     assert len(torch.unique(torch.cat(parts), dim=0)) == sum(map(len, parts)) == 1797
 
 
 def test_batches_are_plain_without_an_epoch(digits: Classification) -> None:
     x, y = digits.train.batch(np.array([3, 3, 7]))
     assert x.dtype == torch.float32 and x.shape == (3, 1, 8, 8) and y.dtype == torch.int64 and y.shape == (3,)
-    assert torch.equal(x[0], x[1]) and torch.equal(x[2], digits.train.x[digits.train.rows[7]].float() / 255)
+    assert torch.equal(x[0], x[1]) and torch.equal(x[2], digits.train.plain[digits.train.rows[7]].float() / 255)
     assert x.min() == 0 and x.max() == 1
 
 
 def test_the_network_is_told_the_data(digits: Classification) -> None:
-    x = digits.train.x.double() / 255
+    x = digits.train.plain.double() / 255
     assert digits.network["classes"] == 10 and digits.network["channels"] == 1 and digits.network["image"] == 8
     assert digits.network["mean"] == pytest.approx([x.mean().item()]) and digits.network["std"] == pytest.approx(
         [x.std(correction=0).item()]
@@ -138,7 +139,7 @@ def split(
         1, 256, (images, channels, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     every = ClassificationOptions.model_validate({"name": "digits", "validation": 1} | settings)
-    return Split(x, torch.arange(images), np.arange(images), side, every, seed=5)
+    return Split(Preprocess(channels, side).levels(x), x, torch.arange(images), np.arange(images), side, every, seed=5)
 
 
 @pytest.mark.parametrize("settings", [{"shift": 2}, {"flip": True}, {"shift": 1, "flip": True, "rand_augment": True}])
@@ -152,7 +153,9 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(settings: dict[str, 
     assert torch.equal(torch.cat([some.batch(np.array([i]), 3)[0] for i in range(40)]), whole)
     assert torch.equal(split(**settings).batch(np.arange(40), 3)[0], whole)
     assert not torch.equal(some.batch(np.arange(40), 4)[0], whole)
-    assert not torch.equal(Split(some.x, some.y, some.rows, 8, some.settings, seed=6).batch(np.arange(40), 3)[0], whole)
+    assert not torch.equal(
+        Split(some.plain, some.varied, some.y, some.rows, 8, some.settings, seed=6).batch(np.arange(40), 3)[0], whole
+    )
 
 
 @pytest.mark.parametrize("augmented", [False, True])
@@ -169,7 +172,7 @@ def test_crops_and_mirrors_are_all_and_only_the_possible_ones() -> None:
     """Against a loop: every augmented image is one of the (2 pad + 1)^2 windows, mirrored or not, and all of them
     occur."""
     some, seen = split(images=20, shift=1, flip=True), set()
-    padded = F.pad(some.x, (1, 1, 1, 1)).float() / 255
+    padded = F.pad(some.varied, (1, 1, 1, 1)).float() / 255
     for epoch in range(30):
         x, _ = some.batch(np.arange(20), epoch)
         for i in range(20):
@@ -182,9 +185,8 @@ def test_crops_and_mirrors_are_all_and_only_the_possible_ones() -> None:
     assert len(seen) == 18
 
 
-def test_larger_images_are_cropped_at_random_to_train_and_at_the_centre_to_judge() -> None:
+def test_larger_images_are_cropped_at_random_to_train() -> None:
     some = split(height=9, width=11, side=8)
-    assert torch.equal(some.batch(np.arange(40))[0], some.x[:, :, 0:8, 1:9].float() / 255)
     x, _ = some.batch(np.arange(40), 0)
     assert x.shape == (40, 3, 8, 8) and (x > 0).all()  # no padding asked for, so none is seen
 
@@ -218,10 +220,13 @@ def test_rand_augment_draws_from_nothing_that_others_draw_from() -> None:
 def test_grey_images_of_16_bits_keep_their_range(nowhere: Path) -> None:
     deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     Image.fromarray(deep).save(nowhere / "deep.png")
-    assert torch.equal(files.decode([nowhere / "deep.png"], 8)[0, 1], torch.from_numpy((deep >> 8).astype(np.uint8)))
+    assert torch.equal(
+        files.decoded([nowhere / "deep.png"], lambda image: Preprocess(3).levels(image)[0], 8)[0, 1],
+        torch.from_numpy((deep >> 8).astype(np.uint8)),
+    )
     Image.fromarray(deep.astype(np.float32)).save(nowhere / "float.tiff")
     with pytest.raises(ValueError, match=r"float\.tiff: pixels of mode F have no range"):
-        files.decode([nowhere / "float.tiff"], 8)
+        files.decoded([nowhere / "float.tiff"], Preprocess(3).levels, 8)
 
 
 # --- losses
@@ -303,7 +308,7 @@ def test_fashion_mnist_is_unpacked_once_into_the_cache(nowhere: Path, place: str
     idx(folder, {"train": 60, "t10k": 20})
     task = Classification(ClassificationOptions(name="fashion-mnist", validation=20), 0)
     assert (
-        task.train.x.shape == (60, 1, 28, 28)
+        task.train.plain.shape == (60, 1, 28, 28)
         and len(task.train) == 40
         and len(task.test) == 20
         and task.classes[9] == "Ankle boot"
@@ -312,7 +317,7 @@ def test_fashion_mnist_is_unpacked_once_into_the_cache(nowhere: Path, place: str
     assert sorted(p.name for p in raw.iterdir()) == sorted(places.FASHION_FILES)
     for file in folder.iterdir():
         file.unlink()
-    assert torch.equal(load_images(task.train.settings).train_x, task.train.x)
+    assert torch.equal(load_images(task.train.settings).train_x, task.train.plain)
 
 
 def test_a_damaged_fashion_mnist_is_told_and_leaves_nothing(nowhere: Path) -> None:
@@ -374,7 +379,7 @@ def test_a_folder_of_images(nowhere: Path, kind: str, test: str) -> None:
     assert (
         task.classes == ("ant", "bee", "cat")
         and task.input_shape == (3, 14, 14)
-        and task.train.x.shape == (20, 3, 16, 16)
+        and task.train.plain.shape == (20, 3, 14, 14)
     )
     assert (len(task.train), len(task.validation), len(task.test)) == (16, 4, 3)
     for which in (task.train, task.validation, task.test):
@@ -390,11 +395,11 @@ def test_many_images_stay_on_disk(nowhere: Path, monkeypatch: pytest.MonkeyPatch
         pictures(nowhere / "mine" / part, {"ant": count, "bee": count})
     settings = folder_settings("mine", shift=1, flip=True)
     here = Classification(settings, 0)
-    monkeypatch.setattr(files, "MOST_BYTES", 3 * 16 * 16)
+    monkeypatch.setattr(files, "MOST_BYTES", 3 * 16 * 16 * 2)  # of which two squares fit
     there = Classification(settings, 0)
-    assert isinstance(there.train.x, files.Files) and isinstance(here.train.x, torch.Tensor)
+    assert isinstance(there.train.plain, files.Files) and isinstance(here.train.plain, torch.Tensor)
     assert here.network == there.network
-    for epoch in (None, 3):
+    for epoch in (None, 3, 3):  # what was kept is given again
         pairs = zip(
             here.train.batch(np.array([5, 0, 7]), epoch), there.train.batch(np.array([5, 0, 7]), epoch), strict=True
         )
@@ -422,6 +427,23 @@ def test_crops_of_any_area_and_ratio() -> None:
     assert torch.equal(whole, x[:1])
 
 
+def test_crops_are_of_the_original_picture(nowhere: Path) -> None:
+    """What lies outside the centre square is seen in training, in the detail that the file has."""
+    for part in ("train", "test"):
+        for name in ("ant", "bee"):
+            (nowhere / "mine" / part / name).mkdir(parents=True)
+            picture = np.full((40, 120, 3), 60, np.uint8)
+            picture[:, :20] = 255  # far left of the centre square
+            picture[::2, 100:] = 0  # stripes that a smaller picture would not have
+            for i in range(2):
+                Image.fromarray(picture).save(nowhere / "mine" / part / name / f"{i}.png")
+    settings = folder_settings("mine", resized_crop=True, validation=2, size=40)
+    task = Classification(settings, 0)
+    assert task.validation.batch(np.array([0]))[0].max() < 0.5
+    crops = torch.cat([task.train.batch(np.array([0]), epoch)[0] for epoch in range(40)])
+    assert (crops.amax((1, 2, 3)) == 1).any() and (crops.amin((1, 2, 3)) < 0.05).any()
+
+
 def test_a_rectangle_is_erased() -> None:
     x = torch.full((200, 1, 32, 32), 100, dtype=torch.uint8)
     before, out = x.clone(), erased(x, np.arange(200))
@@ -446,13 +468,6 @@ def test_erasing_and_cropping_go_by_the_settings() -> None:
     assert torch.equal(once[5:9], task.train.batch(rows[5:9], 0)[0]), "whatever the batch"
     with pytest.raises(ValueError, match="two ways to crop"):
         ClassificationOptions(name="digits", validation=300, resized_crop=True, shift=1)
-
-
-def test_an_image_is_resized_by_its_short_side_and_cut_at_the_centre(tmp_path: Path) -> None:
-    ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (32, 1))  # 64 wide, 32 high, brighter to the right
-    assert files.square(Image.fromarray(ramp).convert("RGB"), 16).shape == (16, 16, 3)
-    square = files.square(Image.fromarray(ramp).convert("RGB"), 32)
-    assert np.array_equal(square[..., 0], ramp[:, 16:48])
 
 
 def test_broken_folders_are_told(nowhere: Path) -> None:

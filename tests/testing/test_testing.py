@@ -307,6 +307,21 @@ class OfTheBatch:
         return (x * noise if epoch is not None else x), target
 
 
+class Unrounded(Classification):
+    def __init__(self, options: ClassificationOptions, seed: int) -> None:
+        super().__init__(options, seed)
+        self.validation = Blurred(self.validation)
+
+
+@dataclass(frozen=True)
+class Blurred(OfTheBatch):
+    """Inputs that no picture gives."""
+
+    def batch(self, indices: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
+        x, target = self.inner.batch(indices, epoch)  # type: ignore[attr-defined]
+        return 0.9 * x + 0.1 * x.mean((2, 3), keepdim=True), target
+
+
 class Hopeless(Classification):
     def __init__(self, options: ClassificationOptions, seed: int) -> None:
         super().__init__(options, seed)
@@ -323,6 +338,7 @@ class Hopeless(Classification):
         (Overlapping, "held_out"),
         (Unseeded, "batch"),
         (Hopeless, "chance"),
+        (Unrounded, "preprocess"),
     ],
 )
 def test_a_broken_task_is_told(broken: type[Classification], check: str) -> None:
