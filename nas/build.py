@@ -97,7 +97,7 @@ def space_of(name: str, size: str) -> Any:
             raise ValueError(f"space {name!r} has no size {size!r}; {hint}it has: {', '.join(found.SIZES)}")
     elif not callable(found):
         kind = type(found).__name__
-        raise ValueError(f"{name!r} is a {kind}; allowed: a function of size and options that makes a Supernet")
+        raise ValueError(f"{name!r} is of type {kind}; allowed: a function of size and options that makes a Supernet")
     return found
 
 

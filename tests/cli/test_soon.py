@@ -37,10 +37,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def said(home: Path, *words: str) -> tuple[str, set[str]]:
+def said(home: Path, *words: str, **env: str) -> tuple[str, set[str]]:
     """What a command said, and which of the slow modules it had by then."""
     told = subprocess.run(
-        [sys.executable, "-c", SPY, *words], capture_output=True, text=True, cwd=home, env=environment()
+        [sys.executable, "-c", SPY, *words], capture_output=True, text=True, cwd=home, env=environment(**env)
     )
     text, _, modules = told.stdout.rpartition("modules:")
     assert text and "Traceback" not in told.stderr, told.stdout + told.stderr
@@ -111,3 +111,13 @@ def test_what_needs_the_network_is_said_with_torch_alone(home: Path, command: st
 def test_what_was_refused_has_left_nothing(home: Path) -> None:
     assert sorted(path.name for path in (home / "runs").iterdir()) == ["begun", "done"]
     assert [path.name for path in (home / "runs" / "begun").iterdir()] == ["experiment.yaml"]
+
+
+@pytest.mark.parametrize("command", ["search runs/done", "export runs/done --child 3"])
+def test_only_what_trains_and_searches_needs_ray(tmp_path: Path, command: str) -> None:
+    """A finished search begins none, and an export is the work of one process."""
+    shutil.copytree(OLD_RUN, tmp_path / "runs" / "done")
+    nobody = "http://127.0.0.1:9"  # MLflow would take its time for a database
+    text, slow = said(tmp_path, *command.split(), MLFLOW_TRACKING_URI=nobody)
+    assert "search: done before (24 candidates)" in text or "export: 1 children" in text, text
+    assert not slow & {"ray", "deepspeed", "torchvision", "onnx"}, "the experiment wants no ONNX files"
