@@ -6,14 +6,15 @@ And what a differentiable search found, as the first candidate of a search over 
 
 from __future__ import annotations
 
+import difflib
 import importlib
-import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nas.children.choose import constraints_of
 from nas.config import plugins
 from nas.config.experiment import Experiment
 from nas.config.section import RecipeOptions
@@ -21,11 +22,11 @@ from nas.recipes.differentiable import architecture
 from nas.recipes.recipe import Recipe
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
-from nas.search.constraints import Constraints, check_attainable
+from nas.search.constraints import check_attainable
 from nas.search.core import Objective, Search, resume
 from nas.search.journal import Candidate, Journal
-from nas.space import COSTS, Arch
-from nas.supernet import CostModel, Supernet
+from nas.space import Arch
+from nas.supernet import Cost, CostModel, Supernet
 from nas.tasks.task import Task
 
 
@@ -36,12 +37,15 @@ def load_task(experiment: Experiment) -> Task:
         FileNotFoundError: the data set is not on this machine; the message says how to get it.
         ValueError: it is there, but cannot be used.
     """
-    return plugins.find("task", experiment.data.name)(experiment.data, experiment.seed)
+    name = experiment.data.name
+    with plugins.telling(name, "reading the data"):
+        return plugins.find("task", name)(experiment.data, experiment.seed)
 
 
 def load_recipe(task: Task, options: RecipeOptions) -> Recipe:
     """The recipe that an experiment's section names."""
-    return plugins.find("recipe", options.name)(task, options)
+    with plugins.telling(options.name, "making the recipe"):
+        return plugins.find("recipe", options.name)(task, options)
 
 
 def make_supernet(experiment: Experiment, task: Task) -> Supernet:
@@ -77,17 +81,27 @@ def find_space(name: str) -> Any:
     """
     if ":" in name:
         return plugins.load(name)
-    if name not in built_in_spaces():
-        known = ", ".join(built_in_spaces())
-        raise ValueError(f"no search space {name!r}; built in: {known}; or your own as my_module:my_space")
-    return importlib.import_module(f"searchspaces.{name}")
+    if name not in (known := plugins.built_in_spaces()):
+        raise plugins.unknown(name, known, "or your own as my_module:my_space")
+    return importlib.import_module(f"{plugins.SPACES}.{name}")
 
 
-def built_in_spaces() -> list[str]:
-    """Names of the spaces that come with raynas: the modules of the package `searchspaces` that define sizes."""
-    package = importlib.import_module("searchspaces")
-    names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
-    return [n for n in names if hasattr(importlib.import_module(f"searchspaces.{n}"), "SIZES")]
+def check_space(name: str, size: str) -> Any:
+    """What `find_space` finds, which may have that size: a user's own factory says itself what it makes.
+
+    Raises:
+        ValueError: there is no such space, no such size, or it is no factory.
+    """
+    found = find_space(name)
+    if hasattr(found, "SIZES"):
+        if size not in found.SIZES:
+            near = difflib.get_close_matches(size, found.SIZES, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"space {name!r} has no size {size!r}; {hint}it has: {', '.join(found.SIZES)}")
+    elif not callable(found):
+        kind = type(found).__name__
+        raise ValueError(f"{name!r} is a {kind}; allowed: a function of size and options that makes a Supernet")
+    return found
 
 
 def load_supernet(space: str, size: str = "", **options: Any) -> Supernet:
@@ -101,12 +115,9 @@ def load_supernet(space: str, size: str = "", **options: Any) -> Supernet:
     Raises:
         ValueError: no such space or size, or one that does not take these options.
     """
-    found = find_space(space)
+    found = check_space(space, size)
     if not hasattr(found, "SIZES"):
-        return found(size, **options)
-    sizes: Mapping[str, Any] = found.SIZES
-    if size not in sizes:
-        raise ValueError(f"space {space!r} has no size {size!r}; it has: {', '.join(sizes)}")
+        return _of_ones_own(space, found, size, options)
     try:
         return found.supernet(size, **options)
     except TypeError as error:  # an option that the family does not take, told by Python with the name of its class
@@ -114,6 +125,19 @@ def load_supernet(space: str, size: str = "", **options: Any) -> Supernet:
             raise
         what = str(error).rpartition("got an ")[2]
         raise ValueError(f"space {space!r} does not go with these data or space.options: {what}") from error
+
+
+def _of_ones_own(space: str, factory: Any, size: str, options: Mapping[str, Any]) -> Supernet:
+    """What a user's own factory makes.
+
+    Raises:
+        ValueError: it does not make this, or makes something else.
+    """
+    with plugins.telling(space, f"making the space with the size {size!r} and the options {', '.join(options)}"):
+        net = factory(size, **options)
+    if not isinstance(net, Supernet):
+        raise ValueError(f"{space!r} made a {type(net).__name__}; allowed: a Supernet, as nas/supernet.py describes it")
+    return net
 
 
 def found_by(trained: Checkpoint, net: Supernet) -> Arch:
@@ -166,7 +190,11 @@ def costs_of(experiment: Experiment, net: Supernet) -> CostModel:
     Raises:
         ValueError: one of these has a name that it cannot have.
     """
-    return CostModel(net, [plugins.find("cost", options.name)(options) for options in experiment.search.costs])
+    own: list[Cost] = []
+    for options in experiment.search.costs:
+        with plugins.telling(options.name, "making the cost"):
+            own.append(plugins.find("cost", options.name)(options))
+    return CostModel(net, own)
 
 
 def objective_of(experiment: Experiment, task: Task, net: Supernet) -> Objective:
@@ -190,13 +218,6 @@ def objective_of(experiment: Experiment, task: Task, net: Supernet) -> Objective
     return Objective(metric, cost, task.metrics[metric])
 
 
-def constraints_of(experiment: Experiment) -> Constraints:
-    """What a child may cost; those costs first that every network has, in their order."""
-    given = experiment.search.constraints
-    names = [*(name for name in COSTS if name in given), *(name for name in given if name not in COSTS)]
-    return Constraints({name: (given[name].min, given[name].max) for name in names})
-
-
 def check_constraints(experiment: Experiment, net: Supernet) -> None:
     """Refuse constraints that no child meets, by how much, and those on a cost that is not there."""
     check_attainable(net.space, costs_of(experiment, net), constraints_of(experiment))
@@ -213,15 +234,17 @@ def open_search(experiment: Experiment, net: Supernet, task: Task, trained: Chec
     """
     settings = experiment.search
     algorithm: type[Search] = plugins.find("search", settings.algorithm)
-    search = algorithm(
-        net.space,
-        costs_of(experiment, net),
-        objective_of(experiment, task, net),
-        constraints_of(experiment),
-        settings.options,
-        seed=experiment.seed,
-        window=settings.window,
-    )
+    costs, objective = costs_of(experiment, net), objective_of(experiment, task, net)
+    with plugins.telling(settings.algorithm, "making the search"):
+        search = algorithm(
+            net.space,
+            costs,
+            objective,
+            constraints_of(experiment),
+            settings.options,
+            seed=experiment.seed,
+            window=settings.window,
+        )
     own = [found_by(trained, net)] if trained and experiment.recipe.name == "differentiable" else []
     search.begin_with([*own, *(proposed(Path(run), net) for run in settings.propose_from)])
     return search

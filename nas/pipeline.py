@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 
 from nas.build import (
     check_constraints,
-    constraints_of,
+    check_space,
     costs_of,
     load_recipe,
     load_task,
@@ -24,29 +23,28 @@ from nas.build import (
     objective_of,
     open_search,
 )
+from nas.children.choose import choose, constraints_of, history_of, trained
 from nas.children.evaluate import Batches, Evaluator
 from nas.children.export import child_packages, export_child, exported, works_at
-from nas.children.quantize import QuantizedFigures, done_before, quantize_child
 from nas.config.experiment import Experiment, parse
 from nas.device import driver_device
-from nas.quantization.compare import QuantizationTarget
+from nas.quantization.target import QuantizationTarget
 from nas.recipes.recipe import Recipe
 from nas.results.history import History
-from nas.results.report import write_report
 from nas.results.tracking import Tracker, address, default_uri
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir, open_run
 from nas.rundir.fence import Fence, Gone
 from nas.rundir.log import EventLine, Line, PanelLine, StepLine
-from nas.rundir.mirror import Mirror
 from nas.search.journal import Record
 from nas.space import Arch
 from nas.supernet import Supernet
 from nas.tasks.task import Task
 from nas.training.loop import total_steps
-from nas.workers.session import leaving, session
 from nas.workers.stopping import Stopper, watching
-from nas.workers.train import train
+
+if TYPE_CHECKING:
+    from nas.children.quantize import QuantizedFigures
 
 FLUSH_SECONDS = 30.0  # at the end, for what MLflow does not have yet
 
@@ -149,6 +147,7 @@ class Pipeline:
         """
         device = driver_device(experiment.train.use_gpu)
         run = RunDir(directory.absolute())
+        check_space(experiment.space.name, experiment.space.size)  # before the data are read, which takes longer
         task = load_task(experiment)
         net = make_supernet(experiment, task)
         if task.least_side < net.least_side:
@@ -168,8 +167,11 @@ class Pipeline:
         recipe = load_recipe(task, experiment.recipe)
         recipe.optimizer(net)  # refuses a network that it cannot train
         tracking = experiment.tracking
-        kept = Mirror(mirror, run.path, watch.say) if mirror else None
-        if kept:
+        kept = None
+        if mirror:
+            from nas.rundir.mirror import Mirror  # what takes time to import stands where it is used, here and below
+
+            kept = Mirror(mirror, run.path, watch.say)
             kept.bring()
         with open_run(experiment, run) as fence, kept or nullcontext():
             tracker = Tracker(run, address(run, tracking.uri), tracking.experiment or experiment.name)
@@ -207,6 +209,8 @@ class Pipeline:
             self.watch.say(f"train: done before ({newest.state.step:,} steps)")
             self.tracker.finish("train")
             return
+        from nas.workers.train import train
+
         open_search(
             self.experiment, self.net, self.task
         )  # what the search shall begin with is refused now, not after the training
@@ -229,13 +233,13 @@ class Pipeline:
 
     def search(self) -> None:
         """Candidates, until there are as many as asked for."""
-        from nas.workers.trials import search_children  # brings in Ray Tune, which training does without
-
         newest, history = self._supernet(), self._history()
         target, began, before = self.experiment.search.candidates, time.monotonic(), len(history.records)
         if before >= target:
             self.watch.say(f"search: done before ({before:,} candidates)")
             return
+        from nas.workers.trials import search_children  # brings in Ray Tune, which training does without
+
         self._begin("search", "starting the evaluators")
         self._ray()
 
@@ -303,6 +307,24 @@ class Pipeline:
             self.stopper.check()
         self.watch.end(f"{len(open_)} children in {target.parent if target else self.run.children}")
 
+    def add_formats(self, ids: list[str], formats: Sequence[str]) -> None:
+        """Exported children in further formats, beside the files that they have.
+
+        Raises:
+            ValueError: a network has an operation that a runtime does not take.
+        """
+        if not formats:
+            return
+        from nas.children.runtimes import add  # brings in the runtimes
+
+        self._begin("formats", ", ".join(formats))
+        modules, costs = child_packages(self.experiment.space.name), costs_of(self.experiment, self.net).measures
+        for number, name in enumerate(ids, 1):
+            add(self.run.child(name).path, formats, self.task, modules, costs, self.fence)
+            self.watch.advance(number, len(ids), name, "children", None)
+            self.stopper.check()
+        self.watch.end(f"{len(ids)} children also as {', '.join(formats)}")
+
     def to_finetune(self, ids: list[str]) -> list[str]:
         """Those of these children that the experiment wants trained on: the best first."""
         settings, history = self.experiment.finetune, self._history()
@@ -321,10 +343,10 @@ class Pipeline:
             ValueError: no such candidate, or no such teacher.
             Occupied: another finetune of that child stands there.
         """
-        trained = self._supernet()
+        supernet = self._supernet()
         (record,) = choose(self._history(), self.experiment, child)
-        run, name = self.run.finetuned(record.id, trained.sha), f"{record.id}-finetuned"
-        derived = finetune_experiment(self.experiment, self.run, record, trained, self._teacher())
+        run, name = self.run.finetuned(record.id, supernet.sha), f"{record.id}-finetuned"
+        derived = finetune_experiment(self.experiment, self.run, record, supernet, self._teacher())
         with Pipeline.open(derived, run, self.watch) as self.inner:
             self.stopper.check()
             self.inner.train()
@@ -365,6 +387,8 @@ class Pipeline:
         Raises:
             ValueError: there is no such child, or it cannot be what is asked for.
         """
+        from nas.children.quantize import done_before, quantize_child
+
         source = self.run.exported_child(name).path
         if figures := done_before(source, target):
             self.watch.say(f"quantize: done before ({figures['id']})")
@@ -391,10 +415,14 @@ class Pipeline:
 
     def report(self) -> Path:
         """RUN/report.html."""
+        from nas.results.report import write_report
+
         return write_report(self.run)
 
     def _ray(self) -> None:
         """A connection to Ray for the rest of the command."""
+        from nas.workers.session import leaving, session
+
         self.ray.enter_context(session(self.run.ray_logs, self.stopper.check))
         notice = "this machine is being taken away: saving and ending"
         self.ray.enter_context(watching(leaving, lambda: self.ask(notice)))
@@ -416,16 +444,11 @@ class Pipeline:
         Raises:
             ValueError: there is none yet.
         """
-        newest = self._newest()
-        if newest is None:
-            raise ValueError(f"{self.run.path} has no trained supernet yet: nas train {self.experiment.name}")
-        return newest
+        return trained(self._newest(), self.experiment, self.run)
 
     def _history(self) -> History:
         """What the search over the trained supernet has found so far."""
-        history = History(self.run.journal(self._supernet().sha))
-        history.update()
-        return history
+        return history_of(self.run, self._supernet())
 
     def _evaluator(self) -> tuple[Evaluator, Batches]:
         device = self.device
@@ -466,28 +489,3 @@ def finetune_experiment(
         "finetune": None,
     }
     return parse(experiment.model_copy(update=changed).model_dump(mode="json"), "the section finetune")
-
-
-def choose(history: History, experiment: Experiment, only: str | None = None) -> list[Record]:
-    """Records to export: some of the front within the constraints, evenly spread by rank of cost, both ends among them;
-    or the one named.
-
-    Raises:
-        ValueError: there is nothing to choose from, or no such candidate.
-    """
-    if only is not None:
-        named = [record for record in history.records.values() if only in (record.id, str(record.k))]
-        if not named:
-            raise ValueError(
-                f"no candidate {only!r} in {history.path}; give the id or the number of one of its "
-                f"{len(history.records)} records"
-            )
-        return named[:1]
-    bound = constraints_of(experiment)
-    front = history.front(lambda record: bound.violation(record.cost) == 0)
-    if not front:
-        raise ValueError(
-            f"no candidate within {bound} was judged in {history.path}; search first: nas search {experiment.name}"
-        )
-    places = np.unique(np.linspace(0, len(front) - 1, min(experiment.export.children, len(front))).round().astype(int))
-    return [front[place] for place in places]

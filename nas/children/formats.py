@@ -79,7 +79,7 @@ def _preprocessing(channels: int, side: int | None, short: int | None) -> bytes:
 
 def _write(net: nn.Module, x: Tensor, path: Path, names: tuple[str, str], shapes: Mapping[int, Any]) -> None:
     """At most `EXPORTS` tries; the last error is raised."""
-    with _quiet():
+    with quiet():
         for left in reversed(range(EXPORTS)):
             try:
                 torch.onnx.export(
@@ -101,8 +101,8 @@ def _write(net: nn.Module, x: Tensor, path: Path, names: tuple[str, str], shapes
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter talks about its own insides."""
+def quiet() -> Iterator[None]:
+    """Exporters talk about their own insides."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

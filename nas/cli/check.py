@@ -116,9 +116,8 @@ def named(experiment: Experiment, kind: str) -> tuple[str, ...]:
 
 def kind_of(name: str) -> str:
     """``"space"``, ``"recipe"``, ``"task"``, ``"search"`` or ``"cost"``."""
-    from nas.build import built_in_spaces
 
-    known = {"space": built_in_spaces(), **{kind: plugins.built_in(kind) for kind in plugins.CONTRACTS}}
+    known = {"space": plugins.built_in_spaces(), **{kind: plugins.built_in(kind) for kind in plugins.CONTRACTS}}
     if ":" not in name:
         for kind, names in known.items():
             if name in names:

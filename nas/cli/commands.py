@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,8 @@ import typer
 import typer.core
 from rich.table import Column, Table
 
-from nas.cli import check, cluster, schema, tables
+from nas.cli import check, cluster, init, schema, tables
+from nas.cli.failures import failure
 from nas.cli.progress import plain
 from nas.config.addresses import masked, object_store
 from nas.config.experiment import Experiment, ExperimentError, load_experiment
@@ -26,8 +28,11 @@ if TYPE_CHECKING:
 
 
 class Commands(typer.core.TyperGroup):
-    """The list of commands, without the one of options, which says that there is --help: together they do not fit a
-    screen."""
+    """The list of commands, without the one of options, which says that there is --help, and without a line between:
+    together they do not fit a screen."""
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(f"{self.help}\n")
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         self.format_commands(ctx, formatter)
@@ -107,13 +112,28 @@ def run_at(path: Path) -> run_directory.RunDir:
 
 
 def open_pipeline(
-    target: str, run_dir: Path | None, overrides: list[str], trusted: list[str] = NOTHING, mirror: str | None = None
+    target: str,
+    run_dir: Path | None,
+    overrides: list[str],
+    trusted: list[str] = NOTHING,
+    mirror: str | None = None,
+    check: Callable[[Experiment, run_directory.RunDir], object] = lambda experiment, run: None,
 ) -> Any:
-    """The pipeline of a command, as a context; and a screen that is put right whatever happens."""
+    """The pipeline of a command, as a context; and a screen that is put right whatever happens.
+
+    Args:
+        check: what of the command can be refused by the run's files alone; this, and what else needs no torch, is
+            looked at before that is imported.
+    """
     from contextlib import contextmanager
+
+    from nas.rundir.directory import RunDir, check_free
 
     experiment, run = resolve(target, run_dir, overrides, trusted)
     console.print(f"{experiment.name} in {run}")
+    experiment.data.locate()
+    check_free(experiment, RunDir(run.absolute()))
+    check(experiment, RunDir(run.absolute()))
 
     @contextmanager
     def opened() -> Any:
@@ -187,7 +207,9 @@ def search(
 
     Example: nas search runs/bignas-digits --set search.constraints.macs.max=300k --set search.candidates=400
     """
-    with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes), trust) as pipeline:
+    from nas.children.choose import check_trained
+
+    with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes), trust, check=check_trained) as pipeline:
         pipeline.search()
         report_line(pipeline)
     console.print(f"next: nas export {pipeline.run.path}")
@@ -199,16 +221,26 @@ def export(
     child: Annotated[
         str | None, typer.Option("--child", help="One candidate, by id or number, instead of the front.")
     ] = None,
+    format_: Annotated[
+        list[str],
+        typer.Option("--format", metavar="FORMAT", help="Also as pt2, openvino or executorch; repeatable."),
+    ] = NOTHING,
     run_dir: RunDir = None,
     set_: Set = NOTHING,
     trust: Trust = NOTHING,
 ) -> None:
     """Write children as files that need no raynas: weights, their source, ONNX, figures, a model card.
 
-    Example: nas export runs/bignas-digits --set export.children=8
+    Example: nas export runs/bignas-digits --set export.children=8 --format openvino
     """
-    with open_pipeline(experiment, run_dir, set_, trust) as pipeline:
+    from nas.children.choose import check_candidate, check_formats
+
+    check_formats(format_)
+
+    check = partial(check_candidate, only=child)
+    with open_pipeline(experiment, run_dir, set_, trust, check=check) as pipeline:
         ids = pipeline.export(child)
+        pipeline.add_formats(ids, format_)
         finish(pipeline, ids)
 
 
@@ -228,7 +260,9 @@ def finetune(
             "the experiment has no section finetune; for example: --set 'finetune={recipe: {name: single, epochs: 20, "
             "batch: 64}}'"
         )
-    with open_pipeline(str(run), None, set_, trust) as pipeline:
+    from nas.children.choose import check_candidate
+
+    with open_pipeline(str(run), None, set_, trust, check=partial(check_candidate, only=child)) as pipeline:
         finish(pipeline, [pipeline.finetune(child)])
 
 
@@ -256,11 +290,11 @@ def quantize(
 
     Example: nas quantize runs/bignas-digits e5b4bb4dae2e --bits 4
     """
-    from nas.quantization.compare import read_target
+    from nas.quantization.target import read_target
 
     target = read_target(bits, max_bitops, max_bytes)
     experiment_of(run, set_, trust)
-    with open_pipeline(str(run), None, set_, trust) as pipeline:
+    with open_pipeline(str(run), None, set_, trust, check=lambda _, run: run.exported_child(child)) as pipeline:
         figures = pipeline.quantize(child, target)
         path = pipeline.run.child(figures["id"]).path
         report_line(pipeline)
@@ -283,10 +317,11 @@ def register(
 
     Example: nas register runs/bignas-digits CHILD digits --alias champion
     """
+    settings, at = experiment_of(run, trusted=trust), run_at(run)
+    at.exported_child(child)
     from nas.results.registry import register as enter
-    from nas.rundir.directory import RunDir
 
-    version = enter(RunDir(run), experiment_of(run, trusted=trust), child, name, alias)
+    version = enter(at, settings, child, name, alias)
     console.print(
         f"{name}, version {version}: "
         f"mlflow.pytorch.load_model('models:/{name}{'@' + alias if alias else '/' + version}')",
@@ -299,10 +334,10 @@ def report(run: Annotated[Path, RUN]) -> None:
 
     Example: nas report runs/bignas-digits
     """
+    at = run_at(run)
     from nas.results.history import front_table, read_history, shown_costs
     from nas.results.report import write_report
 
-    at = run_at(run)
     path = write_report(at)
     if rows := [row for row in front_table(at) if row["front"] or row["exported"]]:
         console.print(tables.children(rows, shown_costs(read_history(at))))
@@ -318,7 +353,11 @@ def spaces(
 
     Example: nas spaces bignas attentivenas
     """
-    from nas.build import built_in_spaces, find_space, load_supernet
+    from nas.config.plugins import built_in_spaces, unknown
+
+    if space and ":" not in space and space not in built_in_spaces():
+        raise unknown(space, built_in_spaces(), "or your own as my_module:my_space")
+    from nas.build import find_space, load_supernet
     from nas.results.plots import human
     from nas.space import COSTS
 
@@ -396,7 +435,7 @@ def ui(
     raise typer.Exit(subprocess.call(command))
 
 
-for command in (check.check, schema.schema, *cluster.COMMANDS):
+for command in (init.init, check.check, schema.schema, *cluster.COMMANDS):
     app.command()(command)
 
 
@@ -448,31 +487,6 @@ def main() -> None:
             sys.stdout.flush()
             os._exit(1)  # a thread may still wait for a Ray that is gone, and Ray at exit for its head
         sys.exit(1)
-
-
-FAILURES = {
-    errno.ENOSPC: "there is no space left: make room",
-    errno.EDQUOT: "the quota is used up: make room",
-    errno.EROFS: "the file system is read-only: make it writable, or choose another --run-dir",
-    errno.EACCES: "this user may not do that: change its permissions, or choose another --run-dir",
-    errno.EPERM: "this user may not do that: change its permissions, or choose another --run-dir",
-    errno.EISDIR: "a directory stands where a file belongs: move it away",
-    errno.ENOTDIR: "a file stands where a directory belongs: move it away",
-    errno.EEXIST: "a file stands where a directory belongs: move it away",
-    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
-    errno.ENOENT: "it is not there: put it back",
-    errno.EIO: "the disk fails: look at it",
-    errno.ESTALE: "the network file system has lost it: mount it again",
-}
-
-
-def failure(error: OSError) -> str:
-    """What a person is told of a file that could not be read or written: the path, what is wrong, what to do."""
-    if error.errno is None or error.filename is None:
-        return str(error)
-    path = error.filename2 or error.filename
-    why = FAILURES.get(error.errno, (error.strerror or "cannot be used").lower())
-    return f"{os.fsdecode(path)}: {why}; then the same command continues"
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def _data_of(experiment: Experiment) -> Finding:
 
 
 def _data() -> Finding:
-    from nas.tasks.datasets import roots
+    from nas.tasks.places import roots
 
     there = [str(root) for root in roots() if root.is_dir()]
     found = "digits are built in; others: " + (", ".join(there) or "nowhere yet")

@@ -2,15 +2,21 @@
 named.
 
 A space, recipe, search algorithm, task or cost is named ``my_module:thing`` in an experiment. Those that come with
-raynas are found the same way, and have a short name besides: ``sandwich`` is ``nas.recipes.sandwich:Sandwich``.
+raynas are found the same way, and have a short name besides: ``sandwich`` is ``nas.recipes.sandwich:Sandwich``. What
+there is of them is read from the sources, and options stand apart from what imports torch, so that a mistake in an
+experiment is told before that takes its time.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
-import pkgutil
+import importlib.resources
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +26,7 @@ from pydantic_core import CoreSchema, InitErrorDetails, core_schema
 from nas.config import own
 from nas.config.section import Section
 
+SPACES = "searchspaces"  # the package of the built-in ones
 PACKAGES = {"recipe": "nas.recipes", "search": "nas.search", "task": "nas.tasks"}
 CONTRACTS = {
     "recipe": "Recipe",
@@ -62,10 +69,10 @@ class OptionsOf:
         """
         if not isinstance(name, str):
             raise ValueError(f"{'missing' if name is None else f'given {name!r}'}; allowed: {self._allowed()}")
-        options: type[Section] = find(self.kind, name).Options
-        if not issubclass(options, self.base):
+        found = options(self.kind, name)
+        if not issubclass(found, self.base):
             raise ValueError(f"given {name!r}; allowed: {self._allowed()}, whose Options are {self.base.__name__}")
-        return options
+        return found
 
     def of(self, value: object) -> type[Section]:
         """The section that plain values stand for, or what any is where they name none."""
@@ -75,7 +82,7 @@ class OptionsOf:
             return self.base
 
     def _allowed(self) -> str:
-        names = [name for name in built_in(self.kind) if issubclass(find(self.kind, name).Options, self.base)]
+        names = [name for name in built_in(self.kind) if issubclass(options(self.kind, name), self.base)]
         return f"{self.what and self.what + ': '}{', '.join(names)}; {OWN}"
 
     def _read(self, value: object) -> object:
@@ -112,23 +119,48 @@ def find(kind: str, name: str) -> Any:
                 f"given {name!r}, which is no {kind}; allowed: a class that subclasses raynas's {contract}"
             )
         return thing
-    short = POSED_BY.get(name, "") if kind == "task" else name
-    if short and short.isidentifier() and short in _modules(kind):
-        module = importlib.import_module(f"{PACKAGES[kind]}.{short}")
-        if (thing := getattr(module, _camel(short), None)) is not None and _is_a(thing, kind):
-            return thing
-    known = built_in(kind)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ValueError(f"given {name!r}; {hint}allowed: {', '.join(known)}; {OWN}")
+    if name not in built_in(kind):
+        raise unknown(name, built_in(kind), OWN)
+    short = _short(kind, name)
+    return getattr(importlib.import_module(f"{PACKAGES[kind]}.{short}"), _camel(short))
+
+
+def options(kind: str, name: str) -> type[Section]:
+    """The section of a plug-in's options.
+
+    That of what comes with raynas stands in ``options.py`` of its package where there is such a file, and torch is not
+    imported; that of any other in its own file.
+
+    Raises:
+        ValueError: there is no such plug-in, or its options are no section.
+    """
+    if name in built_in(kind) and _source(PACKAGES[kind], "options"):
+        home = importlib.import_module(f"{PACKAGES[kind]}.options")
+        if (section := getattr(home, f"{_camel(_short(kind, name))}Options", None)) is not None:
+            return section
+    section = find(kind, name).Options
+    if not (isinstance(section, type) and issubclass(section, Section)):
+        raise ValueError(f"given {name!r}, whose Options are {section!r}; allowed: a subclass of nas.config.section's")
+    return section
 
 
 def built_in(kind: str) -> list[str]:
-    """The short names of what comes with raynas."""
+    """The short names of what comes with raynas; none of it is imported."""
     if kind == "task":
         return list(POSED_BY)
-    found = ((name, importlib.import_module(f"{PACKAGES[kind]}.{name}")) for name in _modules(kind))
-    return [name for name, module in found if _is_a(getattr(module, _camel(name), None), kind)]
+    return _modules(PACKAGES[kind], lambda name: rf"^class {_camel(name)}\(") if kind in PACKAGES else []
+
+
+def built_in_spaces() -> list[str]:
+    """Names of the spaces that come with raynas: the modules that define sizes; none of them is imported."""
+    return _modules(SPACES, lambda _: r"^SIZES\b")
+
+
+def unknown(name: str, known: list[str], own: str) -> ValueError:
+    """The error that tells of a name that nothing has."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return ValueError(f"given {name!r}; {hint}allowed: {', '.join([*known, own])}")
 
 
 def kind_of(thing: object) -> str | None:
@@ -140,16 +172,18 @@ def load(name: str) -> Any:
     """What ``my_module:thing`` names; such a module is found in the current directory after all other places.
 
     Raises:
-        ValueError: there is no such module or nothing of that name in it; an error within the module is raised as it
-            is.
+        ValueError: that is no such name, there is no such module or nothing of that name in it, or it raises an error
+            when it is imported.
     """
     module, _, attribute = name.partition(":")
+    if not (attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise ValueError(f"given {name!r}; allowed: my_module:thing, of a file my_module.py in the current directory")
     own.allow(module, Path.cwd())
     try:
         found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module and not module.startswith(f"{error.name}."):
-            raise  # the module is there, and misses another
+    except (Exception, SystemExit) as error:
+        if not (isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")):
+            raise _failed(name, f"importing {module}", error) from error  # it is there, and misses another, say
         raise ValueError(
             f"{name!r}: there is no module {module!r}; it must lie in the current directory, or be installed"
         ) from error
@@ -161,11 +195,48 @@ def load(name: str) -> Any:
     return getattr(found, attribute)
 
 
-def _modules(kind: str) -> list[str]:
-    if kind not in PACKAGES:
-        return []
-    package = importlib.import_module(PACKAGES[kind])
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+@contextmanager
+def telling(name: str, doing: str) -> Iterator[None]:
+    """Around a call of a plug-in: an error of one's own code becomes one that tells on a screen what was done, what it
+    raised, and where; those of what comes with raynas stay as they are.
+
+    Args:
+        name: of the plug-in.
+        doing: what is done, for people: ``"making it with the size 'd8'"``.
+    """
+    try:
+        yield
+    except OSError:  # names its file
+        raise
+    except (Exception, SystemExit) as error:
+        ours = isinstance(error, ValueError) and not own.place(error, name.partition(":")[0])
+        if ":" not in name or ours:
+            raise
+        raise _failed(name, doing, error) from error
+
+
+def _failed(name: str, doing: str, error: BaseException) -> ValueError:
+    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+    said, place = "\n".join(str(error).strip().splitlines()[:10]), own.place(error, name.partition(":")[0])
+    return ValueError(f"{name!r}: {doing} failed: {kind}{said}{place and f' ({place})'}")
+
+
+def _modules(package: str, pattern: Callable[[str], str]) -> list[str]:
+    """The modules of a package whose source has a line that begins as `pattern` says of the module's name."""
+    names = (file.name.removesuffix(".py") for file in importlib.resources.files(package).iterdir())
+    return sorted(name for name in names if re.search(pattern(name), _source(package, name), re.MULTILINE))
+
+
+@cache
+def _source(package: str, module: str) -> str:
+    """Empty where there is no such file."""
+    file = importlib.resources.files(package) / f"{module}.py"
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
+
+
+def _short(kind: str, name: str) -> str:
+    """The module of what comes with raynas."""
+    return POSED_BY[name] if kind == "task" else name
 
 
 def _camel(name: str) -> str:

@@ -35,10 +35,18 @@ def safe_name(name: str) -> str:
     return name
 
 
+def _known_space(name: str) -> str:
+    if ":" not in name and name not in (known := plugins.built_in_spaces()):
+        raise plugins.unknown(name, known, "or your own as my_module:my_space")
+    return name
+
+
 class SpaceSettings(Section):
     """Which supernet."""
 
-    name: str = Field(description="a built-in space such as bignas, or your own my_module:my_space")
+    name: Annotated[str, AfterValidator(_known_space)] = Field(
+        description="a built-in space such as bignas, or your own my_module:my_space"
+    )
     size: str = Field(default="", description="one of the space's sizes, for example d8")
     options: dict[str, JsonValue] = Field(
         default={}, description="plain values for the family, for example sync_batch_norm: true"
@@ -142,7 +150,7 @@ def _own_cost(given: object) -> object:
         return given
     if not isinstance(name := given.get("name"), str):
         raise ValueError(f"name: given {name!r}; allowed: my_module:MyCost")
-    return _options(plugins.find("cost", name).Options, given, name)
+    return _options(plugins.options("cost", name), given, name)
 
 
 def _options(section: type[Section], given: dict[str, Any], owner: str) -> Section:
@@ -229,7 +237,7 @@ class SearchSettings(Section):
         if algorithm is None or not isinstance(given, dict | Section):
             return Section() if algorithm is None else given
         plain = given if isinstance(given, dict) else given.model_dump()
-        return _options(plugins.find("search", algorithm).Options, plain, algorithm)
+        return _options(plugins.options("search", algorithm), plain, algorithm)
 
     @model_validator(mode="after")
     def _in_flight(self) -> SearchSettings:

@@ -27,7 +27,6 @@ from nas.quantization.integer import (
 )
 from nas.quantization.levels import BYTE_BITS, top_level
 
-ITERATIONS = 200
 PIXEL_BITS = 8
 SAMPLE = 1 << 14  # values that the range of an activation is sought on
 # Adam's, in levels; relative; in levels; share of the output's deviation

@@ -8,33 +8,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
-from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
 from nas.quantization.adaquant import AdaQuantLayer, seen, widths
 from nas.quantization.graph import Layer, float_layer
 from nas.quantization.levels import NIBBLE_BITS, packed_bytes
+from nas.quantization.target import BitBudget, Kind
 
 FLOAT_BITS = 32
-Kind = Literal["bitops", "bytes"]
-KINDS: tuple[Kind, ...] = ("bitops", "bytes")
-
-
-@dataclass(frozen=True)
-class BitBudget:
-    """The most that a quantized child may cost.
-
-    Attributes:
-        kind: BitOPs (MACs x weight bits x activation bits, for one example) or bytes of its weights' file.
-        most: how many.
-    """
-
-    kind: Kind
-    most: int
 
 
 @dataclass(frozen=True)
@@ -180,6 +164,8 @@ def allocate(losses: np.ndarray, prices: np.ndarray, most: int) -> list[int]:
     Raises:
         ValueError: there is none.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp  # a second of importing, so where it is used
+
     count, choices = losses.shape
     extra = prices - prices.min(1, keepdims=True)
     # over the least that any choice costs: what the solver's tolerance is relative to

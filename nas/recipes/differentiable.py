@@ -10,51 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from nas.config.section import Kind, Quant, Share
-from nas.recipes.recipe import Batch, Kept, Recipe, RecipeOptions, Run, Step, Teaching, check_warmup, decayed, schedule
+from nas.recipes.options import DifferentiableOptions
+from nas.recipes.recipe import Batch, Kept, Recipe, Run, Step, Teaching, decayed, schedule
 from nas.space import Arch
 from nas.supernet import Pass, Soft, Supernet
 
 EPOCHS = 20  # of the paper's search: its schedules are laid over a training of any length in so many stairs
 BETAS = (0.5, 0.999)
-
-
-class DifferentiableOptions(RecipeOptions):
-    """The search of QuantNAS (arXiv:2208.14839): a mixture whose logits learn on half of the data, the weights on
-    the other."""
-
-    epochs: Annotated[PositiveFloat, Kind.EXTEND] = Field(
-        description="passes over the weights' half of the training part"
-    )
-    batch: PositiveInt = Field(description="examples a step over all workers, of either half")
-    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate of the weights' Adam")
-    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up; a cosine to 0 follows")
-    weight_decay: NonNegativeFloat = Field(default=3e-8, description="on weights of convolutions and linear layers")
-    quant: Quant = Field(default="noise", description="in training: real quantizers, noise in their place, or off")
-    clip_norm: PositiveFloat | None = Field(
-        default=5.0, description="largest gradient norm of the weights; null for no clipping"
-    )
-    alpha_lr: PositiveFloat = Field(
-        default=3e-4, description="of the logits' Adam; the paper's takes 80,000 steps: fewer need more"
-    )
-    alpha_warmup: Share = Field(default=0.45, description="share of the training before the logits learn")
-    entropy: NonNegativeFloat = Field(
-        default=1e-3, description="weight of the logits' entropy at the end, in nats over all slots"
-    )
-    bitops: NonNegativeFloat = Field(
-        default=0.0, description="weight of expected BitOPs, over those of the uniform mixture"
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> DifferentiableOptions:
-        check_warmup(self.warmup_epochs, self.epochs)
-        return self
 
 
 class Differentiable(Recipe):

@@ -9,54 +9,15 @@ channels now and then, which neither the paper nor a figure of theirs speaks of:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from nas.config.section import Share, as_tuple
-from nas.recipes.recipe import Batch, Recipe, RecipeOptions, Run, Step, check_warmup, decayed, schedule
+from nas.recipes.options import MultiArchOptions
+from nas.recipes.recipe import Batch, Recipe, Run, Step, decayed, schedule
 from nas.space import Arch, Choice, Number, Space
 from nas.supernet import Pass, Supernet
-
-
-class MultiArchOptions(RecipeOptions):
-    """Multi-architectural sampling (ViT-ResNAS): several random children a step, each on its share of the batch, in
-    one pass."""
-
-    archs: PositiveInt = Field(
-        default=16, description="children a step over all workers; each has its share of the batch"
-    )
-    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate at this batch, of AdamW")
-    first_lr: NonNegativeFloat = Field(default=1e-6, description="learning rate at the start of the warm-up")
-    final_lr: NonNegativeFloat = Field(default=1e-5, description="learning rate at the end of the cosine")
-    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up")
-    weight_decay: NonNegativeFloat = Field(default=0.05, description="on matrices, kernels and position embeddings")
-    label_smoothing: Share = Field(default=0.1, description="share of the target spread over all classes")
-    dropout: Share = Field(default=0.0, description="probability before the classifier")
-    drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch")
-    opening: Share = Field(
-        default=0.25, description="share of training over which the choices open, from the largest child to all"
-    )
-    existence: Annotated[tuple[Literal[0, 1], ...], BeforeValidator(as_tuple), Field(min_length=1)] = Field(
-        default=(1, 1, 0, 0),
-        description="whether a block exists is drawn from this list, which opens from its first entry on",
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> MultiArchOptions:
-        check_warmup(self.warmup_epochs, self.epochs)
-        return self
-
-    def too_few(self, examples: int) -> str:
-        if examples >= self.archs:
-            return ""
-        return (
-            f"archs {self.archs} is more than the {examples} examples of one pass on one worker: lower it, or raise "
-            "batch"
-        )
 
 
 class MultiArch(Recipe):

@@ -149,12 +149,6 @@ def decayed(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     ]
 
 
-def check_warmup(warmup_epochs: float, epochs: float) -> None:
-    """Refuse a warm-up that is not shorter than the training; for validators of options."""
-    if warmup_epochs >= epochs:
-        raise ValueError(f"warmup_epochs {warmup_epochs:g} must be below epochs {epochs:g}")
-
-
 def schedule(kind: str, progress: float, warmup: float) -> float:
     """The share of the base learning rate at `progress` in [0, 1], after a linear warm-up over the first `warmup` of
     training.

@@ -8,48 +8,13 @@ regularised.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
 from torch import Tensor
 
-from nas.config.section import Share
-from nas.recipes.recipe import Batch, Recipe, RecipeOptions, Run, Step, Teaching, check_warmup, decayed, schedule
+from nas.recipes.options import SandwichOptions
+from nas.recipes.recipe import Batch, Recipe, Run, Step, Teaching, decayed, schedule
 from nas.supernet import Pass, Supernet
-
-
-class SandwichOptions(RecipeOptions):
-    """BigNAS's sandwich rule with in-place distillation (arXiv:2003.11142)."""
-
-    optimizer: Literal["sgd", "adamw"] = Field(
-        default="sgd", description="adamw suits transformers; momentum is for sgd alone"
-    )
-    lr: PositiveFloat = Field(description="peak learning rate at this batch")
-    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up")
-    schedule: Literal["cosine", "exponential"] = Field(
-        default="cosine", description="how the learning rate falls after the warm-up"
-    )
-    momentum: Share = Field(default=0.9, description="of SGD")
-    nesterov: bool = Field(default=True, description="Nesterov's momentum")
-    weight_decay: NonNegativeFloat = Field(description="on weights of convolutions and linear layers")
-    label_smoothing: Share = Field(
-        default=0.1, description="share of the target spread over all classes, largest network only"
-    )
-    dropout: Share = Field(default=0.2, description="probability before the classifier, largest network only")
-    drop_path: Share = Field(
-        default=0.0, description="largest probability of dropping a residual branch, largest network only"
-    )
-    random_children: NonNegativeInt = Field(
-        default=2, description="random networks a step, besides the largest and the smallest"
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> SandwichOptions:
-        check_warmup(self.warmup_epochs, self.epochs)
-        if self.nesterov and not self.momentum:
-            raise ValueError("nesterov: true needs a momentum above 0")
-        return self
 
 
 class Sandwich(Recipe):

@@ -3,37 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, model_validator
 from torch import Tensor
 
-from nas.config.section import ChildOptions, Quant, Share
-from nas.recipes.recipe import AVERAGE, Batch, Kept, Recipe, Run, Step, Teaching, check_warmup, decayed, schedule
+from nas.recipes.options import SingleOptions
+from nas.recipes.recipe import AVERAGE, Batch, Kept, Recipe, Run, Step, Teaching, decayed, schedule
 from nas.supernet import Pass, Supernet, main_head
-
-
-class SingleOptions(ChildOptions):
-    """One network, on labels: the space's only one, or its largest. What finetune does to a child."""
-
-    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="sgd has Nesterov's momentum of 0.9")
-    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate at this batch; it falls along a cosine")
-    final_lr: NonNegativeFloat = Field(default=1e-5, description="learning rate at the end")
-    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up")
-    weight_decay: NonNegativeFloat = Field(default=0.05, description="on whatever has more than one axis")
-    label_smoothing: Share = Field(default=0.1, description="share of the target spread over all classes")
-    dropout: Share = Field(default=0.0, description="probability before the classifier")
-    drop_path: Share = Field(default=0.0, description="largest probability of dropping a residual branch")
-    quant: Quant = Field(default="off", description="how families that quantize run")
-    average: Share = Field(
-        default=0.0, description="share of training that the exported moving average of weights reaches back; 0: none"
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> SingleOptions:
-        check_warmup(self.warmup_epochs, self.epochs)
-        return self
 
 
 class Single(Recipe):

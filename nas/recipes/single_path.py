@@ -16,45 +16,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from nas.config.section import Quant
 from nas.recipes.multi_arch import stratified
-from nas.recipes.recipe import Batch, Recipe, RecipeOptions, Run, Step, Teaching, check_warmup, decayed, schedule
+from nas.recipes.options import SinglePathOptions
+from nas.recipes.recipe import Batch, Recipe, Run, Step, Teaching, decayed, schedule
 from nas.space import Arch, Space
 from nas.supernet import Pass, Supernet
-
-
-class SinglePathOptions(RecipeOptions):
-    """Random children, one or more a step (arXiv:1904.00420), under quantization noise where the family quantizes
-    (arXiv:2208.14839)."""
-
-    lr: PositiveFloat = Field(default=1e-3, description="peak learning rate of Adam")
-    warmup_epochs: NonNegativeFloat = Field(default=0.0, description="epochs of linear warm-up; a cosine to 0 follows")
-    weight_decay: NonNegativeFloat = Field(default=0.0, description="on weights of convolutions and linear layers")
-    paths: PositiveInt = Field(
-        default=1,
-        description=(
-            "random children a step, each on the whole batch, with every value of a choice as often as any other "
-            "(FairNAS, arXiv:1907.01845)"
-        ),
-    )
-    opening_epochs: NonNegativeFloat = Field(
-        default=0.0,
-        description=(
-            "epochs in which the choices open: half of them the largest child alone, then ever more of each choice"
-        ),
-    )
-    quant: Quant = Field(default="noise", description="in training: real quantizers, noise in their place, or off")
-    clip_norm: PositiveFloat | None = Field(default=1.0, description="largest gradient norm; null for no clipping")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> SinglePathOptions:
-        check_warmup(self.warmup_epochs, self.epochs)
-        if self.opening_epochs > self.epochs:
-            raise ValueError(f"opening_epochs ({self.opening_epochs:g}) must be at most epochs ({self.epochs:g})")
-        return self
 
 
 class SinglePath(Recipe):

@@ -285,8 +285,7 @@ def open_run(experiment: Experiment, run: RunDir) -> Iterator[Fence]:
         Occupied: the directory holds something else, a run of another identity (the difference is shown), or a live
             process has it.
     """
-    if run.path.exists() and not run.is_run() and not run.is_fresh():
-        raise Occupied(f"{run.path} is not empty and holds no run; choose another --run-dir")
+    check_free(experiment, run)
     run.path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run.lock)
     try:
@@ -309,6 +308,18 @@ def open_run(experiment: Experiment, run: RunDir) -> Iterator[Fence]:
         lock.release()
 
 
+def check_free(experiment: Experiment, run: RunDir) -> None:
+    """Refuse a directory in which `open_run` would not begin or continue the run; nothing is written.
+
+    Raises:
+        Occupied: it holds something else, or a run of another identity.
+    """
+    if run.is_run():
+        _changes(experiment, run)
+    elif run.path.exists() and not run.is_fresh():
+        raise Occupied(f"{run.path} is not empty and holds no run; choose another --run-dir")
+
+
 def _take_over(experiment: Experiment, run: RunDir) -> dict[str, Any]:
     """Write what is run into the directory; returns what differs from the last time: key -> [old, new]."""
     modules = trust.modules_of(experiment.model_dump())  # which the user means, or this would not have begun
@@ -318,14 +329,25 @@ def _take_over(experiment: Experiment, run: RunDir) -> dict[str, Any]:
         write_atomic(run.experiment, dump(experiment))
         run.trust(modules)
         return {}
-    _check_about(run)
-    rows = difference(run.load(trusted=modules), experiment)
+    rows = _changes(experiment, run)
     run.trust(modules)
-    if other := [row for row in rows if row.kind is Kind.IDENTITY]:
-        raise Occupied(_other_run(run.path, other))
     if rows:
         write_atomic(run.experiment, dump(experiment))
     return {row.key: [row.old, row.new] for row in rows}
+
+
+def _changes(experiment: Experiment, run: RunDir) -> list[Difference]:
+    """What differs from what was run there the last time.
+
+    Raises:
+        Occupied: something that makes it another run.
+    """
+    if run.about.exists():
+        _check_about(run)
+    rows = difference(run.load(trusted=trust.modules_of(experiment.model_dump())), experiment)
+    if other := [row for row in rows if row.kind is Kind.IDENTITY]:
+        raise Occupied(_other_run(run.path, other))
+    return rows
 
 
 def _check_about(run: RunDir) -> None:

@@ -16,8 +16,9 @@ from nas.draws import bits, stratified, uniform
 from nas.preprocess import resampled
 from nas.supernet import Output, Target, main_head
 from nas.tasks import mixing
-from nas.tasks.datasets import ClassificationOptions, load_images
+from nas.tasks.datasets import load_images
 from nas.tasks.files import Files
+from nas.tasks.options import ClassificationOptions
 from nas.tasks.task import Task
 
 if TYPE_CHECKING:

@@ -2,80 +2,22 @@
 
 from __future__ import annotations
 
-import gzip
-import os
-import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
-from nas.config.section import DataOptions, Share
 from nas.draws import stratified
 from nas.preprocess import Preprocess, opened
 from nas.tasks.files import Files, decoded
+from nas.tasks.options import ClassificationOptions
+from nas.tasks.places import cifar10_root, fashion_root, folder_base
 
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the four .gz
-FASHION_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 SAMPLE = 5000  # images on disk that statistics are taken of
-
-
-class DataMissing(FileNotFoundError):
-    """A data set is not on this machine: where it was looked for, what is expected there, how to get it."""
-
-
-class ClassificationOptions(DataOptions):
-    """Which images, how they are divided, how they are varied in training."""
-
-    name: Literal["digits", "fashion-mnist", "cifar10", "folder"] = Field(description="the data set")
-    path: str | None = Field(default=None, description="folder only: has train/<class> and val/<class> or test/<class>")
-    size: PositiveInt | None = Field(default=None, description="folder only: side of the square images, pixels")
-    validation: PositiveInt = Field(
-        description="examples held out of the training part for the search, of each class in proportion to its size"
-    )
-    shift: NonNegativeInt = Field(default=0, description="random crop after padding each side by so many pixels")
-    flip: bool = Field(default=False, description="mirror left and right with probability 1/2")
-    resized_crop: bool = Field(
-        default=False,
-        description="random crops of 8 to 100 % of the area of the original picture, resized, instead of shift",
-    )
-    erase: Share = Field(
-        default=0.0, description="probability that a rectangle of a training image becomes random pixels"
-    )
-    rand_augment: bool = Field(
-        default=False, description="RandAugment (arXiv:1909.13719) on every training image; slow"
-    )
-    mix: bool = Field(
-        default=False, description="CutMix of half of each training batch, Mixup of the other, labels mixed alike"
-    )
-
-    @model_validator(mode="after")
-    def _folder(self) -> ClassificationOptions:
-        given = {key: getattr(self, key) is not None for key in ("path", "size")}
-        if self.name == "folder" and not all(given.values()):
-            raise ValueError("name: folder needs path (where the images are) and size (pixels)")
-        if self.resized_crop and self.shift:
-            raise ValueError("resized_crop and shift are two ways to crop: set one of them")
-        if self.name != "folder" and any(given.values()):
-            raise ValueError(f"path and size are for name: folder alone; {self.name} has its own: leave them out")
-        return self
-
-    @property
-    def place(self) -> dict[str, str]:
-        """What a child keeps of where its data lay: the last part of the path."""
-        return {"folder": Path(self.path).name} if self.path else {}
-
-    def locate(self) -> Path | None:
-        if self.name == "folder":
-            return _folder_base(str(self.path))[0]
-        return {"digits": lambda: None, "fashion-mnist": _fashion_root, "cifar10": _cifar10_root}[self.name]()
 
 
 @dataclass(frozen=True)
@@ -119,38 +61,6 @@ def load_images(settings: ClassificationOptions) -> Images:
     return load[settings.name](settings)
 
 
-def roots() -> list[Path]:
-    """Where data sets are looked for, in this order: the folders of RAYNAS_DATA, ``./data``, ``~/.cache/raynas``."""
-    named = [Path(p).expanduser() for p in os.environ.get("RAYNAS_DATA", "").split(os.pathsep) if p]
-    return [*named, Path("data").absolute(), _cache()]
-
-
-def _cache() -> Path:
-    return Path.home() / ".cache" / "raynas"
-
-
-def missing(what: str, looked: list[Path], layout: str, ways: list[str]) -> DataMissing:
-    """The error that tells of a data set that is not there."""
-    lines = [f"  {path}{'' if path.exists() else ' (no such folder)'}" for path in looked]
-    message = [
-        f"{what} was not found. Looked in",
-        *lines,
-        f"for {layout}.",
-        "To get it:",
-        *(f"  - {way}" for way in ways),
-    ]
-    return DataMissing("\n".join(message))
-
-
-def _by_torchvision(name: str) -> list[str]:
-    return [
-        f"where there is a network: python -c \"import torchvision; torchvision.datasets.{name}('data', "
-        'download=True)"',
-        "or set RAYNAS_DATA to the folder that holds it (several: separated as in PATH), on every machine of the "
-        "cluster",
-    ]
-
-
 def _images(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: list[str]) -> Images:
     """A data set of images of one size, which networks take as they are."""
     x, preprocess = train[0], Preprocess(train[0].shape[1], train[0].shape[-1])
@@ -184,7 +94,7 @@ def _fashion_mnist(settings: ClassificationOptions) -> Images:
     """Fashion-MNIST (arXiv:1708.07747): 60,000 + 10,000 of 28 x 28 in grey, read by torchvision."""
     from torchvision.datasets import FashionMNIST  # takes seconds to import, so where it is used
 
-    root = _fashion_root()
+    root = fashion_root()
     try:
         parts = [FashionMNIST(str(root), train=train, download=False) for train in (True, False)]
     except (AssertionError, KeyError, RuntimeError, ValueError) as error:
@@ -195,64 +105,11 @@ def _fashion_mnist(settings: ClassificationOptions) -> Images:
     return _images(train, test, parts[0].classes)
 
 
-def _fashion_root() -> Path:
-    """A folder that torchvision can read; the four .gz are unpacked into the cache first where only they are there."""
-    raw = Path("FashionMNIST", "raw")
-    for root in roots():
-        if all((root / raw / name).is_file() for name in FASHION_FILES):
-            return root
-    packed = [folder for root in roots() for folder in (root, root / "fashion-mnist", root / raw)] + [DEBIAN]
-    for folder in packed:
-        if all((folder / f"{name}.gz").is_file() for name in FASHION_FILES):
-            for name in FASHION_FILES:
-                _unpack(folder / f"{name}.gz", _cache() / raw / name)
-            return _cache()
-    raise missing(
-        "Fashion-MNIST",
-        [*roots(), DEBIAN],
-        f"FashionMNIST/raw/{FASHION_FILES[0]} and its three fellows, or the four as .gz there, in fashion-mnist/ or in "
-        "the folder itself",
-        ["Debian and Ubuntu: apt-get install dataset-fashion-mnist", *_by_torchvision("FashionMNIST")],
-    )
-
-
-def _unpack(packed: Path, target: Path) -> None:
-    """Unpack one .gz so that other processes see the whole file or none.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with gzip.open(packed) as source, beside.open("wb") as sink:
-            shutil.copyfileobj(source, sink)
-            sink.flush()
-            os.fsync(sink.fileno())
-        beside.replace(target)
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{packed} is damaged ({error}); fetch it again") from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _cifar10_root() -> Path:
-    root = next((r for r in roots() if (r / "cifar-10-batches-py").is_dir()), None)
-    if root is None:
-        raise missing(
-            "CIFAR-10",
-            roots(),
-            "the folder cifar-10-batches-py with data_batch_1 .. 5 and test_batch",
-            _by_torchvision("CIFAR10"),
-        )
-    return root
-
-
 def _cifar10(settings: ClassificationOptions) -> Images:
     """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 of 32 x 32 in colour, read by torchvision."""
     from torchvision.datasets import CIFAR10
 
-    root = _cifar10_root()
+    root = cifar10_root()
     # The batch files are pickles. torchvision compares the md5 of each with the published one before it opens any, and
     # raises RuntimeError where one differs, so that only the original files are ever unpickled; nothing here may go
     # round that check.
@@ -273,7 +130,7 @@ def _folder(settings: ClassificationOptions) -> Images:
     for 224. Random crops are cut out of the original picture; shifted ones out of a square of 8/7 of the size.
     """
     assert settings.path is not None and settings.size is not None  # the experiment file sees to it
-    base, test_name = _folder_base(settings.path)
+    base, test_name = folder_base(settings.path)
     classes, files = _folder_files(base / "train", base / test_name)
     short = round(settings.size * 8 / 7)
     preprocess, wider = Preprocess(3, settings.size, short), Preprocess(3, short)
@@ -315,22 +172,6 @@ def _folder_files(train: Path, test: Path) -> tuple[list[str], tuple[list[tuple[
         where = f"the classes {', '.join(empty[:10])} of {train}" if empty else test
         raise ValueError(f"no images in {where}; files are images when they end in {' '.join(IMG_EXTENSIONS)}")
     return classes, parts
-
-
-def _folder_base(path: str) -> tuple[Path, str]:
-    """The folder that `path` means, and the name of its test part."""
-    looked = [Path(path).expanduser(), *(root / path for root in roots())]
-    looked = list(dict.fromkeys(p.absolute() for p in looked))
-    for base in looked:
-        test = next((name for name in ("test", "val") if (base / name).is_dir()), None)
-        if test and (base / "train").is_dir():
-            return base, test
-    raise missing(
-        f"The image folder {path!r} (data.path)",
-        looked,
-        "train/<class>/<image> and test/<class>/<image> (or val/<class>/<image>)",
-        ["give data.path in full, or set RAYNAS_DATA to the folder that holds it, on every machine of the cluster"],
-    )
 
 
 def _classes(folder: Path) -> list[str]:

@@ -7,125 +7,22 @@ the figures that MATLAB's imresize gives within 0.02 dB. torch's differs by a gr
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
-from nas.config.section import DataOptions
 from nas.draws import permutation, uniform
 from nas.preprocess import opened
 from nas.tasks import quality
-from nas.tasks.datasets import missing, roots
 from nas.tasks.files import MOST_BYTES, readable
+from nas.tasks.options import SuperResolutionOptions
+from nas.tasks.places import TEST_PHOTOS, TRAIN_PHOTOS, wheel
 
-# What scikit-image carries inside its wheel and can be called a photograph; of the stereo pair one image alone, so that
-# no scene is in two parts of the data.
-TRAIN_PHOTOS = (
-    "brick.png",
-    "camera.png",
-    "coins.png",
-    "grass.png",
-    "gravel.png",
-    "hubble_deep_field.jpg",
-    "ihc.png",
-    "motorcycle_left.png",
-    "page.png",
-    "rocket.jpg",
-)
-TEST_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
 SMALLEST = 32  # sides of a test image, pixels: what metrics need when a border is cut off
-
-
-class SuperResolutionOptions(DataOptions):
-    """Which photographs, how they are divided, how pairs of low and high resolution are made of them."""
-
-    name: Literal["photos", "sr-folder"] = Field(
-        description="photos: those that scikit-image carries; sr-folder: your own"
-    )
-    path: str | None = Field(
-        default=None, description="sr-folder only: has the folders train and test with high-resolution images"
-    )
-    train: str = Field(default="train", description="sr-folder only: the folder in path to train on")
-    test: str = Field(default="test", description="sr-folder only: the folder in path to test on, for example Set5")
-    scale: Literal[2, 3, 4] = Field(description="how many times larger the output is")
-    patch: Annotated[int, Field(ge=8)] = Field(description="side of a low-resolution training crop, pixels")
-    validation: PositiveInt = Field(
-        description="crops held out for the search, four times patch square, of images that are not trained on"
-    )
-    flip: bool = Field(default=True, description="mirror left and right with probability 1/2")
-    rotate: bool = Field(default=False, description="turn by 0, 90, 180 or 270 degrees")
-    border: NonNegativeInt | None = Field(
-        default=None, description="pixels cut off before PSNR and SSIM; null: as many as the scale"
-    )
-    round_luma: bool = Field(
-        default=False, description="PSNR and SSIM on luma rounded to whole numbers, as some papers do"
-    )
-    tile: PositiveInt | None = Field(
-        default=None, description="larger images are run in tiles of so many low-resolution pixels; null: whole"
-    )
-    overlap: NonNegativeInt = Field(
-        default=20,
-        description=(
-            "low-resolution pixels around a tile that its network sees too; networks of the space basic see 19 at "
-            "most, of rfdn 40"
-        ),
-    )
-
-    @model_validator(mode="after")
-    def _places(self) -> SuperResolutionOptions:
-        if self.name == "sr-folder" and self.path is None:
-            raise ValueError("name: sr-folder needs path (where the images are)")
-        if self.name != "sr-folder" and (self.path, self.train, self.test) != (None, "train", "test"):
-            raise ValueError(
-                f"path, train and test are for name: sr-folder alone; {self.name} has its own: leave them out"
-            )
-        if (self.border or 0) > self.patch:
-            raise ValueError(
-                f"border {self.border} leaves too little of a validation crop: at most patch, {self.patch}"
-            )
-        return self
-
-    @property
-    def place(self) -> dict[str, str]:
-        """What a child keeps of where its data lay: the last part of the path."""
-        return {"folder": Path(self.path).name} if self.path else {}
-
-    def locate(self) -> Path | None:
-        if self.name == "photos":
-            home = _wheel()
-            if not all((home / name).is_file() for name in (*TRAIN_PHOTOS, *TEST_PHOTOS)):
-                raise missing(
-                    "scikit-image's photographs",
-                    [home],
-                    "the images that its wheel carries",
-                    ["pip install --force-reinstall scikit-image"],
-                )
-            return None
-        assert self.path is not None  # see _places
-        looked = [Path(self.path).expanduser(), *(root / self.path for root in roots())]
-        looked = list(dict.fromkeys(path.absolute() for path in looked))
-        for base in looked:
-            if (base / self.train).is_dir() and (base / self.test).is_dir():
-                return base
-        raise missing(
-            f"The image folder {self.path!r} (data.path)",
-            looked,
-            f"the folders {self.train} (data.train) and {self.test} (data.test), with high-resolution images in them",
-            [
-                "give data.path in full, or set RAYNAS_DATA to the folder that holds it, on every machine of the "
-                "cluster",
-                "BSDS500 and DIV2K are usual to train on; Set5, Set14 and BSD100 to test on; low-resolution images are "
-                "made from them",
-                "where there is nothing: data.name=photos needs no files",
-            ],
-        )
 
 
 @dataclass(frozen=True)
@@ -302,7 +199,7 @@ def load_photos(settings: SuperResolutionOptions) -> tuple[list[Photo], list[Pho
     """
     base = settings.locate()
     if base is None:
-        parts = [[_wheel() / name for name in names] for names in (TRAIN_PHOTOS, TEST_PHOTOS)]
+        parts = [[wheel() / name for name in names] for names in (TRAIN_PHOTOS, TEST_PHOTOS)]
     else:
         parts = [_files(base / settings.train), _files(base / settings.test)]
     _guard_memory([file for part in parts for file in part])
@@ -315,12 +212,6 @@ def load_photos(settings: SuperResolutionOptions) -> tuple[list[Photo], list[Pho
                 f"the test image {photo.name} is smaller than {least} pixels (with data.border {border}); remove it"
             )
     return learnt, judged
-
-
-def _wheel() -> Path:
-    """Where scikit-image keeps its images; it is not imported, and nothing is fetched."""
-    found = importlib.util.find_spec("skimage")
-    return Path(found.origin if found and found.origin else "skimage").parent / "data"
 
 
 def _files(folder: Path) -> list[Path]:

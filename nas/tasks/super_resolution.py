@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from nas.preprocess import Preprocess
 from nas.supernet import Output, Target, main_head
 from nas.tasks import quality, tiles
-from nas.tasks.pairs import Crops, SuperResolutionOptions, Wholes, divide, enlarge, load_photos
+from nas.tasks.options import SuperResolutionOptions
+from nas.tasks.pairs import Crops, Wholes, divide, enlarge, load_photos
 from nas.tasks.pictures import Picture, compare
 from nas.tasks.task import Task
 from nas.tasks.tiles import in_tiles

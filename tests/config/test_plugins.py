@@ -17,8 +17,7 @@ from nas.config.experiment import Experiment, ExperimentError, difference, dump,
 from nas.config.plugins import CONTRACTS, POSED_BY, built_in, find, load
 from nas.config.section import Kind
 from nas.recipes.recipe import Step
-from nas.tasks.datasets import ClassificationOptions
-from nas.tasks.pairs import SuperResolutionOptions
+from nas.tasks.options import ClassificationOptions, SuperResolutionOptions
 from nas.testing.space import ready
 
 OWN = '''

@@ -33,9 +33,10 @@ from nas.rundir.fence import Fence
 from nas.space import Arch, Choice, Space
 from nas.supernet import CostModel, PartCost, Pass, Supernet, fp32
 from nas.tasks import quality
-from nas.tasks.datasets import DataMissing
-from nas.tasks.pairs import TRAIN_PHOTOS, Crops, Photo, SuperResolutionOptions, cells, enlarge, load_photos
+from nas.tasks.options import SuperResolutionOptions
+from nas.tasks.pairs import Crops, Photo, cells, enlarge, load_photos
 from nas.tasks.pictures import most_different
+from nas.tasks.places import TRAIN_PHOTOS, DataMissing
 from nas.tasks.super_resolution import SuperResolution
 from nas.tasks.tiles import in_tiles
 from nas.testing.space import ready

@@ -16,14 +16,16 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import v2
 
-import nas.tasks.datasets as datasets
 import nas.tasks.files as files
+import nas.tasks.places as places
 from nas.build import load_task
 from nas.config.experiment import load_experiment
 from nas.draws import _mix, bits, permutation, stratified, uniform
 from nas.preprocess import Preprocess
 from nas.tasks.classification import Classification, Split, erased, resized_crop
-from nas.tasks.datasets import ClassificationOptions, DataMissing, load_images
+from nas.tasks.datasets import load_images
+from nas.tasks.options import ClassificationOptions
+from nas.tasks.places import DataMissing
 
 DIGITS = ClassificationOptions(name="digits", validation=300, shift=1)
 
@@ -41,7 +43,7 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir()
     monkeypatch.setenv("RAYNAS_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(datasets, "DEBIAN", tmp_path / "debian")
+    monkeypatch.setattr(places, "DEBIAN", tmp_path / "debian")
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "data"
 
@@ -312,7 +314,7 @@ def test_fashion_mnist_is_unpacked_once_into_the_cache(nowhere: Path, place: str
         and task.classes[9] == "Ankle boot"
     )
     raw = nowhere.parent / "home/.cache/raynas/FashionMNIST/raw"
-    assert sorted(p.name for p in raw.iterdir()) == sorted(datasets.FASHION_FILES)
+    assert sorted(p.name for p in raw.iterdir()) == sorted(places.FASHION_FILES)
     for file in folder.iterdir():
         file.unlink()
     assert torch.equal(load_images(task.train.settings).train_x, task.train.plain)

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from nas.build import built_in_spaces, find_space, load_supernet
+from nas.build import find_space, load_supernet
+from nas.config import plugins
 from nas.supernet import Supernet
 from nas.testing.space import CHECKS, Check, images, ready
 
-SIZES = [(space, size) for space in built_in_spaces() for size in find_space(space).SIZES]
+SIZES = [(space, size) for space in plugins.built_in_spaces() for size in find_space(space).SIZES]
 
 
 @pytest.fixture(scope="module", params=SIZES, ids=lambda named: "-".join(named))
