@@ -258,7 +258,10 @@ number = 3
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("mine:number", ["'mine:number' is of type int", "allowed: a function of size and options that makes a Supernet"]),
+        (
+            "mine:number",
+            ["'mine:number' is of type int", "allowed: a function of size and options that makes a Supernet"],
+        ),
         (
             "mine:refuses",
             ["'mine:refuses': making the space with the size 'big'", "no size 'big'; it has: tiny", ":12"],
