@@ -18,9 +18,9 @@ from nas.cli.schema import text
 from nas.config import plugins
 from nas.config.experiment import Experiment
 from nas.config.plugins import OptionsOf
-from nas.config.schema import named
+from nas.config.schema import named, within
 from nas.config.section import Kind, Section
-from nas.config.sections import Bounds, SearchSettings
+from nas.config.sections import Bounds
 from nas.space import COSTS
 
 NEEDS = {  # words after ```bash: what a block needs that a laptop has not, or why it is not run by the tests at all
@@ -64,8 +64,9 @@ def experiment() -> str:
     lines = [
         "# Keys of an experiment",
         "",
-        "An experiment is one YAML file of these keys; `--set section.key=value` changes one. A key without a default must be given. "
-        "No number is above 1e15. An editor with a YAML language server checks and completes them where the file begins with",
+        "An experiment is one YAML file of these keys; `--set section.key=value` changes one. A key without a default "
+        "must be given. No number is above 1e15. An editor with a YAML language server checks and completes them where "
+        "the file begins with",
         "",
         "```yaml",
         "# yaml-language-server: $schema=experiment.schema.json",
@@ -97,16 +98,9 @@ def walk(section: type[Section], key: str = "", kind: Kind | None = None, name: 
                     yield from walk(options, at, inner, ", ".join(names))
         elif at == "search.constraints":
             yield from walk(Bounds, f"{at}.<cost>", inner)
-        elif found := next((each for each in types(field.annotation) if each is not Section), None):
-            if issubclass(found, Section) and section is not SearchSettings:
+        else:
+            for found in within(field.annotation):
                 yield from walk(found, at, inner)
-
-
-def types(annotation: object) -> list[type]:
-    """The classes that a field's type names."""
-    if isinstance(annotation, type):
-        return [annotation]
-    return [found for each in getattr(annotation, "__args__", ()) for found in types(each)]
 
 
 def kind_of(metadata: list[object], above: Kind | None) -> Kind | None:
@@ -197,8 +191,9 @@ def metrics() -> str:
     lines = [
         "# Metrics and costs",
         "",
-        "A search looks for children that are good by one metric (`search.metric`) and small by one cost (`search.cost`), "
-        "within bounds on any (`search.constraints`). Metrics are the task's, and so go with the data set.",
+        "A search looks for children that are good by one metric (`search.metric`) and small by one cost "
+        "(`search.cost`), within bounds on any (`search.constraints`). Metrics are the task's, and so go with the data "
+        "set.",
         "",
         "## Metrics",
         "",

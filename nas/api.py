@@ -23,9 +23,10 @@ from nas.rundir.directory import RunDir
 from nas.search.journal import Record
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from pandas import DataFrame, Series
     from torch import nn
+
+    from nas.results.plots import Figure
 
 
 class Run:

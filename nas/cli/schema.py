@@ -15,7 +15,8 @@ def schema() -> None:
 
 def text() -> str:
     """The schema as JSON; it comes with raynas as ``searchspaces/presets/experiment.schema.json``."""
-    from nas.build import built_in_spaces, find_space
+    from nas.build import find_space
+    from nas.config.plugins import built_in_spaces
     from nas.config.schema import json_schema
 
     return json.dumps(json_schema({name: list(find_space(name).SIZES) for name in built_in_spaces()}), indent=1)

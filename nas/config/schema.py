@@ -53,7 +53,7 @@ def sections(section: type[Section]) -> Iterator[type[Section]]:
     yield section
     for field in section.model_fields.values():
         mark = next((each for each in field.metadata if isinstance(each, OptionsOf)), None)
-        inner = named(mark.kind, mark.base) if mark else _within(field.annotation)
+        inner = named(mark.kind, mark.base) if mark else within(field.annotation)
         for each in inner:
             yield from sections(each)
     if section is SearchSettings:
@@ -64,16 +64,16 @@ def named(kind: str, base: type[Section]) -> dict[type[Section], list[str]]:
     """The sections of options of what comes with raynas, and the names that each is for."""
     found: dict[type[Section], list[str]] = {}
     for name in plugins.built_in(kind):
-        if issubclass(options := plugins.find(kind, name).Options, base):
+        if issubclass(options := plugins.options(kind, name), base):
             found.setdefault(options, []).append(name)
     return found
 
 
-def _within(annotation: object) -> list[type[Section]]:
+def within(annotation: object) -> list[type[Section]]:
     """The sections that a field's type names."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation] if annotation is not Section and annotation not in OPEN else []
-    return [section for each in get_args(annotation) for section in _within(each)]
+    return [section for each in get_args(annotation) for section in within(each)]
 
 
 def _ref(section: type[Section]) -> Json:
