@@ -1,6 +1,6 @@
 """A program that ends with the command that has started it, however that ends: also where it is killed hard.
 
-Between the two stands this file, run as a script: it reads from a pipe whose other end the command holds, and nobody
+Between the two stands this file, run by itself: it reads from a pipe whose other end the command holds, and nobody
 else. What is read is nothing, until the pipe ends, as it does with the command.
 """
 

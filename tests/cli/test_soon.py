@@ -119,5 +119,5 @@ def test_only_what_trains_and_searches_needs_ray(tmp_path: Path, command: str) -
     shutil.copytree(OLD_RUN, tmp_path / "runs" / "done")
     nobody = "http://127.0.0.1:9"  # MLflow would take its time for a database
     text, slow = said(tmp_path, *command.split(), MLFLOW_TRACKING_URI=nobody)
-    assert "search: done before (24 candidates)" in text or "export: 1 children" in text, text
+    assert "search: done before" in text or "export: 1 children" in text, text
     assert not slow & {"ray", "deepspeed", "torchvision", "onnx"}, "the experiment wants no ONNX files"
