@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
@@ -15,13 +15,13 @@ import torch
 
 from nas.build import (
     check_constraints,
-    check_space,
     costs_of,
     load_recipe,
     load_task,
     make_supernet,
     objective_of,
     open_search,
+    space_of,
 )
 from nas.children.choose import FINETUNED, choose, history_of, lifting, trained
 from nas.children.evaluate import Batches, Evaluator
@@ -32,7 +32,7 @@ from nas.quantization.target import QuantizationTarget
 from nas.recipes.recipe import Recipe
 from nas.results.history import History, outcome, standing
 from nas.results.tracking import Tracker, address, default_uri
-from nas.rundir.checkpoint import Checkpoint
+from nas.rundir.checkpoint import Checkpoint, newest_sha
 from nas.rundir.directory import RunDir, open_run
 from nas.rundir.fence import Fence, Gone
 from nas.rundir.log import EventLine, Line, PanelLine, StepLine
@@ -153,7 +153,7 @@ class Pipeline:
         """
         device = driver_device(experiment.train.use_gpu)
         run = RunDir(directory.absolute())
-        check_space(experiment.space.name, experiment.space.size)  # before the data are read, which takes longer
+        space_of(experiment.space.name, experiment.space.size)  # before the data are read, which takes longer
         task = load_task(experiment)
         net = make_supernet(experiment, task)
         if task.least_side < net.least_side:
@@ -171,7 +171,8 @@ class Pipeline:
                 "smaller first: lower data.size, or take a larger space"
             )
         recipe = load_recipe(task, experiment.recipe)
-        recipe.optimizer(net)  # refuses a network that it cannot train
+        if newest_sha(run.checkpoints) is None:  # else it has trained it; torch's optimizers take a second to import
+            recipe.optimizer(net)  # refuses a network that it cannot train
         tracking = experiment.tracking
         kept = None
         if mirror:
@@ -309,6 +310,24 @@ class Pipeline:
             self.tracker.poke()
             self.stopper.check()
         self.watch.end(f"{len(open_)} children in {target.parent if target else self.run.children}")
+
+    def add_formats(self, ids: list[str], formats: Sequence[str]) -> None:
+        """Exported children in further formats, beside the files that they have.
+
+        Raises:
+            ValueError: a network has an operation that a runtime does not take.
+        """
+        if not formats:
+            return
+        from nas.children.runtimes import add  # brings in the runtimes
+
+        self._begin("formats", ", ".join(formats))
+        modules, costs = child_packages(self.experiment.space.name), costs_of(self.experiment, self.net).measures
+        for number, name in enumerate(ids, 1):
+            add(self.run.child(name).path, formats, self.task, modules, costs, self.fence)
+            self.watch.advance(number, len(ids), name, "children", None)
+            self.stopper.check()
+        self.watch.end(f"{len(ids)} children also as {', '.join(formats)}")
 
     def to_finetune(self, ids: list[str]) -> list[str]:
         """Those of these children that the experiment wants trained on: the best first."""

@@ -29,12 +29,14 @@ class Measure:
         unit: what it is counted in, such as ``"ms"``; empty where the label says it.
         better: which way is good.
         shown: stands in every table, not in those alone of a search for it.
+        about: what exactly is counted; empty where the label says it.
     """
 
     label: str
     unit: str = ""
     better: Literal["higher", "lower"] = "lower"
     shown: bool = True
+    about: str = ""
 
     @property
     def title(self) -> str:
@@ -47,10 +49,10 @@ class Measure:
 
 
 COSTS: Mapping[str, Measure] = {  # what every supernet counts, by the names that they have in journals and files
-    "macs": Measure("MACs"),
-    "params": Measure("parameters"),
-    "bitops": Measure("BitOPs", shown=False),  # MACs x weight bits x activation bits
-    "bytes": Measure("bytes", shown=False),  # of weights
+    "macs": Measure("MACs", about="multiply-adds of convolutions, linear layers and attention"),
+    "params": Measure("parameters", about="weights and biases"),
+    "bitops": Measure("BitOPs", shown=False, about="MACs x weight bits x activation bits"),
+    "bytes": Measure("bytes", shown=False, about="of the weights, those of few bits packed"),
 }
 
 

@@ -60,4 +60,6 @@ def test_the_wheel_holds_every_package(tmp_path: Path) -> None:
     told = subprocess.run([sys.executable, "-c", code, tmp_path / "site"], capture_output=True, text=True, cwd=tmp_path)
     assert told.stdout.strip() == str(tmp_path / "site" / "nas" / "__init__.py"), told.stderr[-2000:]
     site = tmp_path / "site"
-    assert (site / "nas" / "py.typed").exists() and list((site / "searchspaces" / "presets").glob("*.yaml"))
+    presets = site / "searchspaces" / "presets"
+    assert (site / "nas" / "py.typed").exists() and list(presets.glob("*.yaml"))
+    assert (presets / "experiment.schema.json").exists()

@@ -36,6 +36,16 @@ PARITY = {
     "packed": "that of `packed.safetensors`",
     "onnx": "that of `model.onnx` in ONNX Runtime",
     "picture_onnx": "that of `picture.onnx` in ONNX Runtime, from the picture on",
+    "pt2": "that of `model.pt2`",
+    "openvino": "that of `openvino.xml` in OpenVINO",
+    "executorch": "that of `model.pte` in ExecuTorch",
+}
+RUNTIMES = {
+    "pt2": 'With torch.export, without `model.py`: `torch.export.load("model.pt2").module()(pixels)`.',
+    "openvino": "With OpenVINO (`openvino.bin` lies beside): "
+    '`openvino.Core().compile_model("openvino.xml", "CPU")([pixels])[0]`.',
+    "executorch": "With ExecuTorch (XNNPACK), one example of the size that it was exported with: "
+    '`Runtime.get().load_program("model.pte").load_method("forward").execute([pixels])[0]`.',
 }
 
 
@@ -194,6 +204,7 @@ def files(parity: Mapping[str, float], about: Mapping[str, Any], name: str) -> s
             "The network alone, any batch size: "
             '`onnxruntime.InferenceSession("model.onnx").run(None, {"pixels": array})`.'
         )
+    lines += [told for name, told in RUNTIMES.items() if name in parity]
     own = about["child"].partition(":")[0].split(".")[0]
     modules = "" if own == "searchspaces" else f', modules=("{own}",)'
     lines.append(f'With raynas, from another directory, the network alone: `nas.load_child("PATH/{name}"{modules})`.')

@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +35,8 @@ def write_onnx(child: nn.Module, x: Tensor, path: Path, any_size: bool = False) 
 
 def write_picture_onnx(preprocess: Preprocess, network: Path, path: Path) -> None:
     """A network's ONNX file with its preprocessing before it: from one picture, uint8 ``(H, W, 3)`` of any size."""
+    import onnx  # takes time to import, so where it is used
+
     config = preprocess.config
     before = onnx.load_from_string(_preprocessing(config["channels"] or 3, config["side"], config["short"]))
     after = onnx.load(network)
@@ -79,7 +80,7 @@ def _preprocessing(channels: int, side: int | None, short: int | None) -> bytes:
 
 def _write(net: nn.Module, x: Tensor, path: Path, names: tuple[str, str], shapes: Mapping[int, Any]) -> None:
     """At most `EXPORTS` tries; the last error is raised."""
-    with _quiet():
+    with quiet():
         for left in reversed(range(EXPORTS)):
             try:
                 torch.onnx.export(
@@ -101,8 +102,8 @@ def _write(net: nn.Module, x: Tensor, path: Path, names: tuple[str, str], shapes
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter talks about its own insides."""
+def quiet() -> Iterator[None]:
+    """Exporters talk about their own insides."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -117,6 +118,8 @@ def _quiet() -> Iterator[None]:
 
 def _anonymise(path: Path) -> None:
     """Take out of an ONNX file what the exporter noted of this machine's source files; it is most of a small one."""
+    import onnx
+
     model = onnx.load(path)
     for note in (
         *model.graph.node,

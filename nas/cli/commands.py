@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,8 +14,7 @@ import typer
 import typer.core
 from rich.table import Column, Table
 
-from nas.cli import check, cluster, init, results, tables
-from nas.cli.failures import failure
+from nas.cli import check, cluster, failures, init, results, schema, tables
 from nas.cli.progress import plain
 from nas.cli.results import RUN, run_at
 from nas.config.addresses import masked, object_store
@@ -29,8 +27,11 @@ if TYPE_CHECKING:
 
 
 class Commands(typer.core.TyperGroup):
-    """The list of commands, without the one of options, which says that there is --help: together they do not fit a
-    screen."""
+    """The list of commands, without the one of options, which says that there is --help, and without a line between:
+    together they do not fit a screen."""
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(f"{self.help}\n")
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         self.format_commands(ctx, formatter)
@@ -206,19 +207,26 @@ def export(
     child: Annotated[
         str | None, typer.Option("--child", help="One candidate, by id or number, instead of the front.")
     ] = None,
+    format_: Annotated[
+        list[str],
+        typer.Option("--format", metavar="FORMAT", help="Also as pt2, openvino or executorch; repeatable."),
+    ] = NOTHING,
     run_dir: RunDir = None,
     set_: Set = NOTHING,
     trust: Trust = NOTHING,
 ) -> None:
     """Write children as files that need no raynas: weights, their source, ONNX, figures, a model card.
 
-    Example: nas export runs/bignas-digits --set export.children=8
+    Example: nas export runs/bignas-digits --set export.children=8 --format openvino
     """
-    from nas.children.choose import check_candidate
+    from nas.children.choose import check_candidate, check_formats
+
+    check_formats(format_)
 
     check = partial(check_candidate, only=child)
     with open_pipeline(experiment, run_dir, set_, trust, check=check) as pipeline:
         ids = pipeline.export(child)
+        pipeline.add_formats(ids, format_)
         finish(pipeline, ids)
 
 
@@ -320,11 +328,14 @@ def spaces(
 
     Example: nas spaces bignas attentivenas
     """
-    from nas.config.plugins import built_in_spaces, unknown
+    from nas.config.plugins import built_in_spaces, check_space
 
-    if space and ":" not in space and space not in built_in_spaces():
-        raise unknown(space, built_in_spaces(), "or your own as my_module:my_space")
-    from nas.build import find_space, load_supernet
+    if space:
+        check_space(space)
+    from nas.build import find_space, load_supernet, space_of
+
+    if space and size:
+        space_of(space, size)
     from nas.results.plots import human
     from nas.space import COSTS
 
@@ -378,7 +389,7 @@ def doctor(
 @app.command()
 def ui(
     run: Annotated[Path, RUN],
-    port: Annotated[int, typer.Option(help="On this machine alone.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine alone.")] = 5000,
     trust: Trust = NOTHING,
 ) -> None:
     """Open MLflow on the store of this run, to compare candidates; runs beside it share the store. Of a server only the
@@ -386,23 +397,22 @@ def ui(
 
     Example: nas ui runs/bignas-digits
     """
-    from nas.results.tracking import address, page_of, reachable, ui_command
-    from nas.rundir.directory import RunDir
+    from nas.cli import tied
+    from nas.results.tracking import UI_ENVIRONMENT, address, page_of, reachable, ui_command
 
     settings = experiment_of(run, trusted=trust)
-    uri, name = address(RunDir(run), settings.tracking.uri), settings.tracking.experiment or settings.name
+    uri, name = address(run_at(run), settings.tracking.uri), settings.tracking.experiment or settings.name
     if uri.startswith(("http://", "https://")):
         if why := reachable(uri):
             raise ValueError(f"this run is tracked where nobody answers: {why}")
         console.print(f"{masked(uri).rstrip('/')}{page_of(uri, name)}")
         return
-    command = [*ui_command(uri), "--port", str(port)]
-    page = page_of(uri, name)
-    console.print(f"http://127.0.0.1:{port}{page}\n(Ctrl-C ends it)")
-    raise typer.Exit(subprocess.call(command))
+    command = ui_command(uri, port)
+    console.print(f"http://127.0.0.1:{port}{page_of(uri, name)}\n(Ctrl-C ends it)")
+    raise typer.Exit(tied.run(command, UI_ENVIRONMENT))
 
 
-for command in (init.init, check.check, *cluster.COMMANDS):
+for command in (init.init, check.check, schema.schema, *cluster.COMMANDS):
     app.command()(command)
 
 
@@ -443,7 +453,7 @@ def main() -> None:
     except (*clear, ValueError, RuntimeError) as error:
         if os.environ.get("RAYNAS_DEBUG"):
             raise
-        told = failure(error) if isinstance(error, OSError) else str(error)
+        told = failures.told(error) if isinstance(error, OSError) else str(error)
         console.print(f"error: {told}", style="red")
         if not isinstance(error, clear):
             console.print("(RAYNAS_DEBUG=1 shows where)", style="dim")

@@ -11,7 +11,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    WithJsonSchema,
+    field_validator,
+)
 
 
 class Kind(StrEnum):
@@ -64,12 +73,18 @@ def as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+_ABOVE_0 = {kind: {"type": kind, "exclusiveMinimum": 0} for kind in ("integer", "number")}
+_SHORT = {"type": "string", "pattern": r"^\d[\d_]*(\.\d+)? ?[kMG]?$"}  # 1_000 is text to YAML 1.2
 Share = Annotated[float, Field(ge=0, lt=1)]
 Quant = Annotated[
-    Literal["off", "noise", "real"], BeforeValidator(lambda value: "off" if value is False else value)
-]  # YAML reads off as false
-Count = Annotated[int, BeforeValidator(count), Field(gt=0)]
-Amount = Annotated[int | float, BeforeValidator(amount), Field(gt=0)]
+    Literal["off", "noise", "real"],
+    BeforeValidator(lambda value: "off" if value is False else value),  # YAML reads off as false
+    WithJsonSchema({"enum": ["off", "noise", "real", False]}),
+]
+Count = Annotated[int, BeforeValidator(count), Field(gt=0), WithJsonSchema({"anyOf": [_ABOVE_0["integer"], _SHORT]})]
+Amount = Annotated[
+    int | float, BeforeValidator(amount), Field(gt=0), WithJsonSchema({"anyOf": [_ABOVE_0["number"], _SHORT]})
+]
 
 
 class RecipeOptions(Section):

@@ -35,16 +35,10 @@ def safe_name(name: str) -> str:
     return name
 
 
-def _known_space(name: str) -> str:
-    if ":" not in name and name not in (known := plugins.built_in_spaces()):
-        raise plugins.unknown(name, known, "or your own as my_module:my_space")
-    return name
-
-
 class SpaceSettings(Section):
     """Which supernet."""
 
-    name: Annotated[str, AfterValidator(_known_space)] = Field(
+    name: Annotated[str, AfterValidator(plugins.check_space)] = Field(
         description="a built-in space such as bignas, or your own my_module:my_space"
     )
     size: str = Field(default="", description="one of the space's sizes, for example d8")
