@@ -46,9 +46,9 @@ def test_what_a_narrow_terminal_cuts_off_is_the_note() -> None:
     screen = Screen(Console(file=text, force_terminal=True, width=70))
     screen.begin("search", "starting")
     for done in (1, 2):
-        screen.advance(done, 40, "front 12 | best accuracy 98.67 within max_macs 150,000", "candidates", float(done))
+        screen.advance(done, 40, "best accuracy 98.67 within max_macs 150,000 | front 12", "candidates", float(done))
     screen.end("done")
-    assert "search: 2/40 candidates (5 %) | 1 candidates/s | eta 0:38 | front" in text.getvalue()
+    assert "search: 2/40 candidates (5 %) | 1/s | eta 0:38 | best accuracy" in text.getvalue()
 
 
 def test_in_a_notebook_one_output_changes() -> None:

@@ -216,7 +216,8 @@ def test_a_budget_holds_everywhere(run: Path) -> None:
     assert history is not None and [r.k for r in history.front()] == [1, 7]
     assert [(p.k, p.front_size) for p in history.progress] == [(0, 0), (1, 1), (2, 1), (4, 2), (6, 2), (7, 2)]
     assert math.isnan(history.progress[0].best) and history.progress[-1].best == 85.0
-    assert standing(history).startswith("front 2 | best accuracy 85 within max_macs 1,300,000, min_params 5,000")
+    assert standing(history).startswith("best accuracy 85 within max_macs 1,300,000, min_params 5,000")
+    assert "| front 2 | hypervolume" in standing(history)
     assert outcome(history).startswith("8 candidates (2 failed), 2 on the front within max_macs 1,300,000")
     page = Page(write_report(RunDir(run)).read_text())
     within = "with at most 1.30 M MACs and at least 5.00 k parameters and at most 5.10 k parameters"
