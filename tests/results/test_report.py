@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nas.cli.results import show
 from nas.results.history import History, front_table, outcome, read_constraints, read_history, standing
 from nas.results.plots import human, search_figure, search_picture
 from nas.results.report import write_report
@@ -233,6 +234,23 @@ def test_a_budget_holds_everywhere(run: Path) -> None:
     for damaged in ("search: [", "search: {constraints: {macs: nonsense}}", "3"):
         (run / "experiment.yaml").write_text(damaged)
         assert read_constraints(RunDir(run)) == ANYTHING
+
+
+def test_a_finetune_is_told_before_and_after(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it began from has a row, though it stands on no front and was not exported."""
+    records = search(run, GIVEN)
+    (before, after) = (records[2].id, f"{records[2].id}-finetuned")
+    export(run, after, 54.25, 57.75)
+    about = json.loads((run / "children" / after / "metrics.json").read_text())
+    (run / "children" / after / "metrics.json").write_text(json.dumps({**about, "macs": 900_000, "params": 5020}))
+    show(RunDir(run), [before, after])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert rows == [
+        [before, "900", "k", "5.02", "k", "55.00"],
+        [after, "900", "k", "5.02", "k", "57.75", "54.25"],
+    ]
+    show(RunDir(run), [before])
+    assert "test" not in capsys.readouterr().out, "no column without a figure"
 
 
 def test_labels_do_not_overprint(run: Path) -> None:
