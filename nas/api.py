@@ -2,25 +2,31 @@
 
 run = nas.run("bignas-digits", ["search.candidates=40"])
 run.front                               # a pandas frame, cheapest first
+run.plot_front()                        # a figure of matplotlib
+best = run.pick(max={"macs": "100k"})   # the best candidate under a budget
 net = run.child(run.front.index[0])     # an exported child, in evaluation mode
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from nas.children.choose import budget, pick_of
 from nas.children.export import child_packages, load_child
 from nas.cli.progress import Screen, plain
 from nas.config.experiment import Experiment, load_experiment
 from nas.pipeline import Pipeline
-from nas.results.history import front_table, read_history
+from nas.results.history import exported_from, front_table, read_history
 from nas.rundir.directory import RunDir
+from nas.search.journal import Record
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
     from torch import nn
+
+    from nas.results.plots import Figure
 
 
 class Run:
@@ -57,7 +63,7 @@ class Run:
 
         history = read_history(self.directory)
         records = [history.records[k] for k in sorted(history.records)] if history else []
-        rows = [{"k": r.k, "id": r.id, **(r.metrics or {}), **r.cost, **r.arch, "error": r.error} for r in records]
+        rows = [_row(record) for record in records]
         return DataFrame(rows, columns=None if rows else ["k", "id", "error"]).set_index("k")
 
     @property
@@ -69,17 +75,68 @@ class Run:
         rows = front_table(self.directory)
         return DataFrame(rows, columns=None if rows else ["id"]).set_index("id")
 
+    def pick(
+        self,
+        max: Mapping[str, float | str] | None = None,
+        min: Mapping[str, float | str] | None = None,
+        knee: bool = False,
+    ) -> Series:
+        """The best candidate of the newest search under a budget; of equally good ones the cheapest. Nothing is
+        trained, scored or exported for it.
+
+        Args:
+            max, min: the most and the least that it may have, by cost or metric: ``max={"macs": "100k"}``. The
+                constraints of the run's experiment do not count.
+            knee: rather the one at which the front under that budget bends.
+
+        Returns:
+            Its row of `candidates`; its id is ``["id"]``.
+
+        Raises:
+            ValueError: nothing fits (says what comes nearest), or a name that the search has no figure of.
+        """
+        from pandas import Series
+
+        record = pick_of(self.directory, budget(max or {}, min or {}), knee)
+        row = _row(record)
+        return Series(row, name=row.pop("k"))
+
+    def plot_front(self) -> Figure:
+        """The metric against the cost: candidates, the front, constraints, exported children. A figure of matplotlib:
+        a notebook shows it, ``savefig`` writes it.
+
+        Raises:
+            ValueError: no candidate was judged yet.
+        """
+        from nas.results.plots import search_figure
+
+        if (history := read_history(self.directory)) is None:
+            raise ValueError(f"{self.directory.path} has not been searched yet: nas search {self.directory.path}")
+        return search_figure(history, exported_from(self.directory, history))
+
     def child(self, name: str) -> nn.Module:
         """An exported child, in evaluation mode.
 
         Raises:
-            ValueError: there is no such child; says which are.
+            ValueError: there is no such child; says which are, and how to export another.
             Damaged: it is not whole.
         """
         return load_child(self.directory.exported_child(name).path, child_packages(self.experiment.space.name))
 
     def __repr__(self) -> str:
         return f"Run({str(self.directory.path)!r})"
+
+
+def _row(record: Record) -> dict[str, Any]:
+    """A candidate as a row of a frame."""
+    return {
+        "k": record.k,
+        "id": record.id,
+        **(record.metrics or {}),
+        **record.cost,
+        **record.arch,
+        "error": record.error,
+    }
 
 
 def run(experiment: str | Path | Experiment, overrides: Sequence[str] = (), run_dir: Path | str | None = None) -> Run:

@@ -79,14 +79,11 @@ def find_space(name: str) -> Any:
     Raises:
         ValueError: there is no such space.
     """
-    if ":" in name:
-        return plugins.load(name)
-    if name not in (known := plugins.built_in_spaces()):
-        raise plugins.unknown(name, known, "or your own as my_module:my_space")
-    return importlib.import_module(f"{plugins.SPACES}.{name}")
+    plugins.check_space(name)
+    return plugins.load(name) if ":" in name else importlib.import_module(f"{plugins.SPACES}.{name}")
 
 
-def check_space(name: str, size: str) -> Any:
+def space_of(name: str, size: str) -> Any:
     """What `find_space` finds, which may have that size: a user's own factory says itself what it makes.
 
     Raises:
@@ -100,7 +97,7 @@ def check_space(name: str, size: str) -> Any:
             raise ValueError(f"space {name!r} has no size {size!r}; {hint}it has: {', '.join(found.SIZES)}")
     elif not callable(found):
         kind = type(found).__name__
-        raise ValueError(f"{name!r} is a {kind}; allowed: a function of size and options that makes a Supernet")
+        raise ValueError(f"{name!r} is of type {kind}; allowed: a function of size and options that makes a Supernet")
     return found
 
 
@@ -115,7 +112,7 @@ def load_supernet(space: str, size: str = "", **options: Any) -> Supernet:
     Raises:
         ValueError: no such space or size, or one that does not take these options.
     """
-    found = check_space(space, size)
+    found = space_of(space, size)
     if not hasattr(found, "SIZES"):
         return _of_ones_own(space, found, size, options)
     try:

@@ -15,24 +15,24 @@ import torch
 
 from nas.build import (
     check_constraints,
-    check_space,
     costs_of,
     load_recipe,
     load_task,
     make_supernet,
     objective_of,
     open_search,
+    space_of,
 )
-from nas.children.choose import choose, constraints_of, history_of, trained
+from nas.children.choose import FINETUNED, choose, history_of, lifting, trained
 from nas.children.evaluate import Batches, Evaluator
 from nas.children.export import child_packages, export_child, exported, works_at
 from nas.config.experiment import Experiment, parse
 from nas.device import driver_device
 from nas.quantization.target import QuantizationTarget
 from nas.recipes.recipe import Recipe
-from nas.results.history import History
+from nas.results.history import History, outcome, standing
 from nas.results.tracking import Tracker, address, default_uri
-from nas.rundir.checkpoint import Checkpoint
+from nas.rundir.checkpoint import Checkpoint, newest_sha
 from nas.rundir.directory import RunDir, open_run
 from nas.rundir.fence import Fence, Gone
 from nas.rundir.log import EventLine, Line, PanelLine, StepLine
@@ -76,6 +76,7 @@ class TrainingNotes:
 
     def __init__(self, metric: str, max_minutes: float | None, watch: Watcher) -> None:
         self.metric, self.max_minutes, self.watch, self.panel = metric, max_minutes, watch, ""
+        self.before: StepLine | None = None
 
     def take(self, line: Line) -> None:
         match line:
@@ -86,20 +87,25 @@ class TrainingNotes:
             case EventLine():
                 self.watch.say(f"{line.event}: {line.reason}")
             case StepLine():
-                note, done, total, unit = (
-                    f"loss {next(iter(line.loss.values())):.3f}{self.panel}",
-                    float(line.step),
-                    float(line.total),
-                    "steps",
-                )
+                name, loss = next(iter(line.loss.items()))
+                told = f"loss {loss:.3f}" if name == "loss" else f"loss {name} {loss:.3f}"
+                note, done, total, unit = f"{told}{self.panel}", float(line.step), float(line.total), "steps"
                 if self.max_minutes and line.share > done / total:  # time ends this training, not the schedule
                     note, done, total, unit = (
-                        f"step {line.step:,} | {note}",
+                        f"step {line.step:,}{self._rate(line)} | {note}",
                         line.seconds / 60,
                         self.max_minutes,
                         "minutes",
                     )
+                self.before = line
                 self.watch.advance(done, total, note, unit, line.seconds)
+
+    def _rate(self, line: StepLine) -> str:
+        """Steps a second since the line before; empty where there is none, or training went back in between."""
+        before = self.before
+        if before is None or line.seconds <= before.seconds or line.step <= before.step:
+            return ""
+        return f", {(line.step - before.step) / (line.seconds - before.seconds):.3g} steps/s"
 
 
 class Pipeline:
@@ -147,7 +153,7 @@ class Pipeline:
         """
         device = driver_device(experiment.train.use_gpu)
         run = RunDir(directory.absolute())
-        check_space(experiment.space.name, experiment.space.size)  # before the data are read, which takes longer
+        space_of(experiment.space.name, experiment.space.size)  # before the data are read, which takes longer
         task = load_task(experiment)
         net = make_supernet(experiment, task)
         if task.least_side < net.least_side:
@@ -165,7 +171,8 @@ class Pipeline:
                 "smaller first: lower data.size, or take a larger space"
             )
         recipe = load_recipe(task, experiment.recipe)
-        recipe.optimizer(net)  # refuses a network that it cannot train
+        if newest_sha(run.checkpoints) is None:  # else it has trained it; torch's optimizers take a second to import
+            recipe.optimizer(net)  # refuses a network that it cannot train
         tracking = experiment.tracking
         kept = None
         if mirror:
@@ -236,7 +243,7 @@ class Pipeline:
         newest, history = self._supernet(), self._history()
         target, began, before = self.experiment.search.candidates, time.monotonic(), len(history.records)
         if before >= target:
-            self.watch.say(f"search: done before ({before:,} candidates)")
+            self.watch.say(f"search: done before: {outcome(history)}")
             return
         from nas.workers.trials import search_children  # brings in Ray Tune, which training does without
 
@@ -245,9 +252,7 @@ class Pipeline:
 
         def notify(record: Record) -> None:
             history.update()
-            done, last = len(history.records), history.progress[-1] if history.progress else None
-            note = f"front {last.front_size} | best {last.best:.4g} | hv {last.hypervolume:.4g}" if last else ""
-            self.watch.advance(done, target, note, "candidates", None)
+            self.watch.advance(len(history.records), target, standing(history), "candidates", None)
             self.tracker.poke()
 
         why = search_children(self.experiment, self.task, self.net, self.run, self.fence, newest, notify)
@@ -256,10 +261,8 @@ class Pipeline:
             self.watch.say(why)
         done = len(history.records)
         rate = (done - before) / max(time.monotonic() - began, 1e-9)
-        left = "" if done >= target or why else f" of {target:,}; the same command goes on"
-        self.watch.end(
-            f"{done:,} candidates{left}, {len(history.front())} on the front, {rate:.1f} a second with the start of Ray"
-        )
+        left = "" if done >= target or why else f"; the same command goes on to {target:,}"
+        self.watch.end(f"{outcome(history)}, {rate:.1f} a second with the start of Ray{left}")
         self.stopper.check()
 
     def export(self, only: str | None = None) -> list[str]:
@@ -268,11 +271,12 @@ class Pipeline:
         Raises:
             ValueError: there is nothing to choose from, or no such candidate.
         """
-        chosen, wanted = choose(self._history(), self.experiment, only), self.experiment.export.children
+        history, wanted = self._history(), self.experiment.export.children
+        chosen = choose(history, self.experiment, only)
+        if only is None and (bound := history.constraints).bounds:
+            self.watch.say(f"export: children within {bound}, as the run says; to lift that: {lifting(bound)}")
         if only is None and len(chosen) < wanted:
-            bound = constraints_of(self.experiment)
-            within = f" within {bound}" if bound.bounds else ""
-            self.watch.say(f"export: {len(chosen)} of {wanted} children: the front{within} has no more")
+            self.watch.say(f"export: {len(chosen)} of {wanted} children: the front has no more")
         self._export([record.arch for record in chosen])
         return [record.id for record in chosen]
 
@@ -345,7 +349,7 @@ class Pipeline:
         """
         supernet = self._supernet()
         (record,) = choose(self._history(), self.experiment, child)
-        run, name = self.run.finetuned(record.id, supernet.sha), f"{record.id}-finetuned"
+        run, name = self.run.finetuned(record.id, supernet.sha), f"{record.id}{FINETUNED}"
         derived = finetune_experiment(self.experiment, self.run, record, supernet, self._teacher())
         with Pipeline.open(derived, run, self.watch) as self.inner:
             self.stopper.check()
@@ -448,7 +452,7 @@ class Pipeline:
 
     def _history(self) -> History:
         """What the search over the trained supernet has found so far."""
-        return history_of(self.run, self._supernet())
+        return history_of(self.experiment, self.run, self._supernet())
 
     def _evaluator(self) -> tuple[Evaluator, Batches]:
         device = self.device

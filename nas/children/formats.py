@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +35,8 @@ def write_onnx(child: nn.Module, x: Tensor, path: Path, any_size: bool = False) 
 
 def write_picture_onnx(preprocess: Preprocess, network: Path, path: Path) -> None:
     """A network's ONNX file with its preprocessing before it: from one picture, uint8 ``(H, W, 3)`` of any size."""
+    import onnx  # takes time to import, so where it is used
+
     config = preprocess.config
     before = onnx.load_from_string(_preprocessing(config["channels"] or 3, config["side"], config["short"]))
     after = onnx.load(network)
@@ -117,6 +118,8 @@ def quiet() -> Iterator[None]:
 
 def _anonymise(path: Path) -> None:
     """Take out of an ONNX file what the exporter noted of this machine's source files; it is most of a small one."""
+    import onnx
+
     model = onnx.load(path)
     for note in (
         *model.graph.node,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,9 +14,9 @@ import typer
 import typer.core
 from rich.table import Column, Table
 
-from nas.cli import check, cluster, init, schema, tables
-from nas.cli.failures import failure
+from nas.cli import check, cluster, failures, init, results, schema, tables
 from nas.cli.progress import plain
+from nas.cli.results import RUN, run_at
 from nas.config.addresses import masked, object_store
 from nas.config.experiment import Experiment, ExperimentError, load_experiment
 from nas.config.trust import Untrusted
@@ -50,7 +49,6 @@ app = typer.Typer(
 )
 
 EXPERIMENT = typer.Argument(metavar="EXPERIMENT", help="A preset's name, a YAML file, or the directory of a run.")
-RUN = typer.Argument(metavar="RUN", help="The directory of a run, for example runs/bignas-digits.")
 Target = Annotated[str, EXPERIMENT]
 RunDir = Annotated[
     Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run lives. [default: runs/<name>]")
@@ -96,19 +94,6 @@ def experiment_of(run: Path, overrides: list[str] = NOTHING, trusted: list[str] 
         ValueError: the directory holds no run.
     """
     return resolve(str(run_at(run).path), None, overrides, trusted)[0]
-
-
-def run_at(path: Path) -> run_directory.RunDir:
-    """The run in a directory.
-
-    Raises:
-        ValueError: it holds none.
-    """
-    from nas.rundir.directory import RunDir
-
-    if not (found := RunDir(path)).is_run():
-        raise ValueError(f"{path} holds no run; give the directory of one, for example runs/bignas-digits")
-    return found
 
 
 def open_pipeline(
@@ -211,8 +196,9 @@ def search(
 
     with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes), trust, check=check_trained) as pipeline:
         pipeline.search()
-        report_line(pipeline)
-    console.print(f"next: nas export {pipeline.run.path}")
+        path, at = pipeline.report(), pipeline.run
+    results.show(at)
+    console.print(f"report: {path}\nnext: nas export {os.path.relpath(at.path)}")
 
 
 @app.command()
@@ -260,10 +246,11 @@ def finetune(
             "the experiment has no section finetune; for example: --set 'finetune={recipe: {name: single, epochs: 20, "
             "batch: 64}}'"
         )
-    from nas.children.choose import check_candidate
+    from nas.children.choose import FINETUNED, check_candidate
 
     with open_pipeline(str(run), None, set_, trust, check=partial(check_candidate, only=child)) as pipeline:
-        finish(pipeline, [pipeline.finetune(child)])
+        after = pipeline.finetune(child)
+        finish(pipeline, [after.removesuffix(FINETUNED), after])
 
 
 @app.command()
@@ -328,20 +315,8 @@ def register(
     )
 
 
-@app.command()
-def report(run: Annotated[Path, RUN]) -> None:
-    """Write RUN/report.html again and print the front.
-
-    Example: nas report runs/bignas-digits
-    """
-    at = run_at(run)
-    from nas.results.history import front_table, read_history, shown_costs
-    from nas.results.report import write_report
-
-    path = write_report(at)
-    if rows := [row for row in front_table(at) if row["front"] or row["exported"]]:
-        console.print(tables.children(rows, shown_costs(read_history(at))))
-    console.print(f"report: {path}")
+for looking in (results.report, results.pick):
+    app.command()(looking)
 
 
 @app.command()
@@ -353,11 +328,14 @@ def spaces(
 
     Example: nas spaces bignas attentivenas
     """
-    from nas.config.plugins import built_in_spaces, unknown
+    from nas.config.plugins import built_in_spaces, check_space
 
-    if space and ":" not in space and space not in built_in_spaces():
-        raise unknown(space, built_in_spaces(), "or your own as my_module:my_space")
-    from nas.build import find_space, load_supernet
+    if space:
+        check_space(space)
+    from nas.build import find_space, load_supernet, space_of
+
+    if space and size:
+        space_of(space, size)
     from nas.results.plots import human
     from nas.space import COSTS
 
@@ -411,7 +389,7 @@ def doctor(
 @app.command()
 def ui(
     run: Annotated[Path, RUN],
-    port: Annotated[int, typer.Option(help="On this machine alone.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine alone.")] = 5000,
     trust: Trust = NOTHING,
 ) -> None:
     """Open MLflow on the store of this run, to compare candidates; runs beside it share the store. Of a server only the
@@ -419,20 +397,19 @@ def ui(
 
     Example: nas ui runs/bignas-digits
     """
-    from nas.results.tracking import address, page_of, reachable, ui_command
-    from nas.rundir.directory import RunDir
+    from nas.cli import tied
+    from nas.results.tracking import UI_ENVIRONMENT, address, page_of, reachable, ui_command
 
     settings = experiment_of(run, trusted=trust)
-    uri, name = address(RunDir(run), settings.tracking.uri), settings.tracking.experiment or settings.name
+    uri, name = address(run_at(run), settings.tracking.uri), settings.tracking.experiment or settings.name
     if uri.startswith(("http://", "https://")):
         if why := reachable(uri):
             raise ValueError(f"this run is tracked where nobody answers: {why}")
         console.print(f"{masked(uri).rstrip('/')}{page_of(uri, name)}")
         return
-    command = [*ui_command(uri), "--port", str(port)]
-    page = page_of(uri, name)
-    console.print(f"http://127.0.0.1:{port}{page}\n(Ctrl-C ends it)")
-    raise typer.Exit(subprocess.call(command))
+    command = ui_command(uri, port)
+    console.print(f"http://127.0.0.1:{port}{page_of(uri, name)}\n(Ctrl-C ends it)")
+    raise typer.Exit(tied.run(command, UI_ENVIRONMENT))
 
 
 for command in (init.init, check.check, schema.schema, *cluster.COMMANDS):
@@ -450,11 +427,8 @@ def report_line(pipeline: Pipeline) -> None:
 
 def finish(pipeline: Pipeline, ids: list[str]) -> None:
     """The table of the exported children, and where everything is."""
-    from nas.results.history import front_table, read_history, shown_costs
-
     path, run = pipeline.report(), pipeline.run
-    if rows := [row for row in front_table(run) if row["id"] in ids]:
-        console.print(tables.children(rows, shown_costs(read_history(run))))
+    results.show(run, ids)
     console.print(f"report:   {path}\nchildren: {run.children}\ncompare:  nas ui {os.path.relpath(run.path)}")
 
 
@@ -479,7 +453,7 @@ def main() -> None:
     except (*clear, ValueError, RuntimeError) as error:
         if os.environ.get("RAYNAS_DEBUG"):
             raise
-        told = failure(error) if isinstance(error, OSError) else str(error)
+        told = failures.told(error) if isinstance(error, OSError) else str(error)
         console.print(f"error: {told}", style="red")
         if not isinstance(error, clear):
             console.print("(RAYNAS_DEBUG=1 shows where)", style="dim")

@@ -1,4 +1,4 @@
-"""What a person is told of a machine that fails."""
+"""What a person is told where the machine fails. Imports nothing but the standard library."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAILURES = {
 }
 
 
-def failure(error: OSError) -> str:
+def told(error: OSError) -> str:
     """What a person is told of a file that could not be read or written: the path, what is wrong, what to do."""
     if error.errno is None or error.filename is None:
         return str(error)

@@ -24,7 +24,7 @@ class Screen:
     def __init__(self, console: Console) -> None:
         self.console = console
         self.stage = ""
-        self.live: Live | None = None
+        self.live: Live | Cell | None = None
         self.began = self.last = 0.0
         self.recent: deque[tuple[float, float]] = deque(maxlen=30)
         self.lock = threading.Lock()
@@ -32,7 +32,9 @@ class Screen:
     def begin(self, stage: str, note: str) -> None:
         self.stage, self.began, self.last = stage, time.monotonic(), time.monotonic()
         self.recent.clear()
-        if self.console.is_terminal:
+        if self.console.is_jupyter:
+            self.live = Cell()
+        elif self.console.is_terminal:
             self.live = Live(console=self.console, refresh_per_second=8, transient=True)
             self.live.start()
         self._put(f"{stage}: {note}", always=True)
@@ -43,11 +45,11 @@ class Screen:
             (first, from_), (now, to) = self.recent[0], self.recent[-1]
             rate = (to - from_) / (now - first) if now > first else 0.0
             parts = [f"{self.stage}: {done:,.0f}/{total:,.0f} {unit} ({100 * done / total:.0f} %)"]
-            if note:
-                parts.append(note)
-            if rate:
+            if rate:  # before the note, whose end a narrow terminal cuts off
                 parts += [f"{rate:.3g} {unit}/s"] if unit != "minutes" else []
                 parts.append(f"eta {clock((total - done) / rate)}")
+            if note:
+                parts.append(note)
             self._put(" | ".join(parts), always=done >= total)
 
     def say(self, text: str) -> None:
@@ -69,6 +71,26 @@ class Screen:
         elif always or time.monotonic() - self.last >= PLAIN_SECONDS:
             self.last = time.monotonic()
             self.say(text)
+
+
+class Cell:
+    """The live line in a notebook: an output of the cell that changes. Rich's own needs ipywidgets for that."""
+
+    def __init__(self) -> None:
+        from IPython.display import display
+
+        self.handle = display(self._form(""), raw=True, display_id=True)
+
+    def update(self, text: Text) -> None:
+        self.handle.update(self._form(text.plain), raw=True)
+
+    def stop(self) -> None:
+        """Take the line away."""
+        self.update(Text())
+
+    @staticmethod
+    def _form(text: str) -> dict[str, str]:
+        return {"text/plain": text}
 
 
 def clock(seconds: float) -> str:

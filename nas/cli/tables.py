@@ -38,13 +38,14 @@ def children(rows: list[dict[str, Any]], costs: Mapping[str, Measure]) -> Table:
     """Children as a table.
 
     Args:
-        rows: of `nas.results.history.front_table`, one at least.
+        rows: of `nas.results.history.front_table`, one at least. Test figures have columns where any child has some.
         costs: those that are shown, by name.
     """
     from nas.results.plots import human
 
     metric = rows[0]["metric"]
-    tested = [metric, *dict.fromkeys(name for row in rows for name in row["tested"] if name != metric)]
+    given = dict.fromkeys(name for row in rows for name in row["tested"])
+    tested = sorted(given, key=lambda name: name != metric)  # what the search wanted comes first
     heads = [measure.title for measure in costs.values()]
     heads += [
         head.replace("_", " ") for head in (f"validation {metric}", *(f"test {name}" for name in tested))

@@ -120,7 +120,7 @@ def find(kind: str, name: str) -> Any:
             )
         return thing
     if name not in built_in(kind):
-        raise unknown(name, built_in(kind), OWN)
+        raise _unknown(name, built_in(kind), OWN)
     short = _short(kind, name)
     return getattr(importlib.import_module(f"{PACKAGES[kind]}.{short}"), _camel(short))
 
@@ -156,11 +156,35 @@ def built_in_spaces() -> list[str]:
     return _modules(SPACES, lambda _: r"^SIZES\b")
 
 
-def unknown(name: str, known: list[str], own: str) -> ValueError:
-    """The error that tells of a name that nothing has."""
+def check_space(name: str) -> str:
+    """The name of a space itself, built in or ``my_module:my_space``; nothing is imported.
+
+    Raises:
+        ValueError: no space is called that; says which there are.
+    """
+    if ":" in name:
+        _split(name)
+    elif name not in (known := built_in_spaces()):
+        raise _unknown(name, known, "or your own as my_module:my_space")
+    return name
+
+
+def _unknown(name: str, known: list[str], own: str) -> ValueError:
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    return ValueError(f"given {name!r}; {hint}allowed: {', '.join([*known, own])}")
+    return ValueError(f"given {name!r}; {hint}allowed: {', '.join(known)}; {own}")
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The module and what is named in it.
+
+    Raises:
+        ValueError: that is no such name.
+    """
+    module, _, attribute = name.partition(":")
+    if not (attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise ValueError(f"given {name!r}; allowed: my_module:thing, of a file my_module.py in the current directory")
+    return module, attribute
 
 
 def kind_of(thing: object) -> str | None:
@@ -175,9 +199,7 @@ def load(name: str) -> Any:
         ValueError: that is no such name, there is no such module or nothing of that name in it, or it raises an error
             when it is imported.
     """
-    module, _, attribute = name.partition(":")
-    if not (attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))):
-        raise ValueError(f"given {name!r}; allowed: my_module:thing, of a file my_module.py in the current directory")
+    module, attribute = _split(name)
     own.allow(module, Path.cwd())
     try:
         found = importlib.import_module(module)

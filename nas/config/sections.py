@@ -35,16 +35,10 @@ def safe_name(name: str) -> str:
     return name
 
 
-def _known_space(name: str) -> str:
-    if ":" not in name and name not in (known := plugins.built_in_spaces()):
-        raise plugins.unknown(name, known, "or your own as my_module:my_space")
-    return name
-
-
 class SpaceSettings(Section):
     """Which supernet."""
 
-    name: Annotated[str, AfterValidator(_known_space)] = Field(
+    name: Annotated[str, AfterValidator(plugins.check_space)] = Field(
         description="a built-in space such as bignas, or your own my_module:my_space"
     )
     size: str = Field(default="", description="one of the space's sizes, for example d8")
@@ -139,6 +133,9 @@ def _that_bind(constraints: dict[str, Bounds]) -> dict[str, Bounds]:
     return {name: bounds for name, bounds in constraints.items() if (bounds.min, bounds.max) != (None, None)}
 
 
+Budget = Annotated[dict[str, Bounds], BeforeValidator(by_cost), AfterValidator(_that_bind)]
+
+
 def _known_search(name: str) -> str:
     plugins.find("search", name)
     return name
@@ -185,8 +182,8 @@ class SearchSettings(Section):
     cost: Annotated[str | None, Kind.IDENTITY] = Field(
         default=None, description="what is to be small; null: macs, or bitops where bits are chosen too"
     )
-    constraints: Annotated[dict[str, Bounds], BeforeValidator(by_cost), AfterValidator(_that_bind), Kind.EXTEND] = (
-        Field(default={}, description="what a child may cost, by cost: {macs: {max: 150k}}")
+    constraints: Annotated[Budget, Kind.EXTEND] = Field(
+        default={}, description="what a child may cost, by cost: {macs: {max: 150k}}"
     )
     metric: Annotated[str | None, Kind.IDENTITY] = Field(
         default=None,

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
+from pydantic import TypeAdapter
 
+from nas.config.sections import Bounds, Budget
 from nas.rundir import forms
 from nas.rundir.atomic import Damaged
 from nas.rundir.directory import RunDir
 from nas.rundir.log import Lines, parsed
+from nas.search.constraints import ANYTHING, Constraints
 from nas.search.core import Objective
 from nas.search.journal import Record
 from nas.search.pareto import front, hypervolume
@@ -41,12 +45,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a search was after candidate `k`, counting candidates 0 … k.
+    """How far a search was after candidate `k`, counting candidates 0 … k; of these the best, the front and the
+    hypervolume those within the constraints.
 
     Attributes:
         k: the candidate.
         evaluated: how many did not fail.
-        best: the best metric.
+        best: the best metric; NaN while no candidate lies within the constraints.
         front_size: how many stand on the front.
         hypervolume: the area between the front and the corner (metric 0, `REFERENCE` times the first candidate's cost),
             in units of the metric times decades of cost; where lower is better the corner is twice the first
@@ -63,6 +68,10 @@ class Progress:
 class History:
     """A search journal that is followed.
 
+    Args:
+        path: the journal.
+        constraints: what a child may cost today; candidates beyond them stand on no front.
+
     Attributes:
         supernet: sha256 of the weights that it belongs to, empty until the header is read.
         objective: what the search wanted.
@@ -71,8 +80,9 @@ class History:
         progress: a point for each candidate that did not fail, in the order of k, as far as there is no gap.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, constraints: Constraints = ANYTHING) -> None:
         self.path = path
+        self.constraints = constraints
         self.supernet = ""
         self.objective = Objective()
         self.measures: Mapping[str, Measure] = COSTS
@@ -123,9 +133,13 @@ class History:
         """The figure that the search looked at, on validation; None for a failed candidate."""
         return None if record.metrics is None or self.failed(record) else record.metrics[self.objective.metric]
 
-    def front(self, allowed: Callable[[Record], bool] = lambda _: True) -> list[Record]:
-        """Of the records that are `allowed`, those that no other beats in both cost and metric, cheapest first."""
-        records = [record for k in sorted(self.records) if allowed(record := self.records[k])]
+    def within(self, record: Record) -> bool:
+        """Whether a candidate costs what a child may cost."""
+        return self.constraints.bounds.keys() <= record.cost.keys() and self.constraints.violation(record.cost) == 0
+
+    def front(self) -> list[Record]:
+        """Of the records within the constraints, those that no other beats in both cost and metric, cheapest first."""
+        records = [record for k in sorted(self.records) if self.within(record := self.records[k])]
         points = np.array([self.point(record) for record in records]).reshape(-1, 2)
         return sorted(
             (records[i] for i in front(points)), key=lambda record: (record.cost[self.objective.cost], record.k)
@@ -138,14 +152,50 @@ class History:
         now = (metric, math.log10(max(cost, LEAST)))
         if self._corner is None:
             self._corner = (0.0 if self.objective.better == "higher" else 2 * metric, now[1] + math.log10(REFERENCE))
-        points = np.vstack([self._front, now])
-        self._front = points[front(points)]  # the front so far and one more point: not all records again
+        if self.within(record):
+            points = np.vstack([self._front, now])
+            self._front = points[front(points)]  # the front so far and one more point: not all records again
         self._evaluated += 1
-        least = float(self._front[:, 0].min())
+        least = float(self._front[:, 0].min()) if len(self._front) else math.nan
         best = -least if self.objective.better == "higher" else least
         self.progress.append(
             Progress(record.k, self._evaluated, best, len(self._front), hypervolume(self._front, self._corner))
         )
+
+
+def standing(history: History) -> str:
+    """How far a search is, for its status line: the front, the best and the hypervolume, within the constraints."""
+    if not history.progress:
+        return ""
+    last, within = history.progress[-1], f" within {history.constraints}" if history.constraints.bounds else ""
+    if not last.front_size:
+        return f"none{within} yet"
+    best = f"best {history.objective.metric} {last.best:.4g}"
+    return f"front {last.front_size} | {best}{within} | hypervolume {last.hypervolume:.4g}"
+
+
+def outcome(history: History) -> str:
+    """What a search has come to: how many candidates, how many of them failed, how many stand on the front."""
+    done, failed = len(history.records), sum(map(history.failed, history.records.values()))
+    within = f" within {history.constraints}" if history.constraints.bounds else ""
+    lost = f" ({failed:,} failed)" if failed else ""
+    return f"{done:,} candidates{lost}, {len(history.front())} on the front{within}"
+
+
+def constraints_in(given: Mapping[str, Bounds]) -> Constraints:
+    """What a child may cost, as an experiment says; those costs first that every network has, in their order."""
+    names = [*(name for name in COSTS if name in given), *(name for name in given if name not in COSTS)]
+    return Constraints({name: (given[name].min, given[name].max) for name in names})
+
+
+def read_constraints(run: RunDir) -> Constraints:
+    """What a child of a run may cost, as its experiment says today; anything, where that cannot be read: the rest of
+    the experiment, which may name modules that are not here, is not looked at."""
+    try:
+        search = yaml.safe_load(run.experiment.read_bytes()).get("search") or {}
+        return constraints_in(TypeAdapter(Budget).validate_python(search.get("constraints") or {}))
+    except (OSError, yaml.YAMLError, ValueError, AttributeError, RecursionError):
+        return ANYTHING
 
 
 def read_history(run: RunDir) -> History | None:
@@ -153,7 +203,7 @@ def read_history(run: RunDir) -> History | None:
     found = run.journals()
     if not found:
         return None
-    history = History(found[-1])
+    history = History(found[-1], read_constraints(run))
     history.update()
     return history
 
@@ -166,6 +216,11 @@ def read_children(run: RunDir) -> dict[str, dict[str, Any]]:
             metrics = forms.read(child.metrics, forms.Metrics).model_dump(exclude_unset=True)
             found[child.id] = {**metrics, "supernet": read_json(child.manifest).get("supernet")}
     return found
+
+
+def exported_from(run: RunDir, history: History) -> set[str]:
+    """The ids of the exported children that were cut from the supernet of a search."""
+    return {name for name, child in read_children(run).items() if child["supernet"] == history.supernet}
 
 
 def metric_of(history: History | None, children: Mapping[str, Mapping[str, Any]]) -> str:
@@ -204,8 +259,11 @@ def _within(file: Path, directory: Path) -> bool:
     return file.is_file() and file.resolve().is_relative_to(directory.resolve())
 
 
-def front_table(run: RunDir) -> list[dict[str, Any]]:
+def front_table(run: RunDir, ids: Collection[str] = ()) -> list[dict[str, Any]]:
     """The front and the exported children, cheapest first.
+
+    Args:
+        ids: of candidates that have a row too.
 
     Returns:
         A row a child: ``id``, ``k``, ``front``, its costs by name, ``validation`` (what the search saw), ``exported``,
@@ -219,7 +277,9 @@ def front_table(run: RunDir) -> list[dict[str, Any]]:
     metric = metric_of(history, children)
     cost, measures = (history.objective.cost, history.measures) if history else (Objective().cost, COSTS)
     rows = []
-    for name in {record.id: None for record in on_front} | dict.fromkeys(children):
+    for name in {record.id: None for record in on_front} | dict.fromkeys(
+        [*children, *(id for id in ids if id in by_id)]
+    ):
         record, child = by_id.get(name), children.get(name, {})
         if (
             history and record and child and child["supernet"] != history.supernet

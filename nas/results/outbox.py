@@ -10,14 +10,15 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
-from nas.results.history import History, front_table, read_children, shown_costs
+from nas.results.history import History, front_table, read_children, read_constraints, shown_costs
 from nas.rundir.atomic import naming
 from nas.rundir.directory import RunDir
 from nas.rundir.log import EventLine, Lines, PanelLine, StepLine, TrainingLines
@@ -26,6 +27,7 @@ from nas.search.journal import Record
 FIGURES = 800  # in one request; MLflow takes 1,000 metrics and 1 MB
 VIEW_KEY = "raynas"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"  # of the experiment; MLflow's page looks there
+PAGE = 100  # runs that MLflow's page loads at first
 AXES = 10  # choices in parallel coordinates; more cannot be told apart
 
 Key = tuple[str | int, ...]
@@ -124,6 +126,7 @@ class Outbox:
         self._training = TrainingLines(self.run.training_log)
         self._lines: list[StepLine | PanelLine] = []  # those with a figure that was not sent
         self._histories: dict[Path, History] = {}
+        self._constraints = read_constraints(self.run)
 
     def pending(self, ending: str | None = None) -> list[Item]:
         """What is to be sent now, in the order in which to send it.
@@ -132,7 +135,9 @@ class Outbox:
             ending: the state in which the run ends; None while it goes on. Only at the end is it known who stands on
                 the front.
         """
-        self._histories = {path: self._histories.get(path) or History(path) for path in self.run.journals()}
+        self._histories = {
+            path: self._histories.get(path) or History(path, self._constraints) for path in self.run.journals()
+        }
         for history in self._histories.values():
             history.update()
         histories = [history for history in self._histories.values() if history.supernet]
@@ -219,10 +224,14 @@ class Outbox:
 
     def _flags(self, history: History) -> Iterator[Item]:
         now = {record.k for record in history.front()}
+        page = first_page(history, read_children(self.run))
         for k in sorted(history.records):
             key, run = ("front", history.supernet, k), ("candidate", history.supernet, k)
             if (k in now) != self.sent.values.get(key, False):
                 yield Item(key, k in now, run, tags={"raynas.front": str(k in now).lower()})
+            key, place = ("page", history.supernet, k), page.get(k, "later")
+            if place != self.sent.values.get(key, "later"):
+                yield Item(key, place, run, tags={"raynas.page": place})
 
     def _artifacts(self, history: History) -> Iterator[Item]:
         files = {}
@@ -246,11 +255,32 @@ class Outbox:
             yield Item(key, _digest(text), ("search", history.supernet), shared={VIEW_TAG: text})
 
 
+def first_page(history: History, exported: Collection[str]) -> dict[int, str]:
+    """The candidates that MLflow's page shall load first, by k: the ``front``, and ``further`` ones: exported children
+    and a sample evenly spread by rank of cost from the cheapest to the dearest."""
+    cost = history.objective.cost
+    judged = sorted(
+        (record for record in history.records.values() if not history.failed(record)),
+        key=lambda record: (record.cost[cost], record.k),
+    )
+    front = [record.k for record in history.front()]
+    taken = [record.k for record in judged if record.id in exported and record.k not in front]
+    others = [record.k for record in judged if record.k not in {*front, *taken}]
+    front = _spread(front, PAGE)
+    further = taken + _spread(others, max(0, PAGE - len(front) - len(taken)))
+    return dict.fromkeys(further, "further") | dict.fromkeys(front, "front")
+
+
+def _spread(ks: list[int], count: int) -> list[int]:
+    """So many of these, evenly spread, both ends among them."""
+    return [ks[place] for place in np.unique(np.linspace(0, len(ks) - 1, min(count, len(ks))).round().astype(int))]
+
+
 def view(history: History) -> str:
     """What MLflow's page of the experiment shows by ``viewStateShareKey=raynas``, in the form in which it shares a view
     itself.
 
-    All candidates, the best first; cost against metric; parallel coordinates of the first choices that vary.
+    All candidates, `first_page` first; cost against metric; parallel coordinates of the first choices that vary.
     """
     metric, cost = history.objective.metric, history.objective.cost
     seen: dict[str, set[Any]] = {}
@@ -264,8 +294,8 @@ def view(history: History) -> str:
     return json.dumps(
         {
             "searchFilter": "tags.`raynas.kind` = 'candidate'",
-            "orderByKey": f"metrics.`{metric}`",
-            "orderByAsc": history.objective.better == "lower",
+            "orderByKey": "tags.`raynas.page`",
+            "orderByAsc": True,  # front, further, later; those without come last
             "selectedColumns": [*figures, "tags.`raynas.front`", "tags.`raynas.exported`"],
             "runsHiddenMode": "SHOWALL",
             "compareRunSections": [

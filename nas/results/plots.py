@@ -9,15 +9,17 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from nas.results.history import History
 from nas.rundir.log import Training
@@ -27,6 +29,10 @@ INK = "#010203"  # stands for the page's text colour, exchanged in the finished 
 GREY, BLUE, ORANGE, GREEN, RED, PURPLE = "#8a929c", "#3b82d6", "#e07b28", "#2f9e68", "#d64545", "#9467c9"
 COLOURS = {"largest": ORANGE, "random": GREY, "smallest": BLUE}
 OTHERS = (GREEN, PURPLE, "#b8860b", "#4aa8b5", "#c2569b")
+PLACES = (  # of a label around its point: across, up, which end of it lies there
+    *((-6, 10, "right"), (8, -10, "left"), (-9, 0, "right"), (9, 0, "left"), (0, 13, "center"), (0, -13, "center")),
+    *((-6, 22, "right"), (8, -22, "left"), (-6, 34, "right"), (8, -34, "left")),
+)
 MANY = 2000  # points from which a cloud is drawn as an image
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -58,71 +64,127 @@ def _round(number: str) -> str:
     return re.sub(r"\.0+(?= |$)|(\.\d*?)0+(?= |$)", r"\1", number)
 
 
-def search_picture(history: History, exported: Mapping[str, Any]) -> str:
-    """The metric against the cost: all candidates, the front as steps, exported children by id."""
+def search_picture(history: History, exported: Collection[str]) -> str:
+    """The metric against the cost: all candidates, the front as steps, exported children by id, the constraints."""
+    alive = _alive(history)
+    tips = {"candidates": [_tip(history, r) for r in alive], "front": [_tip(history, r) for r in history.front()]}
+    return _svg(lambda figure: _draw_search(figure, history, exported), "search", 5.2, tips)
+
+
+class Picture(Figure):
+    """A figure that notebooks show by itself, without the state of pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        image = io.BytesIO()
+        with matplotlib.rc_context(SETTINGS):
+            self.savefig(image, format="png")
+        return image.getvalue()
+
+
+def search_figure(history: History, exported: Collection[str]) -> Figure:
+    """The same as a figure of matplotlib.
+
+    Raises:
+        ValueError: there is no candidate to show.
+    """
+    if not _alive(history):
+        raise ValueError(f"no candidate was judged in {history.path} yet: there is nothing to draw")
+    with matplotlib.rc_context(SETTINGS):
+        figure = Picture(figsize=(9, 5.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        _draw_search(figure, history, exported)
+    return figure
+
+
+def _alive(history: History) -> list[Record]:
     cost = history.objective.cost
-    alive = [
-        record for _, record in sorted(history.records.items()) if not history.failed(record) and record.cost[cost] > 0
-    ]
-    front = history.front()
+    judged = [record for _, record in sorted(history.records.items()) if not history.failed(record)]
+    return [record for record in judged if record.cost[cost] > 0]
 
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        xs, ys = [r.cost[cost] for r in alive], [_metric(history, r) for r in alive]
-        axes.scatter(
-            xs,
-            ys,
-            s=16,
-            c=GREY,
-            alpha=0.45,
-            linewidths=0,
-            gid="candidates",
-            label="candidates",
-            rasterized=len(alive) > MANY,
-        )
-        if max(xs) > 10 * min(xs):
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+
+def _draw_search(figure: Figure, history: History, exported: Collection[str]) -> None:
+    cost, alive, front = history.objective.cost, _alive(history), history.front()
+    axes = figure.subplots()
+
+    def mark(records: Sequence[Record], **look: Any) -> None:
+        axes.scatter([r.cost[cost] for r in records], [_metric(history, r) for r in records], **look)
+
+    faint = [0.45 if history.within(record) else 0.15 for record in alive]
+    image = {"rasterized": len(alive) > MANY}
+    mark(alive, s=16, c=GREY, alpha=faint, linewidths=0, gid="candidates", label="candidates", **image)
+    bounds = [bound for name, bound, _ in bounds_told(history) if name == cost]
+    xs = [*(record.cost[cost] for record in alive), *bounds]
+    if (range_ := max(xs) / min(xs)) > 10:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if range_ < 1000 else (1,)))
+    if front:
         fx, fy = [r.cost[cost] for r in front], [_metric(history, r) for r in front]
-        axes.step([*fx, max(xs)], [*fy, fy[-1]], where="post", color=BLUE, linewidth=1.6, label="front")
-        axes.scatter(fx, fy, s=26, c=BLUE, linewidths=0, zorder=3, gid="front")
-        out = [record for record in alive if record.id in exported]
-        if out:
-            ox, oy = [r.cost[cost] for r in out], [_metric(history, r) for r in out]
-            axes.scatter(
-                ox,
-                oy,
-                s=75,
-                facecolors="none",
-                edgecolors=ORANGE,
-                linewidths=1.8,
-                zorder=4,
-                label="exported",
-                gid="exported",
-            )
-            _label(axes, out, ox, oy)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _round(human(value))))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(history.measure(cost).title)
-        axes.set_ylabel(f"{history.objective.metric}, validation")
-        axes.margins(x=0.14)
-        axes.legend(loc="lower right" if history.objective.better == "higher" else "upper right")
+        end = max(r.cost[cost] for r in alive if history.within(r))
+        axes.step([*fx, end], [*fy, fy[-1]], where="post", color=BLUE, linewidth=1.6, label="front")
+        mark(front, s=26, c=BLUE, linewidths=0, zorder=3, gid="front")
+    out = [record for record in alive if record.id in exported]
+    if out:
+        look = {"facecolors": "none", "edgecolors": ORANGE, "linewidths": 1.8}
+        mark(out, s=75, zorder=4, label="exported", gid="exported", **look)
+    axes.margins(x=0.14)
+    _draw_bounds(axes, history)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _round(human(value))))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel(history.measure(cost).title)
+    axes.set_ylabel(f"{history.objective.metric}, validation")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=5)  # above, where no point lies
+    _label(figure, axes, out, [(r.cost[cost], _metric(history, r)) for r in out], bounds)
 
-    return _svg(
-        draw,
-        "search",
-        5.2,
-        {"candidates": [_tip(history, r) for r in alive], "front": [_tip(history, r) for r in front]},
-    )
+
+def bounds_told(history: History) -> list[tuple[str, float, str]]:
+    """Each constraint as cost, bound and words: ``("macs", 150000, "at most 150 k MACs")``."""
+    return [
+        (name, bound, f"at {side} {history.measure(name).told(human(bound))}")
+        for name, window in history.constraints.bounds.items()
+        for side, bound in zip(("least", "most"), window, strict=True)
+        if bound is not None
+    ]
+
+
+def _draw_bounds(axes: Axes, history: History) -> None:
+    """The constraints on the cost along the axis as lines. Those on others are named alone: candidates beyond them are
+    fainter."""
+    for name, bound, label in bounds_told(history):
+        if name == history.objective.cost:
+            axes.axvline(bound, color=RED, linestyle="--", linewidth=1.2, label=label, gid="bound")
+        else:
+            axes.plot([], [], linestyle="none", label=label)
 
 
 def _metric(history: History, record: Record) -> float:
     return history.metric(record) or 0.0
 
 
-def _label(axes: Axes, records: Sequence[Record], xs: Sequence[float], ys: Sequence[float]) -> None:
-    for record, x, y in zip(records, xs, ys, strict=True):
-        axes.annotate(record.id, (x, y), xytext=(-6, 7), textcoords="offset points", ha="right", fontsize=8.5)
+def _label(
+    figure: Figure,
+    axes: Axes,
+    records: Sequence[Record],
+    points: Sequence[tuple[float, float]],
+    bounds: Sequence[float],
+) -> None:
+    """The ids of records beside their points, where they print over neither another nor a bound nor the edge; one for
+    which there is
+    no place goes without: its tip tells it."""
+    figure.draw_without_rendering()  # settles where things lie
+    taken = [axes.transData.transform(point) for point in points]
+    boxes = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in taken]
+    lines = [axes.transData.transform((bound, points[0][1]))[0] for bound in bounds] if points else []
+    boxes += [Bbox.from_bounds(x - 1, axes.bbox.y0, 2, axes.bbox.height) for x in lines]
+    for record, point in zip(records, points, strict=True):
+        for dx, dy, ha in PLACES:
+            text = axes.annotate(
+                record.id, point, xytext=(dx, dy), textcoords="offset points", ha=ha, va="center", fontsize=8.5
+            )
+            box = text.get_window_extent()
+            if axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1) and not box.count_overlaps(boxes):
+                boxes.append(box)
+                break
+            text.remove()
 
 
 def _tip(history: History, record: Record) -> str:
@@ -160,8 +222,10 @@ def training_picture(training: Training) -> str:
             for event in training.events:
                 axes.axvline(event.step, color=RED, linestyle="--", linewidth=1, alpha=0.8)
         above = {"xycoords": grid[0].get_xaxis_transform(), "ha": "center", "va": "bottom"}
-        for event in training.events:
-            grid[0].annotate(event.event, (event.step, 1), color=RED, fontsize=8.5, **above)
+        steps, last = [line.step for line in training.steps], -math.inf
+        for event in sorted(training.events, key=lambda event: event.step):
+            if event.step - last >= (max(steps) - min(steps)) / 10:  # else it would print over the one before
+                grid[0].annotate(event.event, (last := event.step, 1), color=RED, fontsize=8.5, **above)
         grid[-1].set_xlabel("step")
 
     return _svg(draw, "training", 6.4 if training.panels else 4.2)

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from nas.results.history import (
     History,
+    exported_from,
     front_table,
     metric_of,
     read_children,
@@ -22,7 +23,7 @@ from nas.results.history import (
     read_pictures,
     shown_costs,
 )
-from nas.results.plots import human, progress_picture, search_picture, training_picture
+from nas.results.plots import bounds_told, human, progress_picture, search_picture, training_picture
 from nas.rundir.atomic import write_atomic
 from nas.rundir.directory import RunDir
 from nas.rundir.log import Training, read_training
@@ -96,10 +97,14 @@ def _summary(run: RunDir, history: History | None, training: Training) -> Iterat
             f"The search judged {len(history.records):,} candidates{lost}, taking {_duration(spent)} of evaluation in "
             "all."
         )
+        within = _within(history)
         if front := history.front():
+            parts.append(f"{len(front):,} {'stands' if len(front) == 1 else 'stand'} on the front{within}.")
             parts.append(
                 f"The best child, {_child(history, front[-1])}. The smallest on the front, {_child(history, front[0])}."
             )
+        elif within:
+            parts.append(f"There is no front{within}.")
     children = read_children(run)
     if children:
         parts.append(f"{len(children)} {'child was' if len(children) == 1 else 'children were'} exported.")
@@ -110,6 +115,12 @@ def _summary(run: RunDir, history: History | None, training: Training) -> Iterat
             f'<p class="quiet">The search looked at {name} on the <b>validation</b> set alone. The <b>test</b> set was '
             "seen only by exported children, after the search, and chose nothing.</p>"
         )
+
+
+def _within(history: History | None) -> str:
+    """The constraints, as the end of what is said of the front; empty where there are none."""
+    told = [words for _, _, words in bounds_told(history)] if history else []
+    return f" of those with {' and '.join(told)}" if told else ""
 
 
 def _child(history: History, record: Record) -> str:
@@ -129,10 +140,12 @@ def _search(run: RunDir, history: History | None) -> Iterator[str]:
         return
     failed = sum(history.failed(record) for record in history.records.values())
     lost = f" {failed:,} failed {'candidate is' if failed == 1 else 'candidates are'} not shown." if failed else ""
-    told = f"Each point is a child cut out of the supernet and scored on validation; rest on one to see it.{lost}"
+    beyond = " Fainter ones cost more or less than a child may." if history.constraints.bounds else ""
+    told = (
+        f"Each point is a child cut out of the supernet and scored on validation; rest on one to see it.{beyond}{lost}"
+    )
     yield f'<p class="quiet">{told}</p>'
-    ours = {name: child for name, child in read_children(run).items() if child["supernet"] == history.supernet}
-    yield search_picture(history, ours)
+    yield search_picture(history, exported_from(run, history))
     told = "Progress. The hypervolume is the area under the front, in units of the metric times decades of cost."
     yield f'<p class="quiet">{told}</p>'
     yield progress_picture(history)
@@ -184,7 +197,7 @@ def _table(run: RunDir, history: History | None) -> Iterator[str]:
         yield "<tr class=off>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
     yield "</tbody></table></div>"
     if not all(row["front"] for row in rows):
-        yield '<p class="quiet">Children in grey do not stand on the front.</p>'
+        yield f'<p class="quiet">Children in grey do not stand on the front{escape(_within(history))}.</p>'
     if not any(row["exported"] for row in rows):
         yield '<p class="quiet">No child has been exported yet, so none has been tested.</p>'
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import sys
 import tempfile
 import threading
@@ -51,6 +52,9 @@ ENVIRONMENT = {
 }
 
 
+UI_ENVIRONMENT = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # jobs are not what it is opened for
+
+
 def default_uri(run: RunDir) -> str:
     """The store that runs beside each other share."""
     return f"sqlite:///{run.mlflow}"
@@ -76,14 +80,20 @@ def check_uri(uri: str) -> str:
     return uri
 
 
-def ui_command(uri: str) -> list[str]:
+def ui_command(uri: str, port: int) -> list[str]:
     """The command that opens the comparison of the runs in a database, for this machine alone.
 
     Raises:
-        ValueError: `uri` is a server, which shows the comparison itself.
+        ValueError: `uri` is a server, which shows the comparison itself; or another program has the port.
     """
     if urlsplit(check_uri(uri)).scheme in ("http", "https", "databricks", ""):
         raise ValueError(f"{masked(uri)} is a server: open it in a browser")
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise ValueError(
+            f"port {port} of this machine cannot be had ({error.strerror}); give another: --port"
+        ) from error
     return [
         sys.executable,
         "-m",
@@ -94,7 +104,7 @@ def ui_command(uri: str) -> list[str]:
         "--host",
         "127.0.0.1",
         "--port",
-        "5000",
+        str(port),
         "--workers",
         "1",
     ]

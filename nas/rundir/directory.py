@@ -227,7 +227,8 @@ class RunDir:
         child = self.child(name)
         if not child.metrics.is_file():
             known = ", ".join(child.id for child in self.exported())
-            there = f"there are {known}" if known else f"export some first: nas export {self.path}"
+            there = f"there are {known}; " if known else ""
+            there += f"nas export {self.path} --child ID exports a candidate"
             raise ValueError(f"no exported child {name!r} in {self.children}; {there}")
         return child
 

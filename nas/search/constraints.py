@@ -26,9 +26,11 @@ class Constraints:
     bounds: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
 
     def violation(self, cost: Mapping[str, float]) -> float:
-        """By how much `cost` misses them: relative to each bound, summed; 0 within them."""
+        """By how much `cost` misses them: relative to each bound, summed; 0 within them, infinite for NaN."""
         total = 0.0
         for name, (low, high) in self.bounds.items():
+            if math.isnan(cost[name]):
+                return math.inf
             if low is not None:
                 total += max(0.0, low - cost[name]) / (abs(low) or 1.0)
             if high is not None:

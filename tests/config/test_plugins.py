@@ -1,4 +1,5 @@
-"""Recipes and tasks of one's own, by import string: their options are sections like any other."""
+"""Plug-ins of one's own, by import string: their options are sections like any other, and what fails in them is told
+with its place."""
 
 from __future__ import annotations
 
@@ -11,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from nas.build import find_space, load_recipe, load_supernet, load_task
+from nas.build import costs_of, find_space, load_recipe, load_supernet, load_task, open_search
 from nas.config import own as owning
 from nas.config.experiment import Experiment, ExperimentError, difference, dump, load_experiment, parse
-from nas.config.plugins import CONTRACTS, POSED_BY, built_in, find, load
+from nas.config.plugins import CONTRACTS, POSED_BY, built_in, find, load, options
 from nas.config.section import Kind
 from nas.recipes.recipe import Step
 from nas.tasks.options import ClassificationOptions, SuperResolutionOptions
@@ -85,7 +86,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
     yield
-    sys.modules.pop("own_plugins", None)
+    for name in ("own_plugins", "mine"):
+        sys.modules.pop(name, None)
 
 
 def told(*overrides: str) -> str:
@@ -206,3 +208,134 @@ def test_built_in_names_find_what_keeps_the_contract() -> None:
         options.model_fields["name"].annotation.__args__ for options in (ClassificationOptions, SuperResolutionOptions)
     ]  # type: ignore[union-attr]
     assert tuple(POSED_BY) == posed[0] + posed[1], "a data set that no task knows, or the other way round"
+
+
+# --- code of one's own that fails: one message, with its place
+
+BROKEN = {  # a module, and what is told of importing it
+    "import json\nimport nothing_like_this\n": (
+        "importing mine failed: ModuleNotFoundError: No module named 'nothing_like_this'",
+        2,
+    ),
+    "\n\nrate = 1 / 0\n": ("importing mine failed: ZeroDivisionError: division by zero", 3),
+    "def f(:\n    pass\n": ("importing mine failed: SyntaxError: invalid syntax", 1),
+    "import sys\nsys.exit('no GPU here')\n": ("importing mine failed: SystemExit: no GPU here", 2),
+    "import torch\n\nlayer = torch.zeros(2) @ torch.zeros(3)\n": ("importing mine failed: RuntimeError: ", 3),
+}
+
+
+@pytest.mark.parametrize("source", BROKEN)
+@pytest.mark.parametrize("key", ["recipe.name", "data.name", "search.algorithm", "search.costs"])
+def test_a_module_that_fails_when_it_is_imported_is_told_with_its_place(key: str, source: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(source)
+    said, line = BROKEN[source]
+    text = told(f"{key}=" + ("[{name: 'mine:Thing'}]" if key == "search.costs" else "'mine:Thing'"))
+    assert f"{key}" in text and f"'mine:Thing': {said}" in text and f"({tmp_path}/mine.py:{line})" in text
+
+
+SPACES = """
+from nas.supernet import Supernet
+
+SIZES = {"tiny": 1}
+
+
+def sizes_alone(size, **options):
+    return SIZES[size]
+
+
+def refuses(size, **options):
+    raise ValueError(f"no size {size!r}; it has: tiny")
+
+
+def takes_nothing():
+    return None
+
+
+number = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        (
+            "mine:number",
+            ["'mine:number' is of type int", "allowed: a function of size and options that makes a Supernet"],
+        ),
+        (
+            "mine:refuses",
+            ["'mine:refuses': making the space with the size 'big'", "no size 'big'; it has: tiny", ":12"],
+        ),
+        ("mine:sizes_alone", ["the size 'big'", "KeyError: 'big'", "mine.py:8)"]),
+        ("mine:takes_nothing", ["the options classes failed: TypeError: takes_nothing() "]),
+        ("mine:nothing", ["the module 'mine' has no 'nothing'; it has: sizes_alone, refuses, takes_nothing"]),
+        ("mine:", ["given 'mine:'; allowed: my_module:thing"]),
+        ("./mine.py:refuses", ["allowed: my_module:thing, of a file my_module.py in the current directory"]),
+        ("", ["given ''; allowed: bignas"]),
+    ],
+)
+def test_a_space_of_ones_own_that_cannot_be_is_told(name: str, parts: list[str], tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SPACES)
+    with pytest.raises(ValueError) as error:
+        load_supernet(name, "big", classes=3)
+    assert all(part in str(error.value) for part in parts), error.value
+    with pytest.raises(ValueError, match="'mine:sizes_alone' made a int; allowed: a Supernet"):
+        load_supernet("mine:sizes_alone", "tiny")
+
+
+FAILING = """
+from nas.recipes.recipe import Recipe
+from nas.search.random import Random
+from nas.supernet import Cost
+from nas.tasks.task import Task
+
+
+class Learns(Recipe):
+    def __init__(self, task, options):
+        raise KeyError("rate")
+
+
+class Looks(Random):
+    def __init__(self, *given, **more):
+        super().__init__(*given, **more)
+        self.table = [][0]
+
+
+class Counts(Cost):
+    name = label = "joules"
+
+    def __init__(self, options):
+        open(options.missing)
+
+
+class Sees(Task):
+    def __init__(self, options):
+        pass
+
+
+class NoOptions(Recipe):
+    Options = dict
+"""
+
+
+def test_what_fails_when_it_is_made_is_told_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(FAILING)
+    changes = ["recipe={name: 'mine:Learns', epochs: 1, batch: 8}", "search.algorithm='mine:Looks'"]
+    digits, net = load_experiment("bignas-digits", changes), load_supernet("bignas", "d8")
+    with pytest.raises(ValueError, match=r"'mine:Learns': making the recipe failed: KeyError: 'rate' \(.*mine.py:10\)"):
+        load_recipe(load_task(digits), digits.recipe)
+    with pytest.raises(ValueError, match=r"'mine:Looks': making the search failed: IndexError: .*mine.py:16\)"):
+        open_search(digits, net, load_task(digits))
+    costs = load_experiment("bignas-digits", ["search.costs=[{name: 'mine:Counts'}]"])
+    with pytest.raises(ValueError, match=r"'mine:Counts': making the cost failed: AttributeError: .*mine.py:23\)"):
+        costs_of(costs, net)
+    sees = load_experiment("bignas-digits", ["data={name: 'mine:Sees', validation: 8}"])
+    with pytest.raises(ValueError, match=r"'mine:Sees': reading the data failed: TypeError: .*__init__\(\) takes 2"):
+        load_task(sees)
+    assert "whose Options are <class 'dict'>; allowed" in told("recipe={name: 'mine:NoOptions', epochs: 1, batch: 8}")
+
+
+def test_options_are_those_of_the_class_and_are_found_without_it() -> None:
+    for kind in ("recipe", "search", "task"):
+        for name in built_in(kind):
+            assert options(kind, name) is find(kind, name).Options

@@ -549,8 +549,13 @@ def test_notes_hold_no_password(run: Path) -> None:
 
 
 def test_the_comparison_is_for_this_machine() -> None:
-    command = ui_command("sqlite:////data/mlflow.db")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port {port} of this machine cannot be had"):
+            ui_command("sqlite:////data/mlflow.db", port)
+    command = ui_command("sqlite:////data/mlflow.db", port)
+    assert command[command.index("--port") + 1] == str(port)
     assert command[command.index("--backend-store-uri") + 1] == "sqlite:////data/mlflow.db"
     assert command[command.index("--host") + 1] == "127.0.0.1"
     with pytest.raises(ValueError, match="browser"):
-        ui_command("http://host:5000")
+        ui_command("http://host:5000", port)

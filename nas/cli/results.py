@@ -1,0 +1,88 @@
+"""What a run has come to: ``nas report``, ``nas pick``, and the tables that other commands end with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nas.cli import tables
+from nas.cli.progress import plain
+from nas.rundir.directory import RunDir
+
+console = plain()
+RUN = typer.Argument(metavar="RUN", help="The directory of a run, for example runs/bignas-digits.")
+NOTHING: list[str] = []
+
+
+def run_at(path: Path) -> RunDir:
+    """The run in a directory.
+
+    Raises:
+        ValueError: it holds none.
+    """
+    if not (found := RunDir(path)).is_run():
+        raise ValueError(f"{path} holds no run; give the directory of one, for example runs/bignas-digits")
+    return found
+
+
+def report(run: Annotated[Path, RUN]) -> None:
+    """Write RUN/report.html again and print the front.
+
+    Example: nas report runs/bignas-digits
+    """
+    at = run_at(run)
+    from nas.results.report import write_report
+
+    path = write_report(at)
+    show(at)
+    console.print(f"report: {path}")
+
+
+def pick(
+    run: Annotated[Path, RUN],
+    most: Annotated[
+        list[str], typer.Option("--max", metavar="NAME=N", help="The most of a cost or metric, for example macs=100k.")
+    ] = NOTHING,
+    least: Annotated[
+        list[str], typer.Option("--min", metavar="NAME=N", help="The least, for example accuracy=97; both repeatable.")
+    ] = NOTHING,
+    knee: Annotated[bool, typer.Option("--knee", help="Where the front bends, rather than its best end.")] = False,
+) -> None:
+    """Name the best child that a search has found under a budget.
+
+    Example: nas pick runs/bignas-digits --max macs=100k --min accuracy=97
+    """
+    at = run_at(run)
+    from nas.children.choose import budget, pick_of
+
+    record = pick_of(at, budget(_pairs(most, "--max macs=100k"), _pairs(least, "--min accuracy=97")), knee)
+    show(at, [record.id])
+    where = os.path.relpath(at.path)
+    if at.child(record.id).metrics.is_file():
+        console.print(f"it is in {os.path.relpath(at.child(record.id).path)}")
+    else:
+        console.print(f"next: nas export {where} --child {record.id}")
+
+
+def _pairs(given: list[str], example: str) -> dict[str, str]:
+    """``["macs=100k"]`` as ``{"macs": "100k"}``.
+
+    Raises:
+        ValueError: one is no such pair.
+    """
+    if wrong := [text for text in given if not all(text.partition("="))]:
+        raise ValueError(f"{wrong[0]!r} is no bound; write for example {example}")
+    return {name: value for name, _, value in (text.partition("=") for text in given)}
+
+
+def show(run: RunDir, ids: Collection[str] | None = None) -> None:
+    """The table of some candidates; of the front and the exported children, where none are named."""
+    from nas.results.history import front_table, read_history, shown_costs
+
+    rows = front_table(run, ids or ())
+    if rows := [row for row in rows if ids is None or row["id"] in ids]:
+        console.print(tables.children(rows, shown_costs(read_history(run))))
