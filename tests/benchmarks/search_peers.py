@@ -13,8 +13,8 @@ Hypervolume below (1, 1.05) of error and relative cost, mean ± standard deviati
 | Optuna NSGA-II | 0.6421 ± 0.0050 | 0.6549 ± 0.0038 |
 | Optuna TPE | 0.6682 ± 0.0048 | 0.6749 ± 0.0039 |
 
-pymoo 0.6.2, Optuna 5.0. Our evolution (tests/benchmarks/search_synthetic.py) has 0.6634 and 0.6760: behind pymoo's with a
-small population. It waits for the records of 32 candidates, these for a generation's or for one.
+pymoo 0.6.2, Optuna 5.0. Our evolution (tests/benchmarks/search_synthetic.py) has 0.6634 and 0.6760: behind pymoo's with
+a small population. It waits for the records of 32 candidates, these for a generation's or for one.
 """
 
 from __future__ import annotations
