@@ -36,6 +36,7 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 FIRST = "first-run.md"  # makes the run that the others go on with
+ELSEWHERE = ("children.md",)  # stands in a child's directory: tests/children/test_children.py follows it
 HERE = ("", "soak")  # blocks that run on any machine
 PATIENCE = 900  # seconds for a page
 
@@ -203,7 +204,8 @@ def follow(page: Path, folder: Path, words: tuple[str, ...]) -> str:
 
 def runnable(word: str) -> list[Path]:
     """The pages that have a block with this word."""
-    return [p for p in PAGES if any(b.language in ("bash", "python") and b.word == word for b in blocks(p))]
+    pages = [page for page in PAGES if page.name not in ELSEWHERE]
+    return [page for page in pages if any(b.language in ("bash", "python") and b.word == word for b in blocks(page))]
 
 
 @pytest.fixture(scope="module")
