@@ -24,9 +24,10 @@ from nas.preprocess import Preprocess
 from nas.quantization import integer, levels
 from nas.quantization.adaquant import widths
 from nas.quantization.allocate import Costs
-from nas.quantization.compare import Judged, QuantizationTarget, Row, compare
+from nas.quantization.compare import Judged, Row, compare
 from nas.quantization.graph import fold, plain, total_macs
 from nas.quantization.integer import Plan, load_quantized, pack
+from nas.quantization.target import QuantizationTarget
 from nas.rundir import atomic, forms
 from nas.rundir.directory import ChildDir
 from nas.rundir.fence import Fence

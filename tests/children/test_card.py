@@ -74,7 +74,7 @@ def test_data_sets_of_arrays(name: str, tmp_path: Path) -> None:
     import torchvision
 
     from nas.draws import permutation
-    from nas.tasks.datasets import roots
+    from nas.tasks.places import roots
 
     experiment = load_experiment(name, ["search.calibration=32", "search.calibration_batch=16", "search.validation=64"])
     child, figures, task = exported(experiment, tmp_path / "run", test=40)

@@ -27,13 +27,13 @@ from nas.children.quantize import OnnxFile, done_before, integer_layers, quantiz
 from nas.config.experiment import load_experiment
 from nas.draws import permutation
 from nas.quantization import learned
-from nas.quantization.adaquant import ITERATIONS, AdaQuantLayer, adaquant, best_grid, calibrate, seen, widths
+from nas.quantization.adaquant import AdaQuantLayer, adaquant, best_grid, calibrate, seen, widths
 from nas.quantization.allocate import BitBudget, Costs, allocate, check_budget, difference, outputs, sensitivities
-from nas.quantization.compare import read_target
 from nas.quantization.correction import correct, statistics
 from nas.quantization.graph import float_layer, fold, integer_layer_of, plain, total_macs
 from nas.quantization.integer import IntegerConv2d, IntegerLinear, fake_quantize_affine, load_quantized, pack, unpack
 from nas.quantization.levels import top_level
+from nas.quantization.target import ITERATIONS, read_target
 from nas.rundir.fence import Fence
 from nas.supernet import CostModel
 from tests.driving import STRANGER, outputs_of
