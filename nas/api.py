@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
     from torch import nn
 
-    from nas.results.plots import Figure
+    from nas.results.plots import Picture
 
 
 class Run:
@@ -101,7 +101,7 @@ class Run:
         row = _row(record)
         return Series(row, name=row.pop("k"))
 
-    def plot_front(self) -> Figure:
+    def plot_front(self) -> Picture:
         """The metric against the cost: candidates, the front, constraints, exported children. A figure of matplotlib:
         a notebook shows it, ``savefig`` writes it.
 

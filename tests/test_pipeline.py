@@ -16,8 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
+from nbclient import NotebookClient
 
 import nas
 from nas.rundir import atomic
@@ -286,6 +288,43 @@ def test_report_and_a_directory_as_the_experiment(again: tuple[Path, dict[str, s
     assert "report.html" in ended.text and (run / "report.html").stat().st_size > 10_000
     ended = command("train", run, cwd=run.parent)
     assert ended.code == 0 and "train: done before" in ended.text, ended.text
+    ended = command("search", run, cwd=run.parent)
+    assert ended.code == 0 and "search: done before: 40 candidates" in ended.text, ended.text
+    front = list(nas.Run(run).front.query("front").index)
+    assert re.findall(r"^\s*([0-9a-f]{12}) ", ended.text, re.MULTILINE) == front, "it ends with the table"
+    assert f"{len(front)} on the front" in ended.text and "next: nas export bignas-digits" in ended.text
+
+
+def test_the_best_child_under_a_budget(done: Done) -> None:
+    """From Python and by the command, which tells how to take it away."""
+    run = nas.Run(done.run)
+    table = run.candidates
+    best = run.pick(max={"macs": "200k"})
+    assert best["macs"] <= 200_000 and best["accuracy"] == table[table.macs <= 200_000].accuracy.max()
+    assert table.loc[best.name].id == best["id"]
+    ended = command("pick", "runs/bignas-digits", "--max", "macs=200k", cwd=done.home)
+    assert ended.code == 0 and re.findall(r"^\s*([0-9a-f]{12}) ", ended.text, re.MULTILINE) == [best["id"]]
+    taken = (done.run / "children" / best["id"]).is_dir()
+    assert (f"children/{best['id']}" if taken else f"nas export runs/bignas-digits --child {best['id']}") in ended.text
+    ended = command("pick", "runs/bignas-digits", "--min", "accuracy=100.5", "--knee", cwd=done.home)
+    best_first = table.sort_values(["accuracy", "macs"], ascending=[False, True])
+    assert ended.code == 1 and f"the nearest is {best_first.id.iloc[0]}" in ended.text
+    ended = command("pick", "runs/bignas-digits", "--max", "100k", cwd=done.home)
+    assert ended.code == 1 and "'100k' is no bound; write for example --max macs=100k" in ended.text
+
+
+def test_the_notebook(again: tuple[Path, dict[str, str], Ended]) -> None:
+    """As it stands, where its run is done."""
+    run, before, _ = again
+    book = nbformat.read(Path(__file__).parent.parent / "examples" / "notebook.ipynb", as_version=4)
+    NotebookClient(book, timeout=120, resources={"metadata": {"path": run.parent.parent}}).execute()
+    outputs = [list(cell.outputs) for cell in book.cells if cell.cell_type == "code"]
+    assert any("search: done before" in output.data["text/plain"] for output in outputs[0])
+    assert outputs[0][-1].data["text/plain"] == "Run('runs/bignas-digits')"
+    assert sum("image/png" in output.data for cell in outputs for output in cell) == 1
+    assert "text/html" in outputs[1][0].data and nas.Run(run).pick(max={"macs": "150k"})["id"] in str(outputs)
+    assert "tensor([" in outputs[-1][-1].data["text/plain"]
+    assert {name: sha for name, sha in contents(run).items() if name.startswith("children")}.items() <= before.items()
 
 
 def test_another_identity_is_refused_with_the_difference(again: tuple[Path, dict[str, str], Ended]) -> None:
@@ -328,6 +367,17 @@ def test_more_candidates_and_another_budget(copy: Path) -> None:
         "children of the new budget are exported"
     )
     assert children.items() <= contents(copy / "children").items(), "and the old ones stay"
+    assert (
+        "within max_macs 250,000" in ended.text and "to lift that: --set search.constraints.macs.max=null" in ended.text
+    )
+    front = {k for k, each in check_tracked(copy, 56).items() if each.data.tags["raynas.front"] == "true"}
+    assert all(found[k]["cost"]["macs"] <= 250_000 for k in front), "MLflow's front is that of the budget"
+    assert f"56 candidates, {len(front)} on the front within max_macs 250,000" in ended.text
+    page = (copy / "report.html").read_text()
+    assert (
+        f"{len(front)} stand on the front of those with at most 250 k MACs" in page
+        and "at most 250 k MACs</text>" in page
+    )
     last = json.loads((copy / "history.jsonl").read_text().splitlines()[-1])
     assert last["changed"] == {
         "search.candidates": [40, 56],

@@ -46,7 +46,7 @@ class Screen:
             rate = (to - from_) / (now - first) if now > first else 0.0
             parts = [f"{self.stage}: {done:,.0f}/{total:,.0f} {unit} ({100 * done / total:.0f} %)"]
             if rate:  # before the note, whose end a narrow terminal cuts off
-                parts += [f"{rate:.3g} {unit}/s"] if unit != "minutes" else []
+                parts += [f"{rate:.3g}/s"] if unit != "minutes" else []
                 parts.append(f"eta {clock((total - done) / rate)}")
             if note:
                 parts.append(note)

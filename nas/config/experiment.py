@@ -42,7 +42,10 @@ class ExperimentError(ValueError):
 
 
 class Experiment(Section):
-    """A whole run. Made by `load_experiment` or `parse`, which tell mistakes as `ExperimentError`."""
+    """A whole run.
+
+    Made by `load_experiment` or `parse`, which tell mistakes as `ExperimentError`.
+    """
 
     name: Annotated[str, AfterValidator(safe_name), Kind.FREE] = Field(description="letters, digits, '.', '_', '-'")
     seed: Annotated[NonNegativeInt, Kind.IDENTITY] = Field(default=0, description="of every draw")

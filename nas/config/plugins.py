@@ -36,6 +36,7 @@ CONTRACTS = {
 }  # what a plug-in of the kind subclasses
 POSED_BY = {  # the data sets that come with raynas, and the task that each poses
     "digits": "classification",
+    "textures": "classification",
     "fashion-mnist": "classification",
     "cifar10": "classification",
     "folder": "classification",

@@ -123,8 +123,11 @@ def _of_the_algorithm(search: Json) -> None:
 
 
 def _tidy(part: Json) -> None:
-    """Without titles, which repeat the keys, and without defaults of whole sections, whose keys have their own."""
+    """Without titles, which repeat the keys, and without defaults of whole sections, whose keys have their own; of
+    docstrings the first paragraph."""
     part.pop("title", None)
+    if "description" in part:
+        part["description"] = " ".join(part["description"].partition("\n\n")[0].split())
     for field in part.get("properties", {}).values():
         field.pop("title", None)
         if "$ref" in field or isinstance(field.get("default"), dict):

@@ -164,14 +164,14 @@ class History:
 
 
 def standing(history: History) -> str:
-    """How far a search is, for its status line: the front, the best and the hypervolume, within the constraints."""
+    """How far a search is, for its status line: the best, the front and the hypervolume, within the constraints."""
     if not history.progress:
         return ""
     last, within = history.progress[-1], f" within {history.constraints}" if history.constraints.bounds else ""
     if not last.front_size:
         return f"none{within} yet"
     best = f"best {history.objective.metric} {last.best:.4g}"
-    return f"front {last.front_size} | {best}{within} | hypervolume {last.hypervolume:.4g}"
+    return f"{best}{within} | front {last.front_size} | hypervolume {last.hypervolume:.4g}"
 
 
 def outcome(history: History) -> str:

@@ -328,16 +328,17 @@ def _candidate(supernet: str, record: Record, failed: bool) -> Item:
     figures = Figures()
     for name, value in {**(record.metrics or {}), **record.cost, "seconds": record.seconds}.items():
         _put(figures, name, 0, value, 0)
-    tags = {"raynas.arch": record.id, "raynas.front": "false"}
+    born = {"raynas.arch": record.id}
     if failed:
-        tags["raynas.error"] = (record.error or "a metric is not a finite number")[:5000]
+        born["raynas.error"] = (record.error or "a metric is not a finite number")[:5000]
     return Item(
         key,
         None,
         key,
         name=record.id,
-        born=tags,
+        born=born,
         seconds=record.seconds,
+        tags={"raynas.front": "false", "raynas.page": "later"},  # until a search ends
         params={_name(name): str(value) for name, value in record.arch.items()},
         figures=figures,
         finish="FAILED" if failed else "FINISHED",

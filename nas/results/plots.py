@@ -81,7 +81,7 @@ class Picture(Figure):
         return image.getvalue()
 
 
-def search_figure(history: History, exported: Collection[str]) -> Figure:
+def search_figure(history: History, exported: Collection[str]) -> Picture:
     """The same as a figure of matplotlib.
 
     Raises:
@@ -168,8 +168,7 @@ def _label(
     bounds: Sequence[float],
 ) -> None:
     """The ids of records beside their points, where they print over neither another nor a bound nor the edge; one for
-    which there is
-    no place goes without: its tip tells it."""
+    which there is no place goes without: its tip tells it."""
     figure.draw_without_rendering()  # settles where things lie
     taken = [axes.transData.transform(point) for point in points]
     boxes = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in taken]

@@ -112,7 +112,7 @@ def ui_command(uri: str, port: int) -> list[str]:
 
 @dataclass
 class _Held:
-    """A run in MLflow and what it holds."""
+    """A run in MLflow and what it holds; `tags` are those that it had when it was looked up."""
 
     id: str
     start: int  # milliseconds
@@ -120,6 +120,7 @@ class _Held:
     params: dict[str, str] = field(default_factory=dict)
     metrics: frozenset[str] = frozenset()
     last_step: dict[str, int] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Store:
@@ -168,6 +169,7 @@ class _Store:
         deleted."""
         tags, info = run.data.tags, run.info
         new = _Held(info.run_id, info.start_time, info.status, dict(run.data.params), frozenset(run.data.metrics))
+        new.tags = dict(tags)
         key: Key = tuple(tags[name] for name in ("raynas.kind", "raynas.supernet") if name in tags)
         if "raynas.candidate" in tags:
             key = (*key, int(tags["raynas.candidate"]))
@@ -180,8 +182,10 @@ class _Store:
     def send(self, item: Item) -> None:
         """Make the item's run hold what it says; what is there already is not sent again."""
         run = self._open(item)
-        if run is None or (item.run[0] == "candidate" and item.finish and run.status != "RUNNING"):
+        if run is None:
             return
+        if item.run[0] == "candidate" and item.finish and run.status != "RUNNING":  # of a directory that has moved, say
+            item = Item(item.key, None, item.run, tags=dict(item.tags.items() - run.tags.items()))
         if run.status != "RUNNING" and item.run[0] != "candidate" and not item.finish:
             self.client.update_run(run.id, status="RUNNING")  # an earlier session had ended it
             run.status = "RUNNING"

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nas.draws import stratified
+from nas.draws import permutation, stratified
 from nas.preprocess import Preprocess, opened
-from nas.tasks.files import Files, decoded
+from nas.tasks.files import Files, decoded, readable
 from nas.tasks.options import ClassificationOptions
-from nas.tasks.places import cifar10_root, fashion_root, folder_base
+from nas.tasks.places import cifar10_root, fashion_root, folder_base, wheel
 
 SAMPLE = 5000  # images on disk that statistics are taken of
 
@@ -54,6 +54,7 @@ def load_images(settings: ClassificationOptions) -> Images:
     """
     load: dict[str, Callable[[ClassificationOptions], Images]] = {
         "digits": _digits,
+        "textures": _textures,
         "fashion-mnist": _fashion_mnist,
         "cifar10": _cifar10,
         "folder": _folder,
@@ -88,6 +89,48 @@ def _digits(settings: ClassificationOptions) -> Images:
     y = torch.from_numpy(found.target)
     test = np.isin(np.arange(len(y)), stratified(found.target, 297, 0, "digits test"))
     return _images((x[~test], y[~test]), (x[test], y[test]), [str(n) for n in found.target_names])
+
+
+TEXTURES = (
+    "astronaut.png",
+    "brick.png",
+    "camera.png",
+    "coffee.png",
+    "grass.png",
+    "gravel.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "motorcycle_left.png",
+    "rocket.jpg",
+)
+TEXTURE, BLOCK = 8, 4  # side of a patch of a halved photograph, pixels; of what is wholly in one part, patches
+TRAINED, TESTED = 600, 280  # patches of each photograph
+
+
+def _textures(settings: ClassificationOptions) -> Images:
+    """Which of ten photographs of scikit-image's wheel a grey patch of 8 x 8 comes from: 6,000 to train on and 2,800 to
+    test on.
+
+    Patches do not overlap, and blocks of 4 x 4 of them are wholly in one part, so that no patch to test on touches more
+    than the edge of one that is trained on.
+    """
+    train, test = [], []
+    for number, name in enumerate(TEXTURES):
+        with readable(wheel() / name) as image:
+            grey = image.convert("L").reduce(2)
+        rows, columns = grey.height // (TEXTURE * BLOCK), grey.width // (TEXTURE * BLOCK)
+        side = TEXTURE * BLOCK
+        pixels = np.asarray(grey)[: rows * side, : columns * side]
+        blocks = pixels.reshape(rows, BLOCK, TEXTURE, columns, BLOCK, TEXTURE).transpose(0, 3, 1, 4, 2, 5)
+        patches = blocks.reshape(rows * columns, BLOCK * BLOCK, TEXTURE, TEXTURE)
+        patches = patches[permutation(len(patches), number, "textures")].reshape(-1, 1, TEXTURE, TEXTURE)
+        test.append(patches[:TESTED])
+        train.append(patches[-TRAINED:])
+    (x, y), (test_x, test_y) = (
+        (torch.from_numpy(np.concatenate(part)), torch.arange(len(TEXTURES)).repeat_interleave(len(part[0])))
+        for part in (train, test)
+    )
+    return _images((x, y), (test_x, test_y), [Path(name).stem for name in TEXTURES])
 
 
 def _fashion_mnist(settings: ClassificationOptions) -> Images:

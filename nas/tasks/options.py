@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from nas.config.section import DataOptions, Share
-from nas.tasks.places import TEST_PHOTOS, TRAIN_PHOTOS, cifar10_root, fashion_root, folder_base, missing, roots, wheel
+from nas.tasks.places import cifar10_root, fashion_root, folder_base, missing, photos, roots
 
 
 class ClassificationOptions(DataOptions):
     """Which images, how they are divided, how they are varied in training."""
 
-    name: Literal["digits", "fashion-mnist", "cifar10", "folder"] = Field(description="the data set")
+    name: Literal["digits", "textures", "fashion-mnist", "cifar10", "folder"] = Field(description="the data set")
     path: str | None = Field(default=None, description="folder only: has train/<class> and val/<class> or test/<class>")
     size: PositiveInt | None = Field(default=None, description="folder only: side of the square images, pixels")
     validation: PositiveInt = Field(
@@ -56,7 +56,8 @@ class ClassificationOptions(DataOptions):
     def locate(self) -> Path | None:
         if self.name == "folder":
             return folder_base(str(self.path))[0]
-        return {"digits": lambda: None, "fashion-mnist": fashion_root, "cifar10": cifar10_root}[self.name]()
+        places = {"digits": lambda: None, "textures": photos, "fashion-mnist": fashion_root, "cifar10": cifar10_root}
+        return places[self.name]()
 
 
 class SuperResolutionOptions(DataOptions):
@@ -115,15 +116,7 @@ class SuperResolutionOptions(DataOptions):
 
     def locate(self) -> Path | None:
         if self.name == "photos":
-            home = wheel()
-            if not all((home / name).is_file() for name in (*TRAIN_PHOTOS, *TEST_PHOTOS)):
-                raise missing(
-                    "scikit-image's photographs",
-                    [home],
-                    "the images that its wheel carries",
-                    ["pip install --force-reinstall scikit-image"],
-                )
-            return None
+            return photos()
         assert self.path is not None  # see _places
         looked = [Path(self.path).expanduser(), *(root / self.path for root in roots())]
         looked = list(dict.fromkeys(path.absolute() for path in looked))

@@ -138,3 +138,16 @@ def wheel() -> Path:
     """Where scikit-image keeps its images; it is not imported, and nothing is fetched."""
     found = importlib.util.find_spec("skimage")
     return Path(found.origin if found and found.origin else "skimage").parent / "data"
+
+
+def photos() -> Path | None:
+    """None, once scikit-image's photographs are seen to be there: what is made of them needs no place of its own."""
+    home = wheel()
+    if not all((home / name).is_file() for name in (*TRAIN_PHOTOS, *TEST_PHOTOS)):
+        raise missing(
+            "scikit-image's photographs",
+            [home],
+            "the images that its wheel carries",
+            ["pip install --force-reinstall scikit-image"],
+        )
+    return None

@@ -11,7 +11,20 @@ import pytest
 from tests.driving import Ended, command, sets
 
 SCREEN = 24  # lines of a terminal
-COMMANDS = ("run", "train", "search", "export", "finetune", "quantize", "register", "report", "spaces", "doctor", "ui")
+COMMANDS = (
+    "run",
+    "train",
+    "search",
+    "export",
+    "finetune",
+    "quantize",
+    "register",
+    "report",
+    "pick",
+    "spaces",
+    "doctor",
+    "ui",
+)
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -146,7 +146,7 @@ def test_another_address_is_not_taken_from_the_environment(loopback: Loopback, t
 def test_the_page_holds_line_by_line(loopback: Loopback, tmp_path: Path) -> None:
     """Every command of docs/cluster.md's first section of work, on this cluster, with a shorter training."""
     block = PAGE.read_text().partition("## Submit, follow, stop, fetch\n")[2].partition("\n\nA job is")[0]
-    lines = [line.strip() for line in block.splitlines() if line.startswith("    ")]
+    lines = block.partition("```bash cluster\n")[2].partition("```")[0].splitlines()
     assert [line.split()[1] for line in lines if line.startswith("nas ")] == [
         "submit",
         "jobs",

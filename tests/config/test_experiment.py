@@ -150,8 +150,8 @@ def test_all_mistakes_are_told_at_once_and_no_more_than_a_screen() -> None:
         ),
         (
             "data.name=imagenet",
-            "data.name: given 'imagenet'; allowed: digits, fashion-mnist, cifar10, folder, photos, sr-folder; or your "
-            "own",
+            "data.name: given 'imagenet'; allowed: digits, textures, fashion-mnist, cifar10, folder, photos, "
+            "sr-folder; or your own",
         ),
         ("data={name: photos, scale: 2}", "data.patch: missing (side of"),
         (

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
-from nas.results.history import History, front_table, read_history
-from nas.results.plots import human, search_picture
+from nas.cli.results import show
+from nas.results.history import History, front_table, outcome, read_constraints, read_history, standing
+from nas.results.plots import human, search_figure, search_picture
 from nas.results.report import write_report
 from nas.rundir.directory import RunDir
 from nas.rundir.log import Lines, read_training
+from nas.search.constraints import ANYTHING
 from nas.search.journal import Journal, Record
 from nas.space import Choice, Space
 
@@ -204,6 +206,69 @@ def test_the_picture_names_its_points(run: Path) -> None:
     assert titles[3] == f"{records[4].id} (candidate 4): accuracy 80.12, 1.23 M MACs, 5.04 k parameters, 1.26 G BitOPs"
     assert len(re.findall(rf">{records[4].id}</text>", picture)) == 1  # searchable text, the exported one alone
     assert "#010203" not in picture and "currentColor" in picture
+
+
+def test_a_budget_holds_everywhere(run: Path) -> None:
+    """The summary, the picture, the progress, the table and the hypervolume are of what lies within it."""
+    records = search(run, [*GIVEN, (95.0, 60_000_000), (85.0, 1_100_000)])
+    export(run, records[0].id, 90.0, 91.5)
+    (run / "experiment.yaml").write_text("search: {constraints: {max_macs: 1.3M, params: {min: 5000, max: 5100}}}\n")
+    history = read_history(RunDir(run))
+    assert history is not None and [r.k for r in history.front()] == [1, 7]
+    assert [(p.k, p.front_size) for p in history.progress] == [(0, 0), (1, 1), (2, 1), (4, 2), (6, 2), (7, 2)]
+    assert math.isnan(history.progress[0].best) and history.progress[-1].best == 85.0
+    assert standing(history).startswith("best accuracy 85 within max_macs 1,300,000, min_params 5,000")
+    assert "| front 2 | hypervolume" in standing(history)
+    assert outcome(history).startswith("8 candidates (2 failed), 2 on the front within max_macs 1,300,000")
+    page = Page(write_report(RunDir(run)).read_text())
+    within = "with at most 1.30 M MACs and at least 5.00 k parameters and at most 5.10 k parameters"
+    assert f"2 stand on the front of those {within}. The best child, {records[7].id}" in page.text
+    assert f"Children in grey do not stand on the front of those {within}" in page.text
+    assert [row[0] for row in page.rows[1:]] == [records[k].id for k in (1, 7, 0)]
+    picture = search_picture(history, {records[0].id})
+    assert len(re.findall(r'<g id="search-bound">', picture)) == 1, "a line for the cost of the axis"
+    assert all(f">{words}</text>" in picture for words in ("at most 1.30 M MACs", "at least 5.00 k parameters"))
+    assert len(re.findall(r">[^<]*</title>", picture)) == 6 + 2
+    (run / "experiment.yaml").write_text("search: {constraints: {macs: {max: 100}}}\n")
+    assert "There is no front of those with at most 100 MACs" in write_report(RunDir(run)).read_text()
+    for damaged in ("search: [", "search: {constraints: {macs: nonsense}}", "3"):
+        (run / "experiment.yaml").write_text(damaged)
+        assert read_constraints(RunDir(run)) == ANYTHING
+
+
+def test_a_finetune_is_told_before_and_after(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it began from has a row, though it stands on no front and was not exported."""
+    records = search(run, GIVEN)
+    (before, after) = (records[2].id, f"{records[2].id}-finetuned")
+    export(run, after, 54.25, 57.75)
+    about = json.loads((run / "children" / after / "metrics.json").read_text())
+    (run / "children" / after / "metrics.json").write_text(json.dumps({**about, "macs": 900_000, "params": 5020}))
+    show(RunDir(run), [before, after])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert rows == [
+        [before, "900", "k", "5.02", "k", "55.00"],
+        [after, "900", "k", "5.02", "k", "57.75", "54.25"],
+    ]
+    show(RunDir(run), [before])
+    assert "test" not in capsys.readouterr().out, "no column without a figure"
+
+
+def test_labels_do_not_overprint(run: Path) -> None:
+    """Thirty exported children on a spot: those labels that there is a place for, each clear of the others."""
+    records = search(run, [(90 + k / 100, 1_000_000 + 3000 * k) for k in range(30)] + [(60.0, 400_000)])
+    (run / "experiment.yaml").write_text("search: {constraints: {macs: {max: 1.1M}}}\n")
+    history = read_history(RunDir(run))
+    assert history is not None
+    figure = search_figure(history, {record.id for record in records})
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert 3 <= len(boxes) < 31 and records[-1].id in [text.get_text() for text in axes.texts]
+    assert all(not box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
+    x = axes.transData.transform((1_100_000, 90))[0]
+    assert not any(box.x0 < x < box.x1 for box in boxes)
+    legend = axes.get_legend()
+    assert legend is not None and legend.get_window_extent().y0 >= axes.bbox.y1
+    assert figure._repr_png_().startswith(b"\x89PNG")
 
 
 def test_a_large_cloud_is_an_image(run: Path) -> None:

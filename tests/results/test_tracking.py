@@ -24,10 +24,12 @@ from typer.testing import CliRunner
 from nas.cli.commands import app
 from nas.config.experiment import dump, load_experiment
 from nas.results import tracking
+from nas.results.history import History, read_history
+from nas.results.outbox import PAGE, first_page
 from nas.results.tracking import Tracker, check_uri, default_uri, page_of, ui_command
 from nas.rundir.directory import RunDir
 from nas.search.journal import Journal, Record
-from nas.space import Choice, Space
+from nas.space import Arch, Choice, Space
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow", "ignore::DeprecationWarning:sqlalchemy")
 SUPERNET = "5a" * 32
@@ -179,8 +181,6 @@ def test_a_run_arrives_whole(run: Path) -> None:
         uri, "train", "panel/smallest/accuracy"
     ) == [50]
     assert steps(uri, "search", "hypervolume") == [k for k in range(20) if k % 8 != 7]
-    from nas.results.history import read_history
-
     history = read_history(RunDir(run))
     assert history is not None
     on_front = {k for k, r in candidates(uri).items() if r.data.tags["raynas.front"] == "true"}
@@ -223,17 +223,79 @@ def test_the_view_of_all_candidates_comes_with_a_run(run: Path) -> None:
         and page_of(uri, "other") == "/"
     )
     view = json.loads(experiment.tags["mlflow.sharedViewState.raynas"])
+    assert view["orderByAsc"]
     found = MlflowClient(uri).search_runs(
-        [experiment.experiment_id], view["searchFilter"], order_by=[f"{view['orderByKey']} DESC"]
+        [experiment.experiment_id], view["searchFilter"], order_by=[f"{view['orderByKey']} ASC"]
     )
-    assert len(found) == 20 and not view["orderByAsc"]
-    assert found[0].data.metrics["accuracy"] == max(r.data.metrics.get("accuracy", 0) for r in found)
+    assert len(found) == 20
+    places = [r.data.tags["raynas.page"] for r in found]
+    assert places == sorted(places, key=["front", "further", "later"].index) and places.count("later") == 2, (
+        "the failed"
+    )
     scatter, parallel = view["compareRunCharts"]
     assert (scatter["xaxis"]["key"], scatter["yaxis"]["key"]) == ("macs", "accuracy")
     assert parallel["selectedParams"] == ["width"], "the other choice never varies"
     for column in view["selectedColumns"]:
         kind, name = column.replace("`", "").split(".", 1)
         assert name in getattr(found[0].data, kind) or name == "raynas.exported"
+
+
+def test_the_page_loads_the_front_and_a_sample_over_all_costs(tmp_path: Path) -> None:
+    """Of 445 candidates the hundred that come first; where the search goes on, others may take their places."""
+    path = tmp_path / "search" / "journal-5a5a5a5a.jsonl"
+    path.parent.mkdir()
+    costs = np.random.default_rng(0).permutation(445)
+
+    def told(until: int, *exported: str) -> dict[int, str]:
+        with Journal(path, {"supernet": SUPERNET}) as journal:
+            for k in range(len(journal.records), until):
+                cost = {"macs": int(costs[k])}  # the dearer the better, but for a tenth
+                metrics = {"accuracy": float(costs[k] + (40 if costs[k] % 10 == 0 else 0))}
+                journal.append(Record(k, Arch({"width": k}), metrics, cost, 2.0, None))
+        history = History(path)
+        history.update()
+        assert {k for k, place in first_page(history, exported).items() if place == "front"} == {
+            record.k for record in history.front()
+        }
+        return first_page(history, exported)
+
+    first, page = told(60), told(445)
+    assert len(first) == 60 and len(page) == PAGE
+    shown = sorted(int(costs[k]) for k in page)
+    assert shown[0] == 0 and shown[-1] == 444 and max(b - a for a, b in zip(shown, shown[1:], strict=False)) <= 10
+    left_out = next(k for k in range(445) if k not in page)
+    again = told(445, Arch({"width": left_out}).id)
+    assert again[left_out] == "further" and len(again) == PAGE
+
+
+def test_a_candidate_that_leaves_the_first_page_is_told(run: Path) -> None:
+    uri = default_uri(RunDir(run))
+    search(run, range(20))
+    assert send(run) == 0
+    (run / "experiment.yaml").write_text("search: {constraints: {macs: {max: 3000}}}\n")
+    assert send(run) == 0
+    history = read_history(RunDir(run))
+    assert history is not None and 0 < len(history.front()) < 20
+    told = {k: (r.data.tags["raynas.front"], r.data.tags["raynas.page"]) for k, r in candidates(uri).items()}
+    assert {k for k, (flag, _) in told.items() if flag == "true"} == {r.k for r in history.front()}
+    assert {k for k, (_, place) in told.items() if place == "front"} == {r.k for r in history.front()}
+
+
+def test_a_moved_run_leaves_no_flag_behind(run: Path) -> None:
+    """Of its MLflow store, under another address, nothing is noted; what it holds is put right all the same."""
+    search(run, range(20))
+    assert send(run) == 0
+    before = {k for k, r in candidates(default_uri(RunDir(run))).items() if r.data.tags["raynas.front"] == "true"}
+    moved = run.parent / "moved" / run.name
+    shutil.copytree(run, moved)
+    shutil.copy(run.parent / "mlflow.db", moved.parent)
+    (moved / "experiment.yaml").write_text("search: {constraints: {macs: {max: 3000}}}\n")
+    assert send(moved) == 0
+    history = read_history(RunDir(moved))
+    assert history is not None
+    found = candidates(default_uri(RunDir(moved)))
+    assert {k for k, r in found.items() if r.data.tags["raynas.front"] == "true"} == {r.k for r in history.front()}
+    assert before - {r.k for r in history.front()}, "or this test shows nothing"
 
 
 def test_a_resumed_run_repeats_nothing(run: Path) -> None:
