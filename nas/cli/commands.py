@@ -177,7 +177,7 @@ def train(
     with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes), trust) as pipeline:
         pipeline.train()
         report_line(pipeline)
-    console.print(f"next: nas search {pipeline.run.path}")
+    console.print(f"next: nas search {os.path.relpath(pipeline.run.path)}")
 
 
 @app.command()
