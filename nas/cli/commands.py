@@ -177,7 +177,7 @@ def train(
     with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes), trust) as pipeline:
         pipeline.train()
         report_line(pipeline)
-    console.print(f"next: nas search {pipeline.run.path}")
+    console.print(f"next: nas search {os.path.relpath(pipeline.run.path)}")
 
 
 @app.command()
@@ -197,7 +197,7 @@ def search(
     with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes), trust, check=check_trained) as pipeline:
         pipeline.search()
         path, at = pipeline.report(), pipeline.run
-    results.show(at)
+    results.show_front(at)
     console.print(f"report: {path}\nnext: nas export {os.path.relpath(at.path)}")
 
 

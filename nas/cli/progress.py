@@ -44,7 +44,8 @@ class Screen:
             self.recent.append((time.monotonic() if seconds is None else seconds, done))
             (first, from_), (now, to) = self.recent[0], self.recent[-1]
             rate = (to - from_) / (now - first) if now > first else 0.0
-            parts = [f"{self.stage}: {done:,.0f}/{total:,.0f} {unit} ({100 * done / total:.0f} %)"]
+            told = [clock(60 * part) if unit == "minutes" else f"{part:,.0f}" for part in (done, total)]
+            parts = [f"{self.stage}: {'/'.join(told)} {unit} ({100 * done / total:.0f} %)"]
             if rate:  # before the note, whose end a narrow terminal cuts off
                 parts += [f"{rate:.3g}/s"] if unit != "minutes" else []
                 parts.append(f"eta {clock((total - done) / rate)}")

@@ -79,6 +79,14 @@ def _pairs(given: list[str], example: str) -> dict[str, str]:
     return {name: value for name, _, value in (text.partition("=") for text in given)}
 
 
+def show_front(run: RunDir) -> None:
+    """The table of the front, within the constraints."""
+    from nas.results.history import read_history
+
+    history = read_history(run)
+    show(run, [record.id for record in history.front()] if history else [])
+
+
 def show(run: RunDir, ids: Collection[str] | None = None) -> None:
     """The table of some candidates; of the front and the exported children, where none are named."""
     from nas.results.history import front_table, read_history, shown_costs

@@ -36,7 +36,7 @@ def test_minutes_mode_tells_steps_a_second_and_whose_loss() -> None:
     for each in (line(10, 30.0, 0.25), line(40, 120.0, 1.0)):
         notes.take(each)
     assert text.getvalue().splitlines()[-1] == (
-        ": 2/2 minutes (100 %) | eta 0:00 | step 40, 0.333 steps/s | loss largest 1.250"
+        ": 2:00/2:00 minutes (100 %) | eta 0:00 | step 40, 0.333 steps/s | loss largest 1.250"
         " | accuracy largest 66 smallest 44"
     )
 
