@@ -25,6 +25,7 @@ from nas.space import COSTS
 
 NEEDS = {  # words after ```bash: what a block needs that a laptop has not, or why it is not run by the tests at all
     "cluster": "needs a Ray cluster",
+    "head": "",  # starts one
     "kubernetes": "needs Kubernetes",
     "machines": "needs machines of your own",
     "data": "needs your own data",
@@ -197,12 +198,12 @@ def metrics() -> str:
         "",
         "## Metrics",
         "",
-        "| `data.name` | task | metric | better | |",
+        "| `data.name` | task | metric | better | counts |",
         "| --- | --- | --- | --- | --- |",
     ]
     for task, names in tasks().items():
         for metric, better in task.metrics.items():
-            default = "where none is named" if metric == task.metric else ""
+            default = "unless another is named" if metric == task.metric else ""
             shown = ", ".join(f"`{name}`" for name in names)
             lines.append(f"| {shown} | {first(task.__doc__).partition(':')[0]} | `{metric}` | {better} | {default} |")
     lines += ["", "## Costs", "", "For one input, lower is better.", "", "| cost | shown as | what is counted |"]

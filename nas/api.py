@@ -85,8 +85,9 @@ class Run:
         trained, scored or exported for it.
 
         Args:
-            max, min: the most and the least that it may have, by cost or metric: ``max={"macs": "100k"}``. The
-                constraints of the run's experiment do not count.
+            max: the most that it may have, by cost or metric: ``{"macs": "100k"}``. The constraints of the run's
+                experiment do not count.
+            min: the least, likewise.
             knee: rather the one at which the front under that budget bends.
 
         Returns:

@@ -27,13 +27,11 @@ if TYPE_CHECKING:
 
 
 class Commands(typer.core.TyperGroup):
-    """The list of commands, without the one of options, which says that there is --help, and without a line between:
-    together they do not fit a screen."""
+    """One line and the list of commands: with usage and options, which say that there is --help, they do not fit a
+    screen."""
 
-    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+    def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(f"{self.help}\n")
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
         self.format_commands(ctx, formatter)
 
 
