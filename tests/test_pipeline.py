@@ -176,9 +176,11 @@ def test_a_child_is_whole_and_agrees_with_the_search(done: Done, child: Path) ->
     assert set(manifest["files"]) == {
         "model.safetensors",
         "model.py",
+        "config.json",
         "arch.json",
         "metrics.json",
         "model.onnx",
+        "picture.onnx",
         "README.md",
     }
     figures = json.loads((child / "metrics.json").read_text())
@@ -187,19 +189,20 @@ def test_a_child_is_whole_and_agrees_with_the_search(done: Done, child: Path) ->
     assert {name: figures[name] for name in record["cost"]} == record["cost"]
     about = json.loads((child / "arch.json").read_text())
     assert about["arch"] == record["arch"] and about["supernet"] == manifest["supernet"]
-    assert set(figures["parity"]) == {"examples", "supernet", "reloaded", "onnx"}
+    assert set(figures["parity"]) == {"examples", "supernet", "reloaded", "onnx", "picture_onnx"}
     assert max(value for name, value in figures["parity"].items() if name != "examples") <= PARITY
     assert set(figures["test"]) == set(figures["validation"])
 
 
 COMPARE = """
+import json
 import numpy, onnxruntime, torch
 
 x = numpy.random.default_rng(0).random((7, *json.load(open("arch.json"))["input"]["shape"]), dtype=numpy.float32)
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
 theirs = session.run(None, {session.get_inputs()[0].name: x})[0]
 with torch.no_grad():
-    ours = net(torch.from_numpy(x)).numpy()
+    ours = model.network(torch.from_numpy(x)).numpy()
 assert not {"nas", "searchspaces", "ray", "deepspeed", "mlflow"} & set(sys.modules)
 apart, size = float(abs(ours - theirs).max()), float(abs(ours).max())
 print(json.dumps({"shape": ours.shape, "apart": apart, "size": size, "outputs": ours.tolist()}))
@@ -208,7 +211,7 @@ print(json.dumps({"shape": ours.shape, "apart": apart, "size": size, "outputs": 
 
 def test_a_child_loads_where_there_is_no_raynas_by_the_lines_of_its_card(child: Path) -> None:
     card = (child / "README.md").read_text()
-    (lines,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    lines, *_ = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     script = STRANGER + lines + COMPARE
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=child, env=environment(), capture_output=True, text=True, timeout=120
@@ -425,9 +428,11 @@ def test_quantize_a_child(copy: Path) -> None:
         "model.safetensors",
         "model.py",
         "quantized.py",
+        "config.json",
         "arch.json",
         "metrics.json",
         "model.onnx",
+        "picture.onnx",
         "README.md",
     } == set(manifest["files"])
     assert (
