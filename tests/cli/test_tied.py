@@ -28,7 +28,12 @@ inner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print("ready", inner.pid, flush=True)
 time.sleep(600)
 """
-HOLDER = "import sys; from nas.cli import tied; tied.run([sys.executable, '-c', sys.argv[1]], {'TIED': 'yes'})"
+# signals as a terminal's: whoever runs tests in the background has had SIGINT and SIGHUP ignored
+HOLDER = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL); "
+    "from nas.cli import tied; tied.run([sys.executable, '-c', sys.argv[1]], {'TIED': 'yes'})"
+)
 
 pytestmark = pytest.mark.timeout(300)
 
