@@ -79,7 +79,7 @@ class Preprocess(nn.Module):
 def resampled(x: Tensor, axis: int, wanted: int, first: int, count: int) -> Tensor:
     """uint8 ``(..., H, W)`` with one of these axes made `wanted` long, of which `count` pixels from `first` on are
     kept."""
-    rows = weights(x.shape[axis], wanted, first, count)
+    rows = weights(x.shape[axis], wanted, first, count).to(x.device)
     x = rows @ x.float() if axis == -2 else x.float() @ rows.T
     return (x + 0.5).floor().to(torch.uint8)
 

@@ -9,6 +9,7 @@ import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -28,9 +29,10 @@ class Model(nn.Module):
         super().__init__()
         self.network, self.preprocess, self.classes = network, preprocess, tuple(classes)
 
-    def forward(self, picture: object) -> Tensor:
-        """See `Preprocess.levels` for what a picture may be."""
-        return self.network(picture if self.preprocess is None else self.preprocess(picture))
+    def forward(self, picture: Any) -> Tensor:
+        """See `Preprocess.levels` for what a picture may be, wherever it and the network lie."""
+        pixels = picture if self.preprocess is None else self.preprocess(picture)
+        return self.network(pixels.to(next(self.network.parameters()).device))
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Model:

@@ -13,6 +13,7 @@ from skimage import data
 
 from nas.children.formats import write_picture_onnx
 from nas.preprocess import Preprocess, resampled, weights
+from nas.pretrained import Model
 
 SIZES = ((300, 451), (64, 64), (73, 500), (8, 8), (9, 200), (513, 40), (1000, 31))
 
@@ -92,6 +93,13 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
     found = Preprocess(3).levels(Image.open(tmp_path / "turned.png"))
     assert found.shape == (1, 3, 50, 30)
     assert np.array_equal(found[0].permute(1, 2, 0).numpy(), np.rot90(np.asarray(picture), -1))
+
+
+def test_pictures_and_networks_may_lie_anywhere() -> None:
+    """On the device that has no memory: whatever stays on the CPU meets an error there."""
+    there, conv = torch.device("meta"), torch.nn.Conv2d(3, 4, 3, device="meta")
+    assert Preprocess(3, 8, 9)(torch.zeros(3, 20, 30, dtype=torch.uint8, device=there)).device == there
+    assert Model(conv, Preprocess(3, 8))(noise(20, 30)).shape == (1, 4, 6, 6)
 
 
 @pytest.mark.parametrize(

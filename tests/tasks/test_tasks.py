@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,7 +24,7 @@ from nas.config.experiment import load_experiment
 from nas.draws import _mix, bits, permutation, stratified, uniform
 from nas.preprocess import Preprocess
 from nas.tasks.classification import Classification, Split, erased, resized_crop
-from nas.tasks.datasets import load_images
+from nas.tasks.datasets import TEXTURES, load_images
 from nas.tasks.options import ClassificationOptions
 from nas.tasks.places import DataMissing
 
@@ -97,6 +98,33 @@ def test_stratified_keeps_the_shares_of_classes() -> None:
 
 
 # --- splits and batches
+
+
+def test_the_three_parts_of_textures() -> None:
+    """As many of each photograph in every part; no block of a photograph is in two parts; each patch lies in its own."""
+    task = Classification(ClassificationOptions(name="textures", validation=1500), seed=0)
+    assert (len(task.train), len(task.validation), len(task.test)) == (4260, 1500, 2720)
+    assert task.input_shape == (1, 8, 8) and task.classes[:2] == ("astronaut", "brick") and task.chance == 10
+    assert not set(task.train.rows) & set(task.validation.rows)
+    images = load_images(task.options)
+    for number, name in enumerate(TEXTURES):
+        with Image.open(places.wheel() / name) as image:
+            grey = np.asarray(image.convert("L").reduce(2))
+        corners = [
+            (top, left)
+            for top in range(0, grey.shape[0] // 32 * 32, 8)
+            for left in range(0, grey.shape[1] // 32 * 32, 8)
+        ]
+        found = [grey[top : top + 8, left : left + 8].tobytes() for top, left in corners]
+        once = {patch for patch, count in Counter(found).items() if count == 1}  # black sky is alike everywhere
+        block = {patch: (top // 32, left // 32) for patch, (top, left) in zip(found, corners, strict=True)}
+        parts = [
+            [patch.numpy().tobytes() for patch in x[y == number]]
+            for x, y in ((images.train_x, images.train_y), (images.test_x, images.test_y))
+        ]
+        assert [len(part) for part in parts] == [576, 272] and all(patch in block for part in parts for patch in part)
+        train, test = ({block[patch] for patch in part if patch in once} for part in parts)
+        assert len(train) > 20 and len(test) > 10 and not train & test, f"{name}: trained and tested on one block"
 
 
 def test_the_three_parts_of_digits(digits: Classification) -> None:
