@@ -79,7 +79,7 @@ DIETS = {
     "nas/config/plugins.py": {"pydantic", "pydantic_core", "nas.config.own", "nas.config.section"},
     "nas/config/sections.py": {"pydantic", "nas.config.addresses", "nas.config.plugins", "nas.config.section"},
     "nas/config/experiment.py": {"pydantic", "yaml", "nas.config"},
-    "nas/config/starter.py": {"PIL"},
+    "nas/cli/starter.py": {"PIL", "nas.tasks.places"},
     "nas/search/*.py": {"numpy", "pydantic", "nas.space", "nas.search", "nas.config.section"},
 }
 UNPICKLERS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle"}

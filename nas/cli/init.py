@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
+from nas.cli import starter
 from nas.cli.progress import plain
-from nas.config import starter
 
 console = plain()
 UNNAMEABLE = re.compile(r"[^A-Za-z0-9._-]+")  # in the name of an experiment

@@ -15,7 +15,7 @@ from nas.draws import permutation, stratified
 from nas.preprocess import Preprocess, opened
 from nas.tasks.files import Files, decoded, readable
 from nas.tasks.options import ClassificationOptions
-from nas.tasks.places import cifar10_root, fashion_root, folder_base, wheel
+from nas.tasks.places import IMAGES, cifar10_root, fashion_root, folder_base, wheel
 
 SAMPLE = 5000  # images on disk that statistics are taken of
 
@@ -200,20 +200,20 @@ def _folder_files(train: Path, test: Path) -> tuple[list[str], tuple[list[tuple[
     Raises:
         ValueError: a class without training images, one that only the test part has, or no test images at all.
     """
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+    from torchvision.datasets.folder import make_dataset
 
     classes = _classes(train)
     if stray := sorted(set(_classes(test)) - set(classes)):
         raise ValueError(f"{test} has classes that {train} has not: {', '.join(stray[:10])}")
     labels = {name: label for label, name in enumerate(classes)}
     parts = (
-        make_dataset(train, labels, IMG_EXTENSIONS, allow_empty=True),
-        make_dataset(test, labels, IMG_EXTENSIONS, allow_empty=True),
+        make_dataset(train, labels, IMAGES, allow_empty=True),
+        make_dataset(test, labels, IMAGES, allow_empty=True),
     )
     empty = [name for name, label in labels.items() if label not in {y for _, y in parts[0]}]
     if empty or not parts[1]:
         where = f"the classes {', '.join(empty[:10])} of {train}" if empty else test
-        raise ValueError(f"no images in {where}; files are images when they end in {' '.join(IMG_EXTENSIONS)}")
+        raise ValueError(f"no images in {where}; files are images when they end in {' '.join(IMAGES)}")
     return classes, parts
 
 

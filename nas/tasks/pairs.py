@@ -20,7 +20,7 @@ from nas.preprocess import opened
 from nas.tasks import quality
 from nas.tasks.files import MOST_BYTES, readable
 from nas.tasks.options import SuperResolutionOptions
-from nas.tasks.places import TEST_PHOTOS, TRAIN_PHOTOS, wheel
+from nas.tasks.places import IMAGES, TEST_PHOTOS, TRAIN_PHOTOS, wheel
 
 SMALLEST = 32  # sides of a test image, pixels: what metrics need when a border is cut off
 
@@ -215,13 +215,11 @@ def load_photos(settings: SuperResolutionOptions) -> tuple[list[Photo], list[Pho
 
 
 def _files(folder: Path) -> list[Path]:
-    from torchvision.datasets.folder import IMG_EXTENSIONS  # takes seconds to import, so where it is used
-
     files = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS and not path.name.startswith(".")
+        path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and not path.name.startswith(".")
     )
     if not files:
-        raise ValueError(f"no images in {folder}; files are images when they end in {' '.join(IMG_EXTENSIONS)}")
+        raise ValueError(f"no images in {folder}; files are images when they end in {' '.join(IMAGES)}")
     return files
 
 

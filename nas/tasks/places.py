@@ -11,6 +11,8 @@ import uuid
 from pathlib import Path
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the four .gz
+IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # what files of images end in
+TESTS = ("test", "val")  # names of a folder's test part, the first one that is there
 FASHION_FILES = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 # What scikit-image carries inside its wheel and can be called a photograph; of the stereo pair one image alone, so that
 # no scene is in two parts of the data.
@@ -118,12 +120,17 @@ def cifar10_root() -> Path:
     return root
 
 
+def test_part(base: Path) -> str | None:
+    """The name of a folder's test part."""
+    return next((name for name in TESTS if (base / name).is_dir()), None)
+
+
 def folder_base(path: str) -> tuple[Path, str]:
     """The folder that `path` means, and the name of its test part."""
     looked = [Path(path).expanduser(), *(root / path for root in roots())]
     looked = list(dict.fromkeys(p.absolute() for p in looked))
     for base in looked:
-        test = next((name for name in ("test", "val") if (base / name).is_dir()), None)
+        test = test_part(base)
         if test and (base / "train").is_dir():
             return base, test
     raise missing(

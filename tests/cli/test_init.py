@@ -10,8 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from nas.build import load_recipe, load_task, make_supernet
+from nas.cli import starter
 from nas.cli.commands import app
-from nas.config import starter
 from nas.config.experiment import load_experiment
 from tests.driving import command
 
@@ -49,8 +49,30 @@ def test_class_folders_become_an_experiment_that_fits(side: int, size: str, fold
     load_recipe(task, experiment.recipe).optimizer(net)
     assert experiment.space.size == size and net.input_shape == task.input_shape
     assert (len(task.train), len(task.validation), len(task.test)) == (18, 4, 6)
+    assert experiment.recipe.batch <= len(task.train)
     text = Path("my-pictures.yaml").read_text()
     assert "$" not in text and text.count("#") > 10
+
+
+@pytest.mark.parametrize(("ants", "bees", "held"), [(2, 2, 2), (2, 3, 2), (2, 40, 8)])
+def test_few_pictures_are_enough_to_begin(ants: int, bees: int, held: int, folder: Path) -> None:
+    """Of every class something is left to train on, and a batch is not larger than that."""
+    for name, count in (("ant", ants), ("bee", bees)):
+        pictures(folder / "train" / name, count, 50)
+        pictures(folder / "test" / name, 1, 50)
+    started("my pictures")
+    experiment = load_experiment("my-pictures.yaml")
+    task = load_task(experiment)
+    assert (len(task.train), len(task.validation)) == (ants + bees - held, held)
+    assert experiment.recipe.batch <= len(task.train) and experiment.search.calibration > 1
+
+
+@pytest.mark.parametrize("count", [6, 8, 40])
+def test_any_number_of_photographs_can_be_begun_with(count: int, folder: Path) -> None:
+    pictures(folder / "train", count, 40)
+    pictures(folder / "test", 2, 90)
+    started("my pictures")
+    assert load_experiment("my-pictures.yaml").recipe.epochs == 30
 
 
 def test_photographs_become_a_super_resolution(folder: Path) -> None:
@@ -89,7 +111,8 @@ def test_what_is_no_data_is_told(folder: Path) -> None:
         (lambda: pictures(folder / "cats", 2, 40), "it has the folders cats"),
         (lambda: pictures(folder / "train" / "ant", 1, 40), "train/<class>/"),
         (lambda: (folder / "test").mkdir(), "no images in test"),
-        (lambda: pictures(folder / "test" / "ant", 1, 40), "one training image; it takes two"),
+        (lambda: pictures(folder / "test" / "ant", 1, 40), "the class ant alone"),
+        (lambda: pictures(folder / "train" / "cow", 2, 40), "ant of .* one training image; it takes two"),
         (lambda: (folder / "train" / "bee").mkdir(), "no images in train/bee"),
         (lambda: (folder / "train" / "bee" / "0.jpg").write_bytes(b"no image"), "one training image"),
     ):

@@ -101,7 +101,7 @@ def test_stratified_keeps_the_shares_of_classes() -> None:
 
 
 def test_the_three_parts_of_textures() -> None:
-    """As many of each photograph in every part; no block of a photograph is in two parts; each patch lies in its own."""
+    """As many of each photograph in every part, each patch out of its own; no block is trained on and tested on."""
     task = Classification(ClassificationOptions(name="textures", validation=1500), seed=0)
     assert (len(task.train), len(task.validation), len(task.test)) == (4260, 1500, 2720)
     assert task.input_shape == (1, 8, 8) and task.classes[:2] == ("astronaut", "brick") and task.chance == 10
@@ -110,11 +110,8 @@ def test_the_three_parts_of_textures() -> None:
     for number, name in enumerate(TEXTURES):
         with Image.open(places.wheel() / name) as image:
             grey = np.asarray(image.convert("L").reduce(2))
-        corners = [
-            (top, left)
-            for top in range(0, grey.shape[0] // 32 * 32, 8)
-            for left in range(0, grey.shape[1] // 32 * 32, 8)
-        ]
+        rows, columns = (range(0, side // 32 * 32, 8) for side in grey.shape)
+        corners = [(top, left) for top in rows for left in columns]
         found = [grey[top : top + 8, left : left + 8].tobytes() for top, left in corners]
         once = {patch for patch, count in Counter(found).items() if count == 1}  # black sky is alike everywhere
         block = {patch: (top // 32, left // 32) for patch, (top, left) in zip(found, corners, strict=True)}
@@ -539,3 +536,9 @@ def test_caltech() -> None:
 def test_a_task_is_found_by_the_experiment() -> None:
     task = load_task(load_experiment("bignas-digits"))
     assert len(task.validation) == 300 and task.train.settings.shift == 1
+
+
+def test_images_end_as_torchvision_says() -> None:
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    assert set(places.IMAGES) == set(IMG_EXTENSIONS)

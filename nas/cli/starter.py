@@ -1,6 +1,7 @@
 """An experiment to begin with, for the images that lie in a folder. Imports no torch: it answers at once.
 
-Which space, learning rate and epochs suit which images says a table of runs that were measured, beside the presets.
+Which space suits which images says a table beside the presets; each of its rows names the preset whose learning rate,
+batch and number of steps it has.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as torchvision has them
-TESTS = ("test", "val")  # names of the test part, the first one that is there
+from nas.tasks.places import IMAGES, test_part
+
 LOOKED_AT = 200  # images whose size is read
 SHARE, MOST = 5, 5000  # of the training part one in so many is held out, at most so many
 EPOCHS = (10, 200)  # at least, at most
@@ -56,7 +57,7 @@ def look(base: Path) -> Found:
     Raises:
         ValueError: it is none of the two layouts, or a part of it is empty; the message says what is expected.
     """
-    test = next((name for name in TESTS if (base / name).is_dir()), None)
+    test = test_part(base)
     if not (base / "train").is_dir() or test is None:
         inside = sorted(path.name for path in base.iterdir() if path.is_dir())[:5] if base.is_dir() else []
         has = f"it has the folders {', '.join(inside)}" if inside else "it has no folders"
@@ -73,6 +74,10 @@ def look(base: Path) -> Found:
     if empty:
         raise ValueError(
             f"no images in {', '.join(empty)} of {base}; files are images when they end in {' '.join(IMAGES)}"
+        )
+    if len(classes) == 1:
+        raise ValueError(
+            f"{base} has the class {next(iter(classes))} alone; there is nothing to tell it from: add others"
         )
     if few := [name for name, count in classes.items() if count < 2]:
         raise ValueError(
@@ -111,24 +116,16 @@ def write(found: Found, name: str, path: str) -> str:
         name: of the experiment.
         path: as the file shall have it.
     """
-    starter = chosen(found)
-    held = min(MOST, max(2 * len(found.classes), found.train // SHARE)) if found.classes else 8
-    trained = found.train - held
-    epochs = min(max(math.ceil(starter["steps"] * starter["batch"] / trained), EPOCHS[0]), EPOCHS[1])
-    values = {
-        **starter,
-        "name": name,
-        "found": found,
-        "path": json.dumps(path),
-        "test": found.test,
-        "validation": held,
-        "epochs": epochs if found.classes else 30,
-        "warmup": max(1, epochs // 20) if found.classes else 10,
-        "candidates": 150 if found.classes else 100,
-        "calibration": min(1024, trained // 2) if found.classes else 64,
-    }
-    template = _presets() / f"{starter['template']}.template"
-    return Template(template.read_text()).substitute(values)
+    row = chosen(found)
+    values = {**row, "name": name, "found": found, "path": json.dumps(path), "test": found.test}
+    if found.classes:
+        held = min(MOST, max(len(found.classes), found.train // SHARE))
+        trained = found.train - held
+        batch = min(row["batch"], trained // 2 * 2)  # two workers share it
+        epochs = min(max(math.ceil(row["steps"] * batch / trained), EPOCHS[0]), EPOCHS[1])
+        values |= {"validation": held, "batch": batch, "epochs": epochs, "warmup": max(1, epochs // 20)}
+        values["calibration"] = min(1024, max(2, trained // 2))
+    return Template((_presets() / f"{row['template']}.template").read_text()).substitute(values)
 
 
 def chosen(found: Found) -> dict[str, Any]:
