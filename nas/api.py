@@ -13,11 +13,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.children.choose import budget, pick_of
 from nas.children.export import child_packages, load_child
 from nas.cli.progress import Screen, plain
 from nas.config.experiment import Experiment, load_experiment
 from nas.pipeline import Pipeline
+from nas.results.choose import budget, pick_of
 from nas.results.history import exported_from, front_table, read_history
 from nas.rundir.directory import RunDir
 from nas.search.journal import Record

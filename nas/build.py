@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-from nas.children.choose import constraints_of
 from nas.config import plugins
 from nas.config.experiment import Experiment
 from nas.config.section import RecipeOptions
 from nas.recipes.differentiable import architecture
 from nas.recipes.recipe import Recipe
+from nas.results.choose import constraints_of
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.search.constraints import check_attainable

@@ -23,13 +23,13 @@ from nas.build import (
     open_search,
     space_of,
 )
-from nas.children.choose import FINETUNED, choose, history_of, lifting, trained
 from nas.children.evaluate import Batches, Evaluator
-from nas.children.export import child_packages, export_child, exported, works_at
+from nas.children.export import child_packages, export_child, exported, made_smaller
 from nas.config.experiment import Experiment, parse
 from nas.device import driver_device
 from nas.quantization.target import QuantizationTarget
 from nas.recipes.recipe import Recipe
+from nas.results.choose import FINETUNED, choose, history_of, lifting, trained
 from nas.results.history import History, outcome, standing
 from nas.results.tracking import Tracker, address, default_uri
 from nas.rundir.checkpoint import Checkpoint, newest_sha
@@ -164,15 +164,11 @@ class Pipeline:
             )
         objective_of(experiment, task, net)
         check_constraints(experiment, net)
-        largest, pixels = net.extract(net.space.largest()), task.input_shape[-1]
-        if not task.any_size and (side := works_at(largest, task.input_shape)) < pixels:
-            watch.say(
-                f"networks of this space work at {side} x {side} pixels or less; inputs of {pixels} are made "
-                "smaller first: lower data.size, or take a larger space"
-            )
         recipe = load_recipe(task, experiment.recipe)
         if newest_sha(run.checkpoints) is None:  # else it has trained it; torch's optimizers take a second to import
             recipe.optimizer(net)  # refuses a network that it cannot train
+            if told := made_smaller(net, task):
+                watch.say(told)
         tracking = experiment.tracking
         kept = None
         if mirror:

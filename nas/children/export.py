@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from nas import preprocess, pretrained
 from nas.children.card import card
 from nas.children.evaluate import Batches, Evaluator, score
-from nas.children.formats import write_onnx, write_picture_onnx
+from nas.children.formats import onnx_parity, write_onnx, write_picture_onnx
 from nas.config import plugins
 from nas.preprocess import Preprocess
 from nas.quantization.integer import Plan, load_quantized
@@ -35,7 +34,6 @@ from nas.tasks.pictures import save_pictures
 from nas.tasks.task import Task
 
 PARITY_EXAMPLES = 64
-PARITY_PICTURES = 8
 SOURCES = (Path(preprocess.__file__), Path(pretrained.__file__))  # of model.py, besides the child's own
 
 
@@ -149,6 +147,17 @@ def works_at(net: nn.Module, shape: tuple[int, int, int]) -> int:
     return seen[-1]
 
 
+def made_smaller(net: Supernet, task: Task) -> str:
+    """What a person is told where no network of the space sees all the pixels of its inputs; empty where one does."""
+    side, pixels = works_at(net.extract(net.space.largest()), task.input_shape), task.input_shape[-1]
+    if task.any_size or side >= pixels:
+        return ""
+    return (
+        f"networks of this space work at {side} x {side} pixels or less; inputs of {pixels} are made smaller first: "
+        "lower data.size, or take a larger space"
+    )
+
+
 def bundle(sources: Iterable[Path]) -> str:
     """One Python file with the child's classes: the sources one after another, without the imports between them."""
     text = ['"""The classes of this child. Needs torch alone."""\n\nfrom __future__ import annotations\n']
@@ -185,8 +194,8 @@ def parity(
     """Largest differences of outputs on real examples `x` ``(n, C, H, W)``, with the files as they were just written.
 
     ``supernet``: against the supernet, both on batch statistics, quantizers off (the steps are the child's own);
-    ``reloaded``: the child rebuilt from its files; ``packed``: from the packed one; ``onnx``: the ONNX file in ONNX
-    Runtime; ``picture_onnx``: the one that takes pictures, from uint8 arrays on.
+    ``reloaded``: the child rebuilt from its files; ``packed``: from the packed one; and those of
+    `onnx_parity`.
     """
     home = next(net.parameters()).device
     on_batch = copy.deepcopy(child).to(home).train()
@@ -203,27 +212,7 @@ def parity(
     if files.packed.exists():
         reloaded.load_state_dict(unpack(reloaded, load_file(files.packed)))
         found["packed"] = _apart(child(x), reloaded(x))
-    if files.onnx.exists():
-        found["onnx"] = _apart(child(x), onnx_output(files.onnx, x))
-    if files.picture_onnx.exists() and preprocess is not None:
-        pictures = [picture_of(row) for row in x[:PARITY_PICTURES]]
-        found["picture_onnx"] = max(
-            _apart(child(preprocess(picture)), onnx_output(files.picture_onnx, picture)) for picture in pictures
-        )
-    return found
-
-
-def onnx_output(path: Path, x: Tensor | np.ndarray) -> Tensor:
-    """What an ONNX file makes of its one input in ONNX Runtime."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: np.asarray(x)})[0])
-
-
-def picture_of(x: Tensor) -> np.ndarray:
-    """uint8 ``(H, W, 3)`` of pixels ``(C, H, W)`` in [0, 1]."""
-    return (x * 255).round().to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    return found | onnx_parity(child, x, files, preprocess)
 
 
 def _apart(a: Tensor, b: Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import platform
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -16,10 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from nas.preprocess import Preprocess
+from nas.rundir.directory import ChildDir
 
 # torch.export (2.14) fails once in a hundred times, its nodes in an order that it refuses itself, and does not when
 # asked again
 EXPORTS = 3
+PARITY_PICTURES = 8  # on which the ONNX file that takes pictures is compared
 PIXELS, OUTPUT, PICTURE = "pixels", "output", "picture"  # names of inputs and outputs
 BEFORE = "preprocess/"  # what names of nodes before the network begin with
 
@@ -132,3 +135,44 @@ def _anonymise(path: Path) -> None:
     ):
         note.ClearField("metadata_props")
     onnx.save(model, path)
+
+
+class OnnxFile:
+    """An ONNX file as something to call with a batch, exact on every CPU."""
+
+    def __init__(self, path: Path) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        if not integers_are_exact():
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # no integer kernels
+        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        (pixels,) = self.session.get_inputs()
+        return torch.from_numpy(self.session.run(None, {pixels.name: x.cpu().numpy()})[0]).to(x.device)
+
+
+def integers_are_exact() -> bool:
+    """Whether ONNX Runtime's kernels for 8 bits are exact on this CPU: those of x86 without VNNI add pairs in 16
+    bits, which saturate."""
+    cpu = Path("/proc/cpuinfo")
+    return platform.machine() not in ("x86_64", "AMD64") or not cpu.exists() or "vnni" in cpu.read_text()
+
+
+@torch.no_grad()
+def onnx_parity(child: nn.Module, x: Tensor, files: ChildDir, preprocess: Preprocess | None) -> dict[str, float]:
+    """Largest differences between a child's outputs and those of its ONNX files, as far as there are any.
+
+    ``onnx``: of the network alone, on `x` ``(n, C, H, W)``; ``picture_onnx``: of that which takes pictures, on some of
+    these as such.
+    """
+    found = {}
+    if files.onnx.exists():
+        found["onnx"] = float((child(x) - OnnxFile(files.onnx)(x)).abs().max())
+    if files.picture_onnx.exists() and preprocess is not None:
+        levels, taken = (x[:PARITY_PICTURES] * 255).round().to(torch.uint8), OnnxFile(files.picture_onnx)
+        pictures = levels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+        apart = [child(preprocess(picture.permute(2, 0, 1))) - taken(picture) for picture in pictures]
+        found["picture_onnx"] = float(torch.cat(apart).abs().max())
+    return found

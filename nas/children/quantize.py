@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 
 from nas.children.card import quantized_card
 from nas.children.evaluate import Batches, score
-from nas.children.export import PARITY_EXAMPLES, PARITY_PICTURES, bundle, load_child, picture_of, write_config
+from nas.children.export import PARITY_EXAMPLES, bundle, load_child, write_config
 from nas.children.export import SOURCES as MODEL
-from nas.children.formats import write_onnx, write_picture_onnx
+from nas.children.formats import OnnxFile, onnx_parity, write_onnx, write_picture_onnx
 from nas.preprocess import Preprocess
 from nas.quantization import integer, levels
 from nas.quantization.adaquant import widths
@@ -170,46 +169,20 @@ def done_before(source: Path, target: QuantizationTarget) -> QuantizedFigures | 
         return None
 
 
-class OnnxFile:
-    """An ONNX file as something to call with a batch, exact on every CPU."""
-
-    def __init__(self, path: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        if not integers_are_exact():
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # no integer kernels
-        self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    def __call__(self, x: Tensor) -> Tensor:
-        (pixels,) = self.session.get_inputs()
-        return torch.from_numpy(self.session.run(None, {pixels.name: x.cpu().numpy()})[0]).to(x.device)
-
-
-def integers_are_exact() -> bool:
-    """Whether ONNX Runtime's kernels for 8 bits are exact on this CPU: those of x86 without VNNI add pairs in 16
-    bits, which saturate."""
-    cpu = Path("/proc/cpuinfo")
-    return platform.machine() not in ("x86_64", "AMD64") or not cpu.exists() or "vnni" in cpu.read_text()
-
-
 @torch.no_grad()
 def parity(
     net: nn.Module, again: nn.Module, x: Tensor, files: ChildDir, preprocess: Preprocess | None
 ) -> dict[str, float]:
     """Largest differences of outputs on real examples between the network and its files.
 
-    ``reloaded``: rebuilt from the packed weights; ``onnx``: in ONNX Runtime; ``picture_onnx``: that one which takes
-    pictures; ``integer_layers``: how many layers it computes with 8-bit integers.
+    ``reloaded``: rebuilt from the packed weights; ``integer_layers``: how many layers ONNX Runtime computes with 8-bit
+    integers; and those of `onnx_parity`.
     """
     expected = net(x)
     found = {"examples": float(len(x)), "reloaded": float((expected - again(x)).abs().max())}
     if files.onnx.exists():
-        found["onnx"] = float((expected - OnnxFile(files.onnx)(x)).abs().max())
+        found |= onnx_parity(net, x, files, preprocess)
         found["integer_layers"] = float(integer_layers(files.onnx))
-    if files.picture_onnx.exists() and preprocess is not None:
-        taken, pictures = OnnxFile(files.picture_onnx), [picture_of(row) for row in x[:PARITY_PICTURES]]
-        found["picture_onnx"] = max(
-            float((net(preprocess(picture)) - taken(torch.from_numpy(picture))).abs().max()) for picture in pictures
-        )
     return found
 
 

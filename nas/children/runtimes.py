@@ -86,7 +86,7 @@ def run_executorch(path: Path, x: Tensor) -> Tensor:
     return torch.cat([method.execute([example])[0].clone() for example in x.split(1)])
 
 
-RUNTIMES = {  # by the names of `nas.children.choose.FORMATS`
+RUNTIMES = {
     "pt2": Runtime("model.pt2", write_pt2, run_pt2),
     "openvino": Runtime("openvino.xml", write_openvino, run_openvino),
     "executorch": Runtime("model.pte", write_executorch, run_executorch),
@@ -100,10 +100,15 @@ def add(
     there.
 
     Raises:
-        ValueError: the network has an operation that the runtime does not take; it is named.
+        ValueError: the network has an operation that the runtime does not take, which is named; or the child is of
+            before it had preprocessing, whose card would not be true of it.
     """
     files = ChildDir(child)
     manifest = atomic.verify(child)
+    if not files.config.exists():
+        raise ValueError(
+            f"{child} was exported before children had their preprocessing: remove it, export it again, then in formats"
+        )
     figures, about = json.loads(files.metrics.read_text()), json.loads(files.arch.read_text())
     wanted = [name for name in names if name not in figures["parity"]]
     if not wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import sys
@@ -69,6 +70,7 @@ Trust = Annotated[
     typer.Option("--trust", metavar="MODULE", help="Code that a run made elsewhere may name; repeatable, remembered."),
 ]
 NOTHING: list[str] = []
+FORMATS = {"pt2": "torch", "openvino": "openvino", "executorch": "executorch"}  # of children, and what each needs
 
 
 def resolve(
@@ -190,7 +192,7 @@ def search(
 
     Example: nas search runs/bignas-digits --set search.constraints.macs.max=300k --set search.candidates=400
     """
-    from nas.children.choose import check_trained
+    from nas.results.choose import check_trained
 
     with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes), trust, check=check_trained) as pipeline:
         pipeline.search()
@@ -217,10 +219,9 @@ def export(
 
     Example: nas export runs/bignas-digits --set export.children=8 --format openvino
     """
-    from nas.children.choose import check_candidate, check_formats
+    from nas.results.choose import check_candidate
 
     check_formats(format_)
-
     check = partial(check_candidate, only=child)
     with open_pipeline(experiment, run_dir, set_, trust, check=check) as pipeline:
         ids = pipeline.export(child)
@@ -244,7 +245,7 @@ def finetune(
             "the experiment has no section finetune; for example: --set 'finetune={recipe: {name: single, epochs: 20, "
             "batch: 64}}'"
         )
-    from nas.children.choose import FINETUNED, check_candidate
+    from nas.results.choose import FINETUNED, check_candidate
 
     with open_pipeline(str(run), None, set_, trust, check=partial(check_candidate, only=child)) as pipeline:
         after = pipeline.finetune(child)
@@ -412,6 +413,19 @@ def ui(
 
 for command in (init.init, check.check, schema.schema, *cluster.COMMANDS):
     app.command()(command)
+
+
+def check_formats(names: list[str]) -> None:
+    """Refuse what is no format of children, and one whose package is not installed.
+
+    Raises:
+        ValueError: says which there are, or what to install.
+    """
+    for name in names:
+        if name not in FORMATS:
+            raise ValueError(f"no format {name!r}; there are {', '.join(FORMATS)}, and ONNX by itself (export.onnx)")
+        if importlib.util.find_spec(FORMATS[name]) is None:
+            raise ValueError(f"the format {name} needs the package {FORMATS[name]}: pip install 'raynas[{name}]'")
 
 
 def bounded(overrides: list[str], stage: str, minutes: float | None) -> list[str]:

@@ -57,7 +57,7 @@ def pick(
     Example: nas pick runs/bignas-digits --max macs=100k --min accuracy=97
     """
     at = run_at(run)
-    from nas.children.choose import budget, pick_of
+    from nas.results.choose import budget, pick_of
 
     record = pick_of(at, budget(_pairs(most, "--max macs=100k"), _pairs(least, "--min accuracy=97")), knee)
     show(at, [record.id])

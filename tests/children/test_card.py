@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from nas.build import load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator
-from nas.children.export import export_child
+from nas.children.export import export_child, made_smaller
 from nas.config.experiment import Experiment, load_experiment
 from nas.draws import stratified
 from nas.rundir.fence import Fence
@@ -60,9 +60,11 @@ def check_classes(child: Path, figures: dict, pictures: list[Path], labels: np.n
 
 
 def test_digits(tmp_path: Path) -> None:
-    child, figures, _ = exported(load_experiment("bignas-digits", []), tmp_path / "run")
+    experiment = load_experiment("bignas-digits", [])
+    child, figures, task = exported(experiment, tmp_path / "run")
     found = load_digits()
     rows = stratified(found.target, 297, 0, "digits test")
+    assert made_smaller(make_supernet(experiment, task), task) == ""
     for row in rows:
         Image.fromarray(np.round(found.images[row] * (255 / 16)).astype(np.uint8)).save(tmp_path / f"{row}.png")
     check_classes(child, figures, [tmp_path / f"{row}.png" for row in rows], found.target[rows], tmp_path)
@@ -119,11 +121,13 @@ def test_a_folder_of_photographs(tmp_path: Path) -> None:
     data_ = ["data.name=folder", f"data.path={tmp_path / 'mine'}", "data.size=40", "data.validation=6"]
     more = ["space.size=m28", "search.validation=null", "search.calibration=16", "search.calibration_batch=16"]
     experiment = load_experiment("bignas-fashion-mnist", [*data_, *more])
-    child, figures, _ = exported(experiment, tmp_path / "run")
+    child, figures, task = exported(experiment, tmp_path / "run")
     check_classes(child, figures, files, labels, tmp_path)
     page = (child / "README.md").read_text()
     assert "on folder mine" in page and "short side of 46 pixels" in page and "centre of 40 x 40" in page
     assert "makes it 28 x 28 itself" in page, "a network smaller than data.size says so"
+    told = made_smaller(make_supernet(experiment, task), task)
+    assert "work at 28 x 28 pixels or less; inputs of 40 are made smaller first" in told, "and the run before"
 
 
 @pytest.mark.parametrize("tile", [None, 40])

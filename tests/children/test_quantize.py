@@ -22,8 +22,8 @@ import nas
 from nas.build import load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator
 from nas.children.export import export_child
-from nas.children.formats import write_onnx
-from nas.children.quantize import OnnxFile, done_before, integer_layers, quantize_child
+from nas.children.formats import OnnxFile, write_onnx
+from nas.children.quantize import done_before, integer_layers, quantize_child
 from nas.config.experiment import load_experiment
 from nas.draws import permutation
 from nas.quantization import learned

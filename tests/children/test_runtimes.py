@@ -13,9 +13,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 import nas
-from nas.children.choose import FORMATS, check_formats
+from nas.build import load_task
 from nas.children.runtimes import RUNTIMES, add, written
-from nas.cli.commands import app
+from nas.cli.commands import FORMATS, app, check_formats
 from nas.config.experiment import load_experiment
 from nas.rundir import atomic
 from nas.rundir.fence import Fence
@@ -67,6 +67,25 @@ def test_super_resolution_takes_any_size(tmp_path: Path) -> None:
         assert found.shape == (1, 3, 42, 68) and torch.allclose(found, net(x), atol=1e-4), name
 
 
+def test_a_child_of_before_is_left_as_it_is(child: Path, tmp_path: Path) -> None:
+    """Its card would speak of files that it has not."""
+    run, old = tmp_path / "run", tmp_path / "run" / "children" / "old"
+
+    def without(directory: Path) -> None:
+        for name in ("model.safetensors", "model.py", "arch.json", "metrics.json", "README.md"):
+            (directory / name).write_bytes((child / name).read_bytes())
+
+    old.parent.mkdir(parents=True)
+    atomic.write_directory(old, without, {"supernet": "5a" * 32})
+    task = load_task(load_experiment("bignas-digits", []))
+    with pytest.raises(ValueError, match="old was exported before children had their preprocessing: remove it"):
+        add(old, ["pt2"], task, ("searchspaces",), COSTS, Fence.take(run))
+
+
+def test_the_command_knows_every_format() -> None:
+    assert list(FORMATS) == list(RUNTIMES)
+
+
 class Sorting(nn.Module):
     """What an exporter cannot follow: a branch on what the pixels are."""
 
@@ -85,4 +104,4 @@ def test_formats_that_are_not_there_are_told_at_once(monkeypatch: pytest.MonkeyP
     assert "no format 'tflite'; there are pt2, openvino, executorch" in str(told.exception)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'raynas\[openvino\]'"):
-        check_formats(["pt2", "openvino"])
+        check_formats(["openvino"])

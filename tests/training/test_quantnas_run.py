@@ -17,8 +17,7 @@ from typer.testing import CliRunner
 from nas.build import load_supernet, load_task, make_supernet, open_search, proposed
 from nas.children.evaluate import Batches, Evaluator, recalibrate
 from nas.children.export import export_child
-from nas.children.formats import write_onnx
-from nas.children.quantize import OnnxFile
+from nas.children.formats import OnnxFile, write_onnx
 from nas.cli.commands import app
 from nas.config.experiment import Experiment, dump, load_experiment
 from nas.quantization.learned import QuantConv2d, for_onnx, pack, unpack

@@ -3,9 +3,8 @@ is imported."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -19,21 +18,6 @@ from nas.search.journal import Record
 from nas.search.pareto import front
 
 FINETUNED = "-finetuned"  # the end of a finetuned child's id
-
-FORMATS = {"pt2": "", "openvino": "openvino", "executorch": "executorch"}  # and the package, called as its extra is
-
-
-def check_formats(names: Sequence[str]) -> None:
-    """Refuse what is no format of children, and one whose package is not installed.
-
-    Raises:
-        ValueError: says which there are, or what to install.
-    """
-    for name in names:
-        if name not in FORMATS:
-            raise ValueError(f"no format {name!r}; there are {', '.join(FORMATS)}, and ONNX by itself (export.onnx)")
-        if FORMATS[name] and importlib.util.find_spec(FORMATS[name]) is None:
-            raise ValueError(f"the format {name} needs the package {FORMATS[name]}: pip install 'raynas[{name}]'")
 
 
 def constraints_of(experiment: Experiment) -> Constraints:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nas.children.choose import budget, lifting, pick, pick_of
+from nas.results.choose import budget, lifting, pick, pick_of
 from nas.results.history import History
 from nas.rundir.directory import RunDir
 from nas.search.constraints import Constraints
