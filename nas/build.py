@@ -23,9 +23,9 @@ from nas.results.choose import constraints_of
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.search.constraints import check_attainable
-from nas.search.core import Objective, Search, resume
+from nas.search.core import Better, Objective, Search, resume
 from nas.search.journal import Candidate, Journal
-from nas.space import Arch
+from nas.space import Arch, Measure
 from nas.supernet import Cost, CostModel, Supernet
 from nas.tasks.task import Task
 
@@ -195,29 +195,51 @@ def costs_of(experiment: Experiment, net: Supernet) -> CostModel:
 
 
 def objective_of(experiment: Experiment, task: Task, net: Supernet) -> Objective:
-    """What the search wants: a metric of the task, its own one where none is named, against a cost.
+    """What the search wants: a metric of the task, its own one where none is named, against a cost; or all that the
+    experiment names.
 
     Raises:
         ValueError: the task does not give that metric, or no cost has that name.
     """
-    metric = experiment.search.metric or task.metric
+    settings, costs = experiment.search, costs_of(experiment, net).measures
+    if both := costs.keys() & task.metrics.keys():
+        raise ValueError(f"search.costs: {', '.join(both)} is a metric of the data too: give the cost another name")
+    if settings.objectives:
+        return _objectives(settings.objectives, task, costs)
+    metric = settings.metric or task.metric
     if metric not in task.metrics:
         known = ", ".join(task.metrics)
         raise ValueError(
             f"search.metric {metric!r} is not a metric of data.name {experiment.data.name!r}; it has: {known}"
         )
-    cost = experiment.search.cost or ("bitops" if net.quantizes else "macs")
-    costs = costs_of(experiment, net).measures
+    cost = settings.cost or ("bitops" if net.quantizes else "macs")
     if cost not in costs:
         raise ValueError(f"search.cost {cost!r} is not a cost of this network; it has: {', '.join(costs)}")
-    if both := costs.keys() & task.metrics.keys():
-        raise ValueError(f"search.costs: {', '.join(both)} is a metric of the data too: give the cost another name")
     return Objective(metric, cost, task.metrics[metric])
 
 
-def check_constraints(experiment: Experiment, net: Supernet) -> None:
-    """Refuse constraints that no child meets, by how much, and those on a cost that is not there."""
-    check_attainable(net.space, costs_of(experiment, net), constraints_of(experiment))
+def _objectives(names: tuple[str, ...], task: Task, costs: Mapping[str, Measure]) -> Objective:
+    """Two objectives or more: the first metric and the first cost are those that tables and pictures show."""
+    if strange := [name for name in names if name not in task.metrics and name not in costs]:
+        raise ValueError(
+            f"search.objectives names {', '.join(strange)}; allowed: the metrics {', '.join(task.metrics)}, the costs "
+            f"{', '.join(costs)}"
+        )
+    metrics, prices = ([name for name in names if name in known] for known in (task.metrics, costs))
+    if not metrics or not prices:
+        raise ValueError(
+            f"search.objectives are {', '.join(names)}; one metric and one cost at least must be among them"
+        )
+    ways: dict[str, Better] = {**task.metrics, **dict.fromkeys(costs, "lower")}
+    further = tuple((name, ways[name]) for name in names if name not in (metrics[0], prices[0]))
+    return Objective(metrics[0], prices[0], task.metrics[metrics[0]], further)
+
+
+def check_constraints(experiment: Experiment, net: Supernet, objective: Objective) -> None:
+    """Refuse constraints that no child meets, by how much, and those on what is neither a cost nor an objective."""
+    costs = costs_of(experiment, net)
+    metrics = set(objective.names) - costs.measures.keys()
+    check_attainable(net.space, costs, constraints_of(experiment), metrics)
 
 
 def open_search(experiment: Experiment, net: Supernet, task: Task, trained: Checkpoint | None = None) -> Search:

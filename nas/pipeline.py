@@ -162,8 +162,7 @@ class Pipeline:
                 f"{task.least_side}: "
                 "raise data.patch (or data.tile), and test on larger images"
             )
-        objective_of(experiment, task, net)
-        check_constraints(experiment, net)
+        check_constraints(experiment, net, objective_of(experiment, task, net))
         recipe = load_recipe(task, experiment.recipe)
         if newest_sha(run.checkpoints) is None:  # else it has trained it; torch's optimizers take a second to import
             recipe.optimizer(net)  # refuses a network that it cannot train

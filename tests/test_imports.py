@@ -30,7 +30,8 @@ HOMES = {
     "onnxruntime": {"nas/children/formats.py", "nas/children/quantize.py"},
     "openvino": {"nas/children/runtimes.py"},
     "executorch": {"nas/children/runtimes.py"},
-    "scipy": {"nas/quantization/allocate.py"},
+    "scipy": {"nas/quantization/allocate.py", "nas/search/guided.py"},
+    "moocore": {"nas/search/pareto.py"},
     "onnxscript": {"nas/children/formats.py"},
     "typer": {"nas/cli/commands.py", "nas/cli/check.py", "nas/cli/cluster.py", "nas/cli/init.py", "nas/cli/results.py"},
     "matplotlib": {"nas/results/plots.py"},
@@ -80,7 +81,11 @@ DIETS = {
     "nas/config/sections.py": {"pydantic", "nas.config.addresses", "nas.config.plugins", "nas.config.section"},
     "nas/config/experiment.py": {"pydantic", "yaml", "nas.config"},
     "nas/cli/starter.py": {"PIL", "nas.tasks.places"},
-    "nas/search/*.py": {"numpy", "pydantic", "nas.space", "nas.search", "nas.config.section"},
+    "nas/search/*.py": {
+        *("numpy", "moocore", "scipy", "sklearn", "pydantic"),
+        *("nas.space", "nas.search", "nas.config.section"),
+    },
+    "nas/search/core.py": {"numpy", "nas.space", "nas.search", "nas.config.section"},
 }
 UNPICKLERS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "jsonpickle"}
 

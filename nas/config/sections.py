@@ -183,13 +183,19 @@ class SearchSettings(Section):
         default=None, description="what is to be small; null: macs, or bitops where bits are chosen too"
     )
     constraints: Annotated[Budget, Kind.EXTEND] = Field(
-        default={}, description="what a child may cost, by cost: {macs: {max: 150k}}"
+        default={}, description="what a child may cost or reach, by name: {macs: {max: 150k}}"
     )
     metric: Annotated[str | None, Kind.IDENTITY] = Field(
         default=None,
         description=(
             "what is good; null: accuracy of classes, psnr of images; cross_entropy tells close children apart on few "
             "images"
+        ),
+    )
+    objectives: Annotated[tuple[str, ...], BeforeValidator(as_tuple), Kind.IDENTITY] = Field(
+        default=(),
+        description=(
+            "in place of metric and cost: two or more of the task's metrics and of the costs, one of each at least"
         ),
     )
     calibration: Annotated[PositiveInt, Kind.IDENTITY] = Field(
@@ -235,6 +241,17 @@ class SearchSettings(Section):
             return Section() if algorithm is None else given
         plain = given if isinstance(given, dict) else given.model_dump()
         return _options(plugins.options("search", algorithm), plain, algorithm)
+
+    @model_validator(mode="after")
+    def _one_way_of_saying_it(self) -> SearchSettings:
+        if twice := [name for name in self.objectives if self.objectives.count(name) > 1]:
+            raise ValueError(f"objectives: {twice[0]} stands there twice")
+        if self.objectives and (self.metric or self.cost):
+            named = " and ".join(name for name in ("metric", "cost") if getattr(self, name))
+            raise ValueError(
+                f"objectives {', '.join(self.objectives)} stand in place of {named}: give one or the other"
+            )
+        return self
 
     @model_validator(mode="after")
     def _in_flight(self) -> SearchSettings:

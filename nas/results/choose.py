@@ -135,7 +135,8 @@ def pick(history: History, budget: Constraints, knee: bool = False) -> Record:
 def _knee(history: History, records: list[Record]) -> Record:
     """Of the front of these the point farthest from the line between its ends: metric against the logarithm of cost,
     each scaled to the front's range."""
-    points = np.array([(metric, math.log10(max(cost, LEAST))) for metric, cost in map(history.point, records)])
+    pairs = (history.point(record)[:2] for record in records)
+    points = np.array([(metric, math.log10(max(cost, LEAST))) for metric, cost in pairs])
     places = front(points)
     scaled = points[places] - points[places].min(axis=0)
     scaled /= np.maximum(scaled.max(axis=0), LEAST)

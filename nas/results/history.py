@@ -55,7 +55,7 @@ class Progress:
         front_size: how many stand on the front.
         hypervolume: the area between the front and the corner (metric 0, `REFERENCE` times the first candidate's cost),
             in units of the metric times decades of cost; where lower is better the corner is twice the first
-            candidate's metric.
+            candidate's metric. Of more objectives the volume, each from a corner of its own.
     """
 
     k: int
@@ -90,7 +90,7 @@ class History:
         self.progress: list[Progress] = []
         self._lines = Lines(path)
         self._front = np.empty((0, 2))
-        self._corner: tuple[float, float] | None = None
+        self._corner: tuple[float, ...] = ()
         self._next = 0
         self._evaluated = 0
 
@@ -110,6 +110,7 @@ class History:
         """Take in what the journal belongs to."""
         try:
             objective: dict[str, Any] = {key: str(value) for key, value in header.get("objective", {}).items()}
+            objective["further"] = tuple(header.get("objective", {}).get("further", {}).items())
             self.objective = Objective(**objective)
             costs = header.get("costs", {}).items()
             own = {name: Measure(str(each["label"]), str(each["unit"])) for name, each in costs}
@@ -117,9 +118,10 @@ class History:
             raise ValueError(f"{self.path} is no journal: its header is damaged ({error})") from error
         self.supernet, self.measures = str(header.get("supernet", "")), {**COSTS, **own}
 
-    def point(self, record: Record) -> tuple[float, float]:
-        """(metric, cost), both to be minimised; NaN for both where the candidate failed."""
-        return (math.nan, math.nan) if record.error is not None else self.objective.point(record.metrics, record.cost)
+    def point(self, record: Record) -> tuple[float, ...]:
+        """The figures of all objectives, metric and cost first, to be minimised; NaN for all where the candidate
+        failed."""
+        return self.objective.point(None if record.error is not None else record.metrics, record.cost)
 
     def measure(self, cost: str) -> Measure:
         """What a cost is for people; one that nobody has declared is called by its name."""
@@ -134,13 +136,13 @@ class History:
         return None if record.metrics is None or self.failed(record) else record.metrics[self.objective.metric]
 
     def within(self, record: Record) -> bool:
-        """Whether a candidate costs what a child may cost."""
-        return self.constraints.bounds.keys() <= record.cost.keys() and self.constraints.violation(record.cost) == 0
+        """Whether a candidate costs, and reaches, what a child may."""
+        return self.constraints.violation({**(record.metrics or {}), **record.cost}) == 0
 
     def front(self) -> list[Record]:
-        """Of the records within the constraints, those that no other beats in both cost and metric, cheapest first."""
+        """Of the records within the constraints, those that no other beats in all objectives, cheapest first."""
         records = [record for k in sorted(self.records) if self.within(record := self.records[k])]
-        points = np.array([self.point(record) for record in records]).reshape(-1, 2)
+        points = np.array([self.point(record) for record in records]).reshape(-1, len(self.objective.names))
         return sorted(
             (records[i] for i in front(points)), key=lambda record: (record.cost[self.objective.cost], record.k)
         )
@@ -148,12 +150,10 @@ class History:
     def _advance(self, record: Record) -> None:
         if self.failed(record):
             return
-        metric, cost = self.point(record)
-        now = (metric, math.log10(max(cost, LEAST)))
-        if self._corner is None:
-            self._corner = (0.0 if self.objective.better == "higher" else 2 * metric, now[1] + math.log10(REFERENCE))
+        now, corner = self._scaled(record)
+        self._corner = self._corner or corner
         if self.within(record):
-            points = np.vstack([self._front, now])
+            points = np.vstack([self._front.reshape(-1, len(now)), now])
             self._front = points[front(points)]  # the front so far and one more point: not all records again
         self._evaluated += 1
         least = float(self._front[:, 0].min()) if len(self._front) else math.nan
@@ -161,6 +161,20 @@ class History:
         self.progress.append(
             Progress(record.k, self._evaluated, best, len(self._front), hypervolume(self._front, self._corner))
         )
+
+    def _scaled(self, record: Record) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """A record's point with the logarithms of its costs, and the corner from which the hypervolume counts where
+        it is the first one."""
+        now, corner = [], []
+        better = (self.objective.better, "lower", *(better for _, better in self.objective.further))
+        for name, value, way in zip(self.objective.names, self.point(record), better, strict=True):
+            if name in record.cost:
+                now.append(math.log10(max(value, LEAST)))
+                corner.append(now[-1] + math.log10(REFERENCE))
+            else:
+                now.append(value)
+                corner.append(0.0 if way == "higher" else 2 * value)
+        return tuple(now), tuple(corner)
 
 
 def standing(history: History) -> str:
@@ -233,8 +247,10 @@ def metric_of(history: History | None, children: Mapping[str, Mapping[str, Any]]
 def shown_costs(history: History | None) -> dict[str, Measure]:
     """The costs that a table of children shows: what the search wanted to be small, then those that every table has."""
     history = history or History(Path())
-    aim = history.objective.cost
-    return {aim: history.measure(aim)} | {name: measure for name, measure in history.measures.items() if measure.shown}
+    aims = [name for name in history.objective.names[1:] if name in history.measures]
+    return {aim: history.measure(aim) for aim in aims} | {
+        name: measure for name, measure in history.measures.items() if measure.shown
+    }
 
 
 def read_pictures(run: RunDir) -> dict[str, list[dict[str, Any]]]:

@@ -120,8 +120,10 @@ def _draw_search(figure: Figure, history: History, exported: Collection[str]) ->
     if front:
         fx, fy = [r.cost[cost] for r in front], [_metric(history, r) for r in front]
         end = max(r.cost[cost] for r in alive if history.within(r))
-        axes.step([*fx, end], [*fy, fy[-1]], where="post", color=BLUE, linewidth=1.6, label="front")
-        mark(front, s=26, c=BLUE, linewidths=0, zorder=3, gid="front")
+        if not history.objective.further:  # a front of more than two figures is no line of two
+            axes.step([*fx, end], [*fy, fy[-1]], where="post", color=BLUE, linewidth=1.6, label="front")
+        label = {"label": "front"} if history.objective.further else {}
+        mark(front, s=26, c=BLUE, linewidths=0, zorder=3, gid="front", **label)
     out = [record for record in alive if record.id in exported]
     if out:
         look = {"facecolors": "none", "edgecolors": ORANGE, "linewidths": 1.8}
@@ -147,11 +149,13 @@ def bounds_told(history: History) -> list[tuple[str, float, str]]:
 
 
 def _draw_bounds(axes: Axes, history: History) -> None:
-    """The constraints on the cost along the axis as lines. Those on others are named alone: candidates beyond them are
-    fainter."""
+    """The constraints on what stands along the axes as lines. Those on others are named alone: candidates beyond them
+    are fainter."""
     for name, bound, label in bounds_told(history):
         if name == history.objective.cost:
             axes.axvline(bound, color=RED, linestyle="--", linewidth=1.2, label=label, gid="bound")
+        elif name == history.objective.metric:
+            axes.axhline(bound, color=RED, linestyle="--", linewidth=1.2, label=label, gid="bound")
         else:
             axes.plot([], [], linestyle="none", label=label)
 

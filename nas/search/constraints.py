@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -17,25 +17,31 @@ CostFunction = Callable[[Arch], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Constraints:
-    """The least and the most that a child may cost, by cost.
+    """The least and the most that a child may cost, by cost, or that a metric of it may be.
 
     Attributes:
-        bounds: cost name to (least or None, most or None), both included. Empty: anything.
+        bounds: name to (least or None, most or None), both included. Empty: anything.
     """
 
     bounds: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
 
-    def violation(self, cost: Mapping[str, float]) -> float:
-        """By how much `cost` misses them: relative to each bound, summed; 0 within them, infinite for NaN."""
+    def violation(self, figures: Mapping[str, float]) -> float:
+        """By how much `figures` miss them: relative to each bound, summed; 0 within them, infinite where one is NaN
+        or missing."""
         total = 0.0
         for name, (low, high) in self.bounds.items():
-            if math.isnan(cost[name]):
+            figure = figures.get(name, math.nan)
+            if math.isnan(figure):
                 return math.inf
             if low is not None:
-                total += max(0.0, low - cost[name]) / (abs(low) or 1.0)
+                total += max(0.0, low - figure) / (abs(low) or 1.0)
             if high is not None:
-                total += max(0.0, cost[name] - high) / (abs(high) or 1.0)
+                total += max(0.0, figure - high) / (abs(high) or 1.0)
         return total
+
+    def without(self, names: Collection[str]) -> Constraints:
+        """Those on anything else."""
+        return Constraints({name: bounds for name, bounds in self.bounds.items() if name not in names})
 
     def __str__(self) -> str:
         told: list[str] = []
@@ -48,23 +54,27 @@ class Constraints:
 ANYTHING = Constraints()
 
 
-def check_attainable(space: Space, cost: CostFunction, constraints: Constraints) -> None:
+def check_attainable(space: Space, cost: CostFunction, constraints: Constraints, metrics: Collection[str] = ()) -> None:
     """Refuse constraints that no child meets, before anything is evaluated.
 
     A small space is listed, so the answer is exact; in a large one none is taken to be there after a bounded number of
     tries.
+
+    Args:
+        metrics: what may be bounded besides costs, of which nothing is known before a child is judged.
 
     Raises:
         ValueError: an unknown cost, bounds that cross, or out of reach; the message says by how much.
     """
     small, large = cost(space.smallest()), cost(space.largest())
     for name, (low, high) in constraints.bounds.items():
-        if name not in small:
+        if name not in small and name not in metrics:
             raise ValueError(f"the constraints name the cost {name!r}; this network has {', '.join(small)}")
         if any(bound is not None and math.isnan(bound) for bound in (low, high)):
             raise ValueError(f"the constraint on {name!r} is not a number")
         if low is not None and high is not None and low > high:
             raise ValueError(f"min_{name} {low:,.15g} is above max_{name} {high:,.15g} (by {low - high:,.15g})")
+    constraints = constraints.without(metrics)
     if constraints.violation(small) == 0 or constraints.violation(large) == 0:
         return
     rng = np.random.default_rng(0)

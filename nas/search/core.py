@@ -28,37 +28,55 @@ class Exhausted(Exception):
     """No further architecture within the constraints was found; the same candidate ends every repeated search."""
 
 
+Better = Literal["higher", "lower"]
+
+
 @dataclass(frozen=True)
 class Objective:
-    """What is good: one metric of the evaluation against one cost, which is minimised.
+    """What is good: a metric of the evaluation against a cost, which is minimised, and whatever else there is.
+
+    Attributes:
+        metric, cost, better: the first two, and which way the metric is good.
+        further: more metrics and costs, each with the way that it is good.
 
     Raises:
-        ValueError: `better` is neither ``"higher"`` nor ``"lower"``.
+        ValueError: `better` is neither ``"higher"`` nor ``"lower"``, or a name stands there twice.
     """
 
     metric: str = "accuracy"
     cost: str = "macs"
-    better: Literal["higher", "lower"] = "higher"
+    better: Better = "higher"
+    further: tuple[tuple[str, Better], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.better not in ("higher", "lower"):
-            raise ValueError(f'better is {self.better!r}; allowed: "higher", "lower"')
+        for better in (self.better, *(better for _, better in self.further)):
+            if better not in ("higher", "lower"):
+                raise ValueError(f'better is {better!r}; allowed: "higher", "lower"')
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"one of {', '.join(self.names)} stands there twice")
 
-    def point(self, metrics: Mapping[str, float] | None, cost: Mapping[str, float]) -> tuple[float, float]:
-        """The pair (metric, cost), both to be minimised; NaN for both where the candidate failed or one is not finite.
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all objectives, in the order of a point's figures."""
+        return (self.metric, self.cost, *(name for name, _ in self.further))
+
+    def point(self, metrics: Mapping[str, float] | None, cost: Mapping[str, float]) -> tuple[float, ...]:
+        """The figures of all objectives, to be minimised, the metric and the cost first; NaN for all where the
+        candidate failed or one is not finite.
 
         Raises:
-            ValueError: the metrics or the costs lack the one that the objective names.
+            ValueError: the metrics or the costs lack one that the objective names.
         """
         if metrics is None:
-            return (math.nan, math.nan)
-        for name, given in ((self.metric, metrics), (self.cost, cost)):
+            return (math.nan,) * len(self.names)
+        both: Mapping[str, float] = {**metrics, **cost}
+        wanted = ((self.metric, self.better, metrics), (self.cost, "lower", cost))
+        figures = []
+        for name, better, given in (*wanted, *((name, better, both) for name, better in self.further)):
             if name not in given:
                 raise ValueError(f"the objective needs {name!r}, the record has {', '.join(given) or 'nothing'}")
-        value, price = float(metrics[self.metric]), float(cost[self.cost])
-        if not (math.isfinite(value) and math.isfinite(price)):
-            return (math.nan, math.nan)
-        return (-value if self.better == "higher" else value, price)
+            figures.append(-float(given[name]) if better == "higher" else float(given[name]))
+        return tuple(figures) if all(map(math.isfinite, figures)) else (math.nan,) * len(figures)
 
 
 class Search(ABC):
@@ -71,7 +89,7 @@ class Search(ABC):
         space: what to search.
         cost: the exact cost of an architecture, name to number; called thousands of times.
         objective: what is good.
-        constraints: what a child may cost; changed with `extend`.
+        constraints: what a child may cost, and what its objectives may be; changed with `extend`.
         options: of the class `Options`; None: all at their defaults.
         seed: of all draws, 0 or more.
         window: W; candidate k waits for the records of 0 ... k - W.
@@ -104,16 +122,19 @@ class Search(ABC):
             raise ValueError(f"the window is {window}; it must be at least 1")
         if objective.cost not in (names := cost(space.smallest())):
             raise ValueError(f"the objective names the cost {objective.cost!r}; this network has {', '.join(names)}")
-        check_attainable(space, cost, constraints)
+        self._metrics = tuple(name for name in objective.names if name not in names)
+        check_attainable(space, cost, constraints, self._metrics)
         self.space, self.cost, self.objective, self.seed, self.window = space, cost, objective, seed, window
         self.options = self.Options() if options is None else options
         assert isinstance(self.options, self.Options)
         self._constraints: list[tuple[int, Constraints]] = [(0, constraints)]
         self._archs: list[Arch] = []
-        self._costs: list[Mapping[str, float]] = []  # kept, because what they are held against may change
         self._seen: set[Arch] = set()
-        self._points: dict[int, tuple[float, float]] = {}
-        self._told = 0  # records 0 ... _told - 1 are all here
+        self._early: dict[int, tuple[tuple[float, ...], Mapping[str, float]]] = {}  # told before one of a lower number
+        self._points = Rows(len(objective.names))
+        self._figures: list[Mapping[str, float]] = []  # kept, because what they are held against may change
+        self._violations, self._violated = Rows(1), constraints  # of the figures in turn, and of which constraints
+        self._bar, self._barred = np.empty((0, len(objective.names))), 0  # the front of records 0 ... _barred - 1
         self.first: list[Arch] = []
 
     @abstractmethod
@@ -125,8 +146,8 @@ class Search(ABC):
         Args:
             k: the candidate's number, from the algorithm's own first one on.
             archs: candidates 0 ... k - W.
-            points: their (metric, cost), both to be minimised, NaN where the candidate failed: shape ``(len(archs),
-                2)``.
+            points: their (metric, cost) and what further objectives there are, to be minimised, NaN where the
+                candidate failed: shape ``(len(archs), objectives)``.
             violations: by how much each misses candidate k's constraints, 0 within them: shape ``(len(archs),)``.
             rng: of candidate k alone.
         """
@@ -140,15 +161,21 @@ class Search(ABC):
     def identity(self) -> dict[str, object]:
         """What a journal must be keyed by on the search's part, as plain JSON."""
         goal = {"metric": self.objective.metric, "cost": self.objective.cost, "better": self.objective.better}
+        more = {"further": dict(self.objective.further)} if self.objective.further else {}
         first = {"first": [arch.id for arch in self.first]} if self.first else {}
         options = {"options": given} if (given := self.options.model_dump(mode="json")) else {}
-        base = {"algorithm": self.name, "seed": self.seed, "window": self.window, "objective": goal}
+        base = {"algorithm": self.name, "seed": self.seed, "window": self.window, "objective": {**goal, **more}}
         return {**base, **first, **options}
 
     def begin_with(self, archs: Sequence[Arch]) -> None:
         """Propose these before the algorithm begins; it leaves out those beyond the constraints, as any draw."""
         assert not self.next_k
         self.first = list(dict.fromkeys(archs))
+
+    @property
+    def proposed(self) -> Sequence[Arch]:
+        """The architectures of candidates 0 ... `next_k` - 1: an algorithm may know what is in flight."""
+        return self._archs
 
     def constraints(self, k: int) -> Constraints:
         """What candidate k may cost."""
@@ -165,35 +192,55 @@ class Search(ABC):
             raise ValueError(
                 f"candidates up to {proposed - 1} are proposed already; new constraints cannot begin at {from_k}"
             )
-        check_attainable(self.space, self.cost, constraints)
+        check_attainable(self.space, self.cost, constraints, self._metrics)
         self._constraints.append((from_k, constraints))
         return from_k
 
-    def ask(self) -> Candidate | None:
+    def ask(self, proposed: Arch | None = None) -> Candidate | None:
         """The next candidate, or None while the records that it waits for are not told.
 
+        Args:
+            proposed: what a journal has for it, which is taken as it is.
+
         Raises:
+            ValueError: `proposed` is not of this space.
             Exhausted: nothing new within the constraints is left, or none was found in a bounded number of tries.
         """
         k = self.next_k
         known = max(0, k - self.window + 1)
-        if known > self._told:
+        if known > len(self._points):
             return None
-        points = np.array([self._points[i] for i in range(known)]).reshape(-1, 2)
-        constraints = self.constraints(k)
-        violations = np.array([constraints.violation(cost) for cost in self._costs[:known]])
-        rng = np.random.default_rng([self.seed, self.tag, k])
+        points, violations = self._points.first(known), self._missed(self.constraints(k), known)
+        arch = self._find(k, points, violations) if proposed is None else self.space.arch(proposed)
+        self._archs.append(arch)
+        self._seen.add(arch)
+        return Candidate(k, arch, self._front(points))
+
+    def _find(self, k: int, points: np.ndarray, violations: np.ndarray) -> Arch:
+        """The first architecture for candidate k that is new and within its constraints."""
+        rng, constraints = np.random.default_rng([self.seed, self.tag, k]), self.constraints(k)
         given, own = self.first[k : k + 1], max(0, k - len(self.first))
-        draws = chain(given, self.draws(own, self._archs[:known], points, violations, rng))
-        arch = find(self.space, lambda arch: constraints.violation(self.cost(arch)), self._seen, draws, rng)
+        draws = chain(given, self.draws(own, self._archs[: len(points)], points, violations, rng))
+        known_before = constraints.without(self._metrics)
+        arch = find(self.space, lambda arch: known_before.violation(self.cost(arch)), self._seen, draws, rng)
         if arch is None:
             where = f"{constraints}; the space has {self.space.cardinality:,}"
             raise Exhausted(f"after {k:,} candidates no new architecture was found ({where})")
-        self._archs.append(arch)
-        self._costs.append(self.cost(arch))
-        self._seen.add(arch)
-        bar = {(float(metric), float(price)) for metric, price in points[front(points)]}
-        return Candidate(k, arch, tuple(sorted(bar, key=lambda point: point[1])))
+        return arch
+
+    def _missed(self, constraints: Constraints, known: int) -> np.ndarray:
+        """By how much the first candidates miss constraints; only what is new is counted, unless these are."""
+        if constraints != self._violated:
+            self._violations, self._violated = Rows(1), constraints
+        for figures in self._figures[len(self._violations) : known]:
+            self._violations.append(constraints.violation(figures))
+        return self._violations.first(known)[:, 0]
+
+    def _front(self, points: np.ndarray) -> tuple[tuple[float, ...], ...]:
+        """The front of the first records, by rising cost; what is new is held against the front so far."""
+        longer = np.concatenate((self._bar, points[self._barred :]))
+        self._bar, self._barred = longer[front(longer)], len(points)
+        return tuple(sorted(set(map(tuple, self._bar.tolist())), key=lambda point: point[1]))
 
     def tell(self, record: Record) -> None:
         """Take in what came of a candidate. Telling a candidate again does nothing: the first record counts.
@@ -205,20 +252,47 @@ class Search(ABC):
             raise ValueError(f"candidate {record.k} was never asked for; {self.next_k} were")
         if record.arch != self._archs[record.k]:
             raise ValueError(f"candidate {record.k} is {self._archs[record.k].id}, the record is of {record.id}")
-        self._points.setdefault(record.k, self.objective.point(record.metrics, record.cost))
-        while self._told in self._points:
-            self._told += 1
+        point = self.objective.point(record.metrics, record.cost)
+        if record.k >= len(self._points):
+            figures = {**(record.metrics or {}), **self.cost(record.arch)}
+            self._early.setdefault(record.k, (point, figures))
+        while (told := self._early.pop(len(self._points), None)) is not None:
+            self._points.append(told[0])
+            self._figures.append(told[1])
+
+
+class Rows:
+    """A table of numbers to which rows are added; asking for its first rows copies nothing."""
+
+    def __init__(self, width: int) -> None:
+        self._table, self._count = np.empty((64, width)), 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, row: float | tuple[float, ...]) -> None:
+        if self._count == len(self._table):
+            self._table = np.concatenate((self._table, np.empty_like(self._table)))
+        self._table[self._count] = row
+        self._count += 1
+
+    def first(self, count: int) -> np.ndarray:
+        """Shape ``(count, width)``, not to be written to."""
+        rows = self._table[:count]
+        rows.flags.writeable = False
+        return rows
 
 
 def resume(search: Search, journal: Journal) -> list[Candidate]:
-    """Bring a fresh search to where its journal stands, by proposing everything again.
+    """Bring a fresh search to where its journal stands: with the proposals that it has, and by proposing anew where it
+    has records without, as it did in earlier versions.
 
     Constraints of the journal come first, so they hold at the candidates at which they held; those from 0 replace the
     search's own.
 
     Returns:
-        The candidates before the last recorded one that have no record: they were in flight, and are to be evaluated
-        again. What was in flight after it comes again from `ask`.
+        The candidates without a record before the last that has one or was proposed: they were in flight, and are to be
+        evaluated again.
 
     Raises:
         ValueError: the search is not fresh, or proposes otherwise than the journal has it.
@@ -229,11 +303,12 @@ def resume(search: Search, journal: Journal) -> list[Candidate]:
         search.extend(constraints, from_k)
     records = {record.k: record for record in journal.records}
     missing = []
-    while search.next_k <= max(records, default=-1):
-        candidate = search.ask()
+    last = max((*records, *journal.proposals), default=-1)
+    while search.next_k <= last:
+        candidate = search.ask(journal.proposals.get(search.next_k))
         if candidate is None:
             raise ValueError(
-                f"{journal.path} has candidate {max(records)}, but not all that candidate {search.next_k} waits for"
+                f"{journal.path} has candidate {last}, but not all that candidate {search.next_k} waits for"
             )
         record = records.get(candidate.k)
         if record is None:

@@ -9,6 +9,7 @@ front, and what lies between two parents is found by crossover.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -43,6 +44,32 @@ def select(points: np.ndarray, violations: np.ndarray, size: int) -> np.ndarray:
     outside = np.flatnonzero(finite & (violations > 0))
     best = inside[np.lexsort((-lonely, rank))]
     return np.concatenate((best, outside[np.argsort(violations[outside], kind="stable")]))[:size]
+
+
+class Best:
+    """`select` over a history that grows, without looking at all of it each time.
+
+    A record that has come to stand behind `size` fronts never comes back, since none leaves those before it.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._kept = np.zeros(0, dtype=np.int64)
+        self._read = np.zeros(0)  # the violations of the records that were looked at
+
+    def __call__(self, points: np.ndarray, violations: np.ndarray) -> np.ndarray:
+        """What `select` gives; `points` and `violations` are those of the call before, and more."""
+        count = len(self._read)
+        if not np.array_equal(violations[:count], self._read):  # other constraints
+            self._kept, count = np.zeros(0, dtype=np.int64), 0
+        look = np.concatenate((self._kept, np.arange(count, len(points))))
+        look = look[np.isfinite(points[look]).all(axis=1)]
+        best = look[select(points[look], violations[look], self.size)]
+        inside, outside = look[violations[look] == 0], look[violations[look] > 0]
+        outside = outside[np.argsort(violations[outside], kind="stable")][: self.size]
+        self._kept = np.sort(np.concatenate((inside[ranks(points[inside]) < self.size], outside)))
+        self._read = violations
+        return best
 
 
 def tournament(count: int, rng: np.random.Generator) -> int:
@@ -81,6 +108,10 @@ class Evolution(Search):
     Options = EvolutionOptions
     options: EvolutionOptions
 
+    @cached_property
+    def _best(self) -> Best:
+        return Best(self.options.parents)
+
     def draws(
         self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
     ) -> Iterator[Arch]:
@@ -88,7 +119,7 @@ class Evolution(Search):
         if k < 2:
             yield (self.space.smallest, self.space.largest)[k]()
         options = self.options
-        pool = [archs[i] for i in select(points, violations, options.parents)]
+        pool = [archs[i] for i in self._best(points, violations)]
         while len(pool) < 2:
             yield self.space.sample(rng)
         while True:

@@ -64,4 +64,6 @@ def fittest(metric: np.ndarray, violations: np.ndarray) -> np.ndarray:
     """
     able = np.flatnonzero(np.isfinite(metric) & (violations == 0))
     count = min(MOST_PARENTS, max(2, round(PARENTS * len(able))))
+    if len(able) > 4 * count:  # sorting all of a long history for each candidate would take long
+        able = able[metric[able] <= np.partition(metric[able], count - 1)[count - 1]]
     return able[np.argsort(metric[able], kind="stable")][:count]

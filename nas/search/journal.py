@@ -1,9 +1,10 @@
 """The history of a search: candidates, records, and the append-only file that keeps them.
 
 The file is JSON lines. The first is the header, ``{"raynas_journal": 1, ...}``: what the history belongs to. Every
-other line is a record of one candidate or constraints, ``{"from_k": 200, "constraints": {"macs": [null, 600000]}}``. A
-line is written at once and fsynced before the next, so a crash can damage the last line only; that one is cut off when
-the file is opened again.
+other line is a proposal, ``{"proposed": 12, "id": ..., "arch": {...}}``, written before the candidate is given out, the
+record of a candidate, or constraints, ``{"from_k": 200, "constraints": {"macs": [null, 600000]}}``. What is written is
+fsynced before anything else is, so a crash can damage the last line only; that one is cut off when the file is opened
+again. Journals from before there were proposals have none.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,14 +31,14 @@ class Candidate:
     Attributes:
         k: its number; candidates are numbered from 0 in the order in which they are proposed.
         arch: the architecture.
-        bar: the front that candidate k may be measured against, by rising cost: pairs (metric, cost), both to be
-            *minimised*, so a metric that is better when higher stands negated. The only thing that an early stop may
-            look at.
+        bar: the front that candidate k may be measured against, by rising cost: figures of the objectives, metric and
+            cost first, to be *minimised*, so a metric that is better when higher stands negated. The only thing that an
+            early stop may look at.
     """
 
     k: int
     arch: Arch
-    bar: tuple[tuple[float, float], ...]
+    bar: tuple[tuple[float, ...], ...]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: ``{"k", "arch", "bar"}``."""
@@ -46,7 +47,7 @@ class Candidate:
     @classmethod
     def from_json(cls, form: Mapping[str, Any]) -> Candidate:
         """The candidate that `to_json` wrote."""
-        return cls(form["k"], Arch(form["arch"]), tuple((float(a), float(b)) for a, b in form["bar"]))
+        return cls(form["k"], Arch(form["arch"]), tuple(tuple(map(float, point)) for point in form["bar"]))
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class Journal:
             objective.
 
     Attributes:
+        proposals: architectures by candidate, of those whose proposal was written.
         records: all records, in the order of the file.
         constraints: pairs (from_k, constraints), in the order of the file.
 
@@ -130,6 +132,7 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
         self.path = Path(path)
+        self.proposals: dict[int, Arch] = {}
         self.records: list[Record] = []
         self.constraints: list[tuple[int, Constraints]] = []
         self._by_k: dict[int, Record] = {}
@@ -184,8 +187,17 @@ class Journal:
         if "from_k" in form:
             bounds = {name: (low, high) for name, (low, high) in form["constraints"].items()}
             self.constraints.append((form["from_k"], Constraints(bounds)))
+        elif "proposed" in form:
+            self._propose(form["proposed"], Arch(form["arch"]), form["id"])
         else:
             self._keep(Record.from_json(form))
+
+    def _propose(self, k: int, arch: Arch, id: str) -> None:
+        """Take in a proposal; refuses one that is none, or another for the same candidate."""
+        if type(k) is not int or k < 0 or arch.id != id:
+            raise ValueError(f"it is no proposal: candidate {k!r}, id {id!r}, and {arch.id} by its architecture")
+        if self.proposals.setdefault(k, arch) != arch:
+            raise ValueError(f"candidate {k} is proposed twice, as {self.proposals[k].id} and as {id}")
 
     def _keep(self, record: Record) -> bool:
         """Whether `record` is new; refuses another architecture of the same number."""
@@ -213,6 +225,19 @@ class Journal:
             return self._keep(record)
         self._write(_line(record.to_json()))
         return self._keep(record)
+
+    def append_proposals(self, candidates: Sequence[Candidate]) -> None:
+        """Write down what is about to be given out, on disk when this returns. What is written already is left out.
+
+        Raises:
+            ValueError: one was proposed as another architecture.
+        """
+        new = [candidate for candidate in candidates if self.proposals.get(candidate.k) != candidate.arch]
+        forms = [{"proposed": each.k, "id": each.arch.id, "arch": dict(each.arch)} for each in new]
+        for candidate in new:
+            self._propose(candidate.k, candidate.arch, candidate.arch.id)
+        if new:
+            self._write(b"".join(map(_line, forms)))
 
     def append_constraints(self, from_k: int, constraints: Constraints) -> None:
         """Write down what candidates from `from_k` on may cost."""

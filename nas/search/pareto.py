@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 
+import moocore
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -43,7 +44,7 @@ def front(points: ArrayLike) -> NDArray[np.int64]:
     """Indices, ascending, of the points that no other point dominates.
 
     Args:
-        points: shape ``(points, objectives)``, to be minimised. Two objectives take one sort, more take quadratic time.
+        points: shape ``(points, objectives)``, to be minimised.
 
     Raises:
         ValueError: another shape.
@@ -55,9 +56,7 @@ def front(points: ArrayLike) -> NDArray[np.int64]:
         return finite
     if array.shape[1] == 2:
         return finite[_front_2d(array)]
-    at_most = (array[:, None, :] <= array[None, :, :]).all(axis=2)
-    # i dominates j where i is nowhere larger and j is somewhere larger.
-    return finite[~(at_most & ~at_most.T).any(axis=0)]
+    return finite[moocore.is_nondominated(array, keep_weakly=True)]
 
 
 def _front_2d(array: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -111,11 +110,12 @@ def _ranks_2d(array: NDArray[np.float64]) -> NDArray[np.int64]:
     lowest: list[float] = []
     before: tuple[float, float] | None = None
     rank = 0
-    for index in np.lexsort((array[:, 1], array[:, 0])):
-        point = (float(array[index, 0]), float(array[index, 1]))
+    order = np.lexsort((array[:, 1], array[:, 0]))
+    for index, x, y in zip(order.tolist(), *array[order].T.tolist(), strict=True):
+        point = (x, y)
         if point != before:  # a copy keeps the rank of the point that it equals
-            rank = bisect_right(lowest, point[1])
-            lowest[rank : rank + 1] = [point[1]]
+            rank = bisect_right(lowest, y)
+            lowest[rank : rank + 1] = [y]
             before = point
         result[index] = rank
     return result
@@ -148,24 +148,29 @@ def crowding(points: ArrayLike) -> NDArray[np.float64]:
 
 
 def hypervolume(points: ArrayLike, reference: Sequence[float]) -> float:
-    """The exact area that the points dominate below `reference` (Zitzler and Thiele 1999), in the product of both
-    units.
+    """The exact area or volume that the points dominate below `reference` (Zitzler and Thiele 1999), in the product of
+    all units.
 
     Args:
-        points: shape ``(points, 2)``, to be minimised; points that are not below the reference in both add nothing.
-        reference: the corner, two finite numbers.
+        points: shape ``(points, objectives)``, to be minimised; points that are not below the reference in all add
+            nothing.
+        reference: the corner, two finite numbers or more.
 
     Raises:
-        ValueError: other than two objectives, or a reference that is not finite.
+        ValueError: a reference of another number of objectives, of less than two, or one that is not finite.
     """
     array = _points(points)
-    if array.shape[1] != 2 or len(reference) != 2:
+    if array.size == 0:
+        array = array.reshape(0, len(reference))
+    if array.shape[1] != len(reference) or len(reference) < 2:
         raise ValueError(
-            f"hypervolume is exact for two objectives; got points of {array.shape[1]}, a reference of {len(reference)}"
+            f"hypervolume takes two objectives or more; got points of {array.shape[1]}, a reference of {len(reference)}"
         )
     if not np.all(np.isfinite(reference)):
         raise ValueError(f"the reference must be finite, not {tuple(reference)}")
     array = array[front(array)]
     array = np.unique(array[(array < np.asarray(reference)).all(axis=1)], axis=0)  # sorted by x, so y falls
+    if len(reference) > 2:
+        return float(moocore.hypervolume(array, ref=reference)) if len(array) else 0.0
     right = np.append(array[1:, 0], reference[0])
     return float(((right - array[:, 0]) * (reference[1] - array[:, 1])).sum())

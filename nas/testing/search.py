@@ -100,6 +100,8 @@ def proposals(
     archs |= {candidate.k: candidate.arch for candidate in waiting}
     while True:
         while len(waiting) < flight and search.next_k < count and (candidate := search.ask()) is not None:
+            if journal:
+                journal.append_proposals([candidate])
             waiting.append(candidate)
             archs[candidate.k] = candidate.arch
         if not waiting:

@@ -135,6 +135,8 @@ class Asker(Searcher):
             if candidate is None:
                 break
             candidates.append(candidate)
+        self.fence.check()
+        self.journal.append_proposals(candidates)
         return candidates
 
     def _ask(self) -> Candidate | None:

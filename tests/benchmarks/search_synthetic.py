@@ -23,27 +23,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections import deque
-from collections.abc import Iterator
 
 import numpy as np
 
+from nas.config import plugins
 from nas.search.core import Search
-from nas.search.evolution import Evolution
 from nas.search.journal import Candidate
 from nas.search.pareto import hypervolume
-from nas.search.random import Random
-from nas.space import Arch
 from tests.synthetic import OBJECTIVE, REFERENCE, SPACE, cost, evaluate, objectives
-
-
-class WithoutEnds(Evolution):
-    """Evolution from random networks alone."""
-
-    def draws(
-        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
-    ) -> Iterator[Arch]:
-        """As evolution's from the third candidate on."""
-        return super().draws(max(k, 2), archs, points, violations, rng)
 
 
 def volumes(search: Search, marks: list[int]) -> list[float]:
@@ -69,8 +56,9 @@ def main() -> None:
     parser.add_argument(
         "--marks", type=int, nargs="+", default=[100, 250, 500, 1000], help="numbers of evaluations to report"
     )
+    parser.add_argument("--searches", nargs="+", default=plugins.built_in("search"), help="which")
     args = parser.parse_args()
-    searches: dict[str, type[Search]] = {"random": Random, "evolution": Evolution, "without ends": WithoutEnds}
+    searches: dict[str, type[Search]] = {name: plugins.find("search", name) for name in args.searches}
     print("| searcher | " + " | ".join(f"{mark:,}" for mark in args.marks) + " | ms a candidate |")
     print("| --- " * (len(args.marks) + 2) + "|")
     for name, kind in searches.items():

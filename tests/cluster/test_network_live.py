@@ -21,7 +21,7 @@ import nas
 from tests.loopback import Loopback, cluster, free_ports
 from tests.servers import ADDRESSES, crossed, inside, mlflow_server, networks, no_networks, no_postgres
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1200)]
 PATIENCE = 900.0
 SHORT = [
     "recipe.epochs=4",

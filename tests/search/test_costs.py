@@ -31,6 +31,7 @@ from nas.results.history import History, front_table, shown_costs
 from nas.results.outbox import view
 from nas.results.report import write_report
 from nas.rundir.directory import RunDir
+from nas.search.core import Objective
 from nas.search.journal import Journal, Record
 from nas.search.pareto import front
 from nas.space import COSTS, Arch
@@ -102,7 +103,10 @@ class Opened:
         return journal
 
     def figures(self, arch: Arch) -> dict[str, float]:
-        return {self.experiment.search.metric or self.task.metric: int(arch.id, 16) % 1000 / 10}
+        figure = int(arch.id, 16) % 1000 / 10
+        settings = self.experiment.search
+        names = self.task.metrics if settings.objectives else [settings.metric or self.task.metric]
+        return dict.fromkeys(names, figure)
 
 
 @pytest.fixture
@@ -270,7 +274,7 @@ def test_a_cost_that_cannot_be_is_refused(table: Path) -> None:
             objective_of(opened.experiment, opened.task, opened.net)
     opened = Opened(own(table, cost="Nothing"))
     with pytest.raises(ValueError, match="is nan; allowed: finite numbers"):
-        check_constraints(opened.experiment, opened.net)
+        check_constraints(opened.experiment, opened.net, Objective())
     for given, said in (
         ("{name: 'my_costs:Latency'}", "search.costs.0.table: missing"),
         (
@@ -293,7 +297,7 @@ def test_names_that_no_cost_has_are_refused_with_those_that_there_are(table: Pat
     with pytest.raises(
         ValueError, match="name the cost 'watts'; this network has macs, params, bitops, bytes, latency"
     ):
-        check_constraints(own(table, "search.constraints={watts: {max: 3}}"), opened.net)
+        check_constraints(own(table, "search.constraints={watts: {max: 3}}"), opened.net, Objective())
     assert objective_of(own(table, "search.cost=bytes"), opened.task, opened.net).cost == "bytes"
     assert objective_of(own(table), opened.task, opened.net).cost == "macs"
 
@@ -301,9 +305,63 @@ def test_names_that_no_cost_has_are_refused_with_those_that_there_are(table: Pat
 def test_bounds_are_met_where_the_smallest_network_is_not_the_cheapest(table: Path) -> None:
     """Of a user's own cost either end may be dear."""
     opened = Opened(own(table, "search.constraints={latency: {min: 3.0, max: 3.4}}"))
-    check_constraints(opened.experiment, opened.net)
+    check_constraints(opened.experiment, opened.net, Objective())
     with pytest.raises(ValueError, match=r"max_latency 0.4 is below the smallest network's 3.7 latency \(by 3.3"):
-        check_constraints(own(table, "search.constraints={latency: {max: 0.4}}"), opened.net)
+        check_constraints(own(table, "search.constraints={latency: {max: 0.4}}"), opened.net, Objective())
+
+
+# --- more than two objectives
+
+
+def test_three_objectives_and_a_bound_on_a_metric(tmp_path: Path) -> None:
+    """The front is what no other beats in all three and reaches the least accuracy; the report and MLflow's page show
+    the first two."""
+    names, bound = ("accuracy", "macs", "params"), "search.constraints={accuracy: {min: 30}, macs: {max: 600k}}"
+    opened = Opened(load_experiment("bignas-digits", [f"search.objectives=[{', '.join(names)}]", bound]))
+    search = open_search(opened.experiment, opened.net, opened.task)
+    assert search.objective == Objective("accuracy", "macs", "higher", (("params", "lower"),))
+    journal = opened.drive(tmp_path, 60)
+    assert all(record.cost["macs"] <= 600_000 for record in journal.records)
+    history = History(journal.path, constraints_of(opened.experiment))
+    history.update()
+    assert history.objective == search.objective
+    able = [record for record in journal.records if record.metrics["accuracy"] >= 30]
+    assert len(able) < 60
+    points = [(-r.metrics["accuracy"], r.cost["macs"], r.cost["params"]) for r in able]
+    assert {record.k for record in history.front()} == {able[i].k for i in front(points)}
+    volumes = [point.hypervolume for point in history.progress]
+    assert volumes == sorted(volumes) and volumes[-1] > volumes[0]
+    assert list(shown_costs(history))[:2] == ["macs", "params"]
+
+
+def test_a_guided_search_of_three_objectives_is_replayed(tmp_path: Path) -> None:
+    settings = ["search.objectives=[macs, cross_entropy, accuracy, params]", "search.algorithm=guided"]
+    opened = Opened(load_experiment("bignas-digits", [*settings, "search.options.initial=20", "search.window=4"]))
+    whole = opened.drive(tmp_path / "whole", 40)
+    opened.drive(tmp_path / "again", 31)
+    again = opened.drive(tmp_path / "again", 40)
+    assert again.path.read_bytes() == whole.path.read_bytes()
+    search = open_search(opened.experiment, opened.net, opened.task)
+    assert search.objective.names == ("cross_entropy", "macs", "accuracy", "params")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("search.objectives=[accuracy, watts]", "names watts; allowed: the metrics accuracy, cross_entropy, the costs"),
+        ("search.objectives=[accuracy, cross_entropy]", "one metric and one cost at least must be among them"),
+        ("search.objectives=[macs]", "one metric and one cost at least must be among them"),
+        ("search.constraints={cross_entropy: {max: 1}}", "name the cost 'cross_entropy'; this network has"),
+        ("search.objectives=[accuracy, macs, macs]", "macs stands there twice"),
+    ],
+)
+def test_objectives_that_cannot_be_are_refused(given: str, said: str) -> None:
+    opened = Opened(load_experiment("bignas-digits"))
+    with pytest.raises(ValueError, match=said):
+        experiment = load_experiment("bignas-digits", [given])
+        check_constraints(experiment, opened.net, objective_of(experiment, opened.task, opened.net))
+    with pytest.raises(ExperimentError, match="stand in place of metric: give one or the other"):
+        load_experiment("bignas-digits", ["search.objectives=[accuracy, macs]", "search.metric=accuracy"])
 
 
 # --- algorithms of one's own

@@ -29,9 +29,14 @@ BUILT_IN = [
     "single_path",
     "differentiable",
     "single",
+    "alphanet",
+    "coarse_to_fine",
     "evolution",
     "fittest",
+    "guided",
+    "nsga2",
     "random",
+    "regularized",
     "digits",
 ]
 

@@ -1,0 +1,66 @@
+"""What the metric of an architecture may be, told from those that were judged: it screens the children of a guided
+search.
+
+An architecture becomes a row with as many numbers as all choices have values: for each choice, one for each of its
+values up to the chosen one, zeros beyond. A choice that does not count is all zeros. So neighbouring values are near.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
+
+from nas.space import Arch, Space
+
+LEAST = 1e-9  # standard deviation of a guess, so that nothing is divided by zero
+
+
+class Predictor:
+    """A Gaussian process: a linear part and one of smooth interactions, with noise.
+
+    Args:
+        space: what the architectures are of.
+    """
+
+    def __init__(self, space: Space) -> None:
+        self._places: dict[tuple[str, int | float], slice] = {}
+        self._width = 0
+        for name, choice in space.choices.items():
+            for at, value in enumerate(choice.values):
+                self._places[name, value] = slice(self._width, self._width + 1 + at)
+            self._width += len(choice.values)
+
+    def rows(self, archs: Sequence[Arch]) -> np.ndarray:
+        """Zeros and ones, shape ``(len(archs), values of all choices)``."""
+        table = np.zeros((len(archs), self._width))
+        for row, arch in zip(table, archs, strict=True):
+            for picked in arch.items():
+                row[self._places[picked]] = 1.0
+        return table
+
+    def fit(self, archs: Sequence[Arch], values: np.ndarray) -> Predictor:
+        """Take in what was judged; `values` has shape ``(len(archs), metrics)``."""
+        rows = self.rows(archs)
+        with warnings.catch_warnings():  # a part of the kernel that is not needed comes to the end of its range
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            self._models = [self.model().fit(rows, column) for column in values.T]
+        return self
+
+    def model(self) -> GaussianProcessRegressor:
+        """Of one metric."""
+        shape = ConstantKernel(1.0) * RBF(3.0, (0.3, 100.0)) + ConstantKernel(0.1) * DotProduct(1.0)
+        return GaussianProcessRegressor(shape + WhiteKernel(0.1, (1e-6, 10.0)), normalize_y=True, random_state=0)
+
+    def __call__(self, archs: Sequence[Arch]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of the guesses, each of shape ``(len(archs), metrics)``."""
+        if not archs:
+            return np.empty((0, len(self._models))), np.empty((0, len(self._models)))
+        rows = self.rows(archs)
+        guesses = [model.predict(rows, return_std=True) for model in self._models]
+        mean, deviation = (np.stack(each, axis=1) for each in zip(*guesses, strict=True))
+        return mean, np.maximum(deviation, LEAST)

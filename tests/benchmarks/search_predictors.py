@@ -1,0 +1,147 @@
+"""Which predictor a guided search should have: rank correlation on unseen architectures, and what it then finds.
+
+Run from the root of the repository:
+
+    python -m tests.benchmarks.search_predictors
+    python -m tests.benchmarks.search_predictors --tables tests/golden/tables/*.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import kendalltau
+from sklearn.ensemble import ExtraTreesRegressor, HistGradientBoostingRegressor, RandomForestRegressor
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, Matern, WhiteKernel
+from sklearn.linear_model import BayesianRidge
+
+from nas.search.guided import Guided
+from nas.search.predictor import Predictor
+from nas.space import Arch, Space
+from tests.benchmarks.search_synthetic import volumes
+from tests.synthetic import OBJECTIVE, SPACE, accuracy, cost
+
+
+class Trees:
+    """A forest, whose trees differ by as much as it is uncertain."""
+
+    def __init__(self, kind: Callable[..., Any]) -> None:
+        self.forest = kind(200, min_samples_leaf=2, random_state=0)
+
+    def fit(self, rows: np.ndarray, values: np.ndarray) -> Trees:
+        self.forest.fit(rows, values)
+        return self
+
+    def predict(self, rows: np.ndarray, return_std: bool) -> tuple[np.ndarray, np.ndarray]:
+        each = np.stack([tree.predict(rows) for tree in self.forest.estimators_])
+        return each.mean(0), each.std(0)
+
+
+class Boosted:
+    """Gradient boosting: some of it on resampled rows."""
+
+    def fit(self, rows: np.ndarray, values: np.ndarray) -> Boosted:
+        rng = np.random.default_rng(0)
+        self.models = []
+        for seed in range(5):
+            drawn = rng.integers(len(rows), size=len(rows))
+            model = HistGradientBoostingRegressor(max_iter=100, min_samples_leaf=5, random_state=seed)
+            self.models.append(model.fit(rows[drawn], values[drawn]))
+        return self
+
+    def predict(self, rows: np.ndarray, return_std: bool) -> tuple[np.ndarray, np.ndarray]:
+        each = np.stack([model.predict(rows) for model in self.models])
+        return each.mean(0), each.std(0)
+
+
+class Both:
+    """Some together, whose spread counts too."""
+
+    def __init__(self, *models: Any) -> None:
+        self.models = models
+
+    def fit(self, rows: np.ndarray, values: np.ndarray) -> Both:
+        for model in self.models:
+            model.fit(rows, values)
+        return self
+
+    def predict(self, rows: np.ndarray, return_std: bool) -> tuple[np.ndarray, np.ndarray]:
+        means, deviations = zip(*(model.predict(rows, return_std=True) for model in self.models), strict=True)
+        mean = np.mean(means, axis=0)
+        return mean, np.sqrt(np.mean(np.square(deviations), axis=0) + np.var(means, axis=0))
+
+
+def gp(kernel: Any) -> GaussianProcessRegressor:
+    return GaussianProcessRegressor(kernel + WhiteKernel(0.1, (1e-6, 10.0)), normalize_y=True, random_state=0)
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "ridge": BayesianRidge,
+    "ridge with pairs": lambda: gp(ConstantKernel(0.1) * DotProduct(1.0) + ConstantKernel(0.01) * DotProduct(1.0) ** 2),
+    "forest": lambda: Trees(RandomForestRegressor),
+    "extra trees": lambda: Trees(ExtraTreesRegressor),
+    "boosting": Boosted,
+    "gp rbf": lambda: gp(ConstantKernel(1.0) * RBF(3.0, (0.3, 100.0))),
+    "gp rbf+linear": lambda: gp(ConstantKernel(1.0) * RBF(3.0, (0.3, 100.0)) + ConstantKernel(0.1) * DotProduct(1.0)),
+    "gp matern": lambda: gp(ConstantKernel(1.0) * Matern(3.0, (0.3, 100.0), nu=2.5)),
+    "ridge + gp": lambda: Both(BayesianRidge(), gp(ConstantKernel(1.0) * RBF(3.0, (0.3, 100.0)))),
+}
+
+
+def with_model(model: Callable[[], Any]) -> type[Guided]:
+    """A guided search with another regressor."""
+
+    class Other(Predictor):
+        def model(self) -> Any:
+            return model()
+
+    class Search(Guided):
+        def _predictor(self) -> Predictor:
+            return Other(self.space)
+
+    return Search
+
+
+def correlation(
+    model: Callable[[], Any], space: Space, metric: Callable[[Arch], float], count: int, seed: int
+) -> float:
+    """Kendall's tau on 500 unseen random architectures."""
+    rng = np.random.default_rng(seed)
+    archs: Sequence[Arch] = [space.sample(rng) for _ in range(count + 500)]
+    values = np.array([[metric(arch)] for arch in archs])
+    predictor = with_model(model)(SPACE, cost, OBJECTIVE)._predictor().fit(archs[:count], values[:count])
+    return float(kendalltau(predictor(archs[count:])[0][:, 0], values[count:, 0]).statistic)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description="Predictors of a guided search.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--marks", type=int, nargs="+", default=[100, 250])
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--options", nargs="*", default=[], help="of the search, as every=8")
+    args = parser.parse_args()
+    options = Guided.Options(**dict(each.split("=") for each in args.options))
+    heads = [*(f"tau of {n}" for n in (64, 200)), *map(str, args.marks), "ms a candidate"]
+    print("| predictor | " + " | ".join(heads) + " |\n" + "| --- " * (len(heads) + 1) + "|")
+    for name in args.models:
+        taus = [
+            np.mean([correlation(MODELS[name], SPACE, accuracy, n, seed) for seed in args.seeds]) for n in (64, 200)
+        ]
+        began = time.perf_counter()
+        kind = with_model(MODELS[name])
+        found = np.array(
+            [volumes(kind(SPACE, cost, OBJECTIVE, options=options, seed=seed), args.marks) for seed in args.seeds]
+        )
+        took = (time.perf_counter() - began) / len(args.seeds) / max(args.marks) * 1000
+        cells = [f"{mean:.4f} ± {spread:.4f}" for mean, spread in zip(found.mean(0), found.std(0), strict=True)]
+        print(f"| {name} | " + " | ".join([*(f"{tau:.2f}" for tau in taus), *cells, f"{took:.0f}"]) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
