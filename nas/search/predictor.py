@@ -9,19 +9,28 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from nas.space import Arch, Space
 
+SHAPED = 150  # rows that the kernel's shape is learnt from
 LEAST = 1e-9  # standard deviation of a guess, so that nothing is divided by zero
 
 
+class Regressor(Protocol):
+    """What of scikit-learn can tell how sure it is."""
+
+    def predict(self, rows: np.ndarray, return_std: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation, each of shape ``(len(rows),)``."""
+
+
 class Predictor:
-    """A Gaussian process: a linear part and one of smooth interactions, with noise.
+    """A Gaussian process with noise for each metric.
 
     Args:
         space: what the architectures are of.
@@ -46,15 +55,17 @@ class Predictor:
     def fit(self, archs: Sequence[Arch], values: np.ndarray) -> Predictor:
         """Take in what was judged; `values` has shape ``(len(archs), metrics)``."""
         rows = self.rows(archs)
-        with warnings.catch_warnings():  # a part of the kernel that is not needed comes to the end of its range
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            self._models = [self.model().fit(rows, column) for column in values.T]
+        self._models = [self.model(rows, column) for column in values.T]
         return self
 
-    def model(self) -> GaussianProcessRegressor:
-        """Of one metric."""
-        shape = ConstantKernel(1.0) * RBF(3.0, (0.3, 100.0)) + ConstantKernel(0.1) * DotProduct(1.0)
-        return GaussianProcessRegressor(shape + WhiteKernel(0.1, (1e-6, 10.0)), normalize_y=True, random_state=0)
+    def model(self, rows: np.ndarray, values: np.ndarray) -> Regressor:
+        """Of one metric: the kernel's shape is learnt from some rows, which takes long, the rest from all of them."""
+        kernel = ConstantKernel(1.0) * RBF(3.0, (0.3, 100.0)) + WhiteKernel(0.1, (1e-6, 10.0))
+        some = np.unique(np.linspace(0, len(rows) - 1, SHAPED).round().astype(int))
+        with warnings.catch_warnings():  # of data without noise, say, a part of it comes to the end of its range
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            shaped = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0).fit(rows[some], values[some])
+        return GaussianProcessRegressor(shaped.kernel_, optimizer=None, normalize_y=True).fit(rows, values)
 
     def __call__(self, archs: Sequence[Arch]) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation of the guesses, each of shape ``(len(archs), metrics)``."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -80,7 +81,8 @@ def gp(kernel: Any) -> GaussianProcessRegressor:
     return GaussianProcessRegressor(kernel + WhiteKernel(0.1, (1e-6, 10.0)), normalize_y=True, random_state=0)
 
 
-MODELS: dict[str, Callable[[], Any]] = {
+MODELS: dict[str, Callable[[], Any] | None] = {
+    "as it comes": None,
     "ridge": BayesianRidge,
     "ridge with pairs": lambda: gp(ConstantKernel(0.1) * DotProduct(1.0) + ConstantKernel(0.01) * DotProduct(1.0) ** 2),
     "forest": lambda: Trees(RandomForestRegressor),
@@ -93,12 +95,12 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
-def with_model(model: Callable[[], Any]) -> type[Guided]:
+def with_model(model: Callable[[], Any] | None) -> type[Guided]:
     """A guided search with another regressor."""
 
     class Other(Predictor):
-        def model(self) -> Any:
-            return model()
+        def model(self, rows: np.ndarray, values: np.ndarray) -> Any:
+            return super().model(rows, values) if model is None else model().fit(rows, values)
 
     class Search(Guided):
         def _predictor(self) -> Predictor:
@@ -108,7 +110,7 @@ def with_model(model: Callable[[], Any]) -> type[Guided]:
 
 
 def correlation(
-    model: Callable[[], Any], space: Space, metric: Callable[[Arch], float], count: int, seed: int
+    model: Callable[[], Any] | None, space: Space, metric: Callable[[Arch], float], count: int, seed: int
 ) -> float:
     """Kendall's tau on 500 unseen random architectures."""
     rng = np.random.default_rng(seed)
@@ -126,6 +128,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--options", nargs="*", default=[], help="of the search, as every=8")
     args = parser.parse_args()
+    warnings.simplefilter("ignore")  # kernels at the end of their range
     options = Guided.Options(**dict(each.split("=") for each in args.options))
     heads = [*(f"tau of {n}" for n in (64, 200)), *map(str, args.marks), "ms a candidate"]
     print("| predictor | " + " | ".join(heads) + " |\n" + "| --- " * (len(heads) + 1) + "|")
