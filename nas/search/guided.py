@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 POOL = 100  # parents within the evolution over guesses,
 ROUNDS = 12  # which has so many generations
 CHILDREN = 100  # of so many children
+SPARE = 4  # picks more than a turn takes, for those that other constraints leave out
 SHORT = 32  # guesses whose gain is counted where there are more than two objectives
 CROSSOVER = 0.9  # chance that a child has two parents
 BEYOND = 0.1  # how far beyond the front's ends the hypervolume counts, in ranges of the front
@@ -106,7 +107,9 @@ class Guided(Search):
             found = self._evolved(predictor, pool, rng)
             flying = self._guess(predictor, list(self.proposed[len(points) : start]))
             known = np.concatenate((points[violations == 0], flying.points[flying.violation == 0]))
-            self._turn, self._picked = turn, self._best(found, known, set(self.proposed[:start]))
+            known = known if len(front(known)) else points  # where a bound on a metric is out of reach so far
+            found = found._replace(points=self._in_decades(found.points))
+            self._turn, self._picked = turn, self._best(found, self._in_decades(known), set(self.proposed[:start]))
         return self._picked
 
     @cached_property
@@ -114,6 +117,13 @@ class Guided(Search):
         """The places of the objectives that are metrics."""
         costs = self.cost(self.space.smallest())
         return [at for at, name in enumerate(self.objective.names) if name not in costs]
+
+    def _in_decades(self, points: np.ndarray) -> np.ndarray:
+        """With the logarithms of the costs: half as much counts alike, whatever it is the half of."""
+        costs = [at for at in range(points.shape[1]) if at not in self._guessed]
+        scaled = points.copy()
+        scaled[:, costs] = np.log10(np.maximum(points[:, costs], LEAST))
+        return scaled
 
     def _predictor(self) -> Predictor:
         from nas.search.predictor import Predictor  # scikit-learn takes a second, and an experiment is read before
@@ -156,7 +166,7 @@ class Guided(Search):
         """Those of largest gain, each as if those before had come as guessed."""
         left = np.array([arch not in seen for arch in found.archs]) & (found.violation == 0)
         picked: list[Arch] = []
-        while left.any() and len(picked) < 2 * self.options.every:
+        while left.any() and len(picked) < self.options.every + SPARE:
             if known.shape[1] == 2:
                 at = np.flatnonzero(left)[np.argmax(gains(found.points[left], found.deviation[left], known))]
             else:
