@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: run test soak lint docs clean
 
 run: $(VENV)/ready
-	$(BIN)/nas run bignas-digits
+	$(BIN)/nas run bignas-textures
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest -n 2 --dist loadfile

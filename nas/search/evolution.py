@@ -8,6 +8,7 @@ front, and what lies between two parents is found by crossover.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Annotated
@@ -49,27 +50,45 @@ def select(points: np.ndarray, violations: np.ndarray, size: int) -> np.ndarray:
 class Best:
     """`select` over a history that grows, without looking at all of it each time.
 
-    A record that has come to stand behind `size` fronts never comes back, since none leaves those before it.
+    A record that `size` others dominate is never among the best again: these stand on fronts before its own. And what
+    dominates a record that is kept is kept itself, so that fronts are the same without the others.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._kept = np.zeros(0, dtype=np.int64)
+        self._start()
+
+    def _start(self) -> None:
         self._read = np.zeros(0)  # the violations of the records that were looked at
+        self._inside = np.zeros(0, dtype=np.int64)  # those within the constraints that fewer than `size` dominate,
+        self._above = np.zeros(0, dtype=np.int64)  # and by how many each is dominated
+        self._outside: list[int] = []  # the `size` of the least violation
 
     def __call__(self, points: np.ndarray, violations: np.ndarray) -> np.ndarray:
         """What `select` gives; `points` and `violations` are those of the call before, and more."""
-        count = len(self._read)
-        if not np.array_equal(violations[:count], self._read):  # other constraints
-            self._kept, count = np.zeros(0, dtype=np.int64), 0
-        look = np.concatenate((self._kept, np.arange(count, len(points))))
-        look = look[np.isfinite(points[look]).all(axis=1)]
-        best = look[select(points[look], violations[look], self.size)]
-        inside, outside = look[violations[look] == 0], look[violations[look] > 0]
-        outside = outside[np.argsort(violations[outside], kind="stable")][: self.size]
-        self._kept = np.sort(np.concatenate((inside[ranks(points[inside]) < self.size], outside)))
+        if not np.array_equal(violations[: len(self._read)], self._read):  # other constraints
+            self._start()
+        for index in range(len(self._read), len(points)):
+            if np.isfinite(points[index]).all():
+                if violations[index] == 0:
+                    self._add(index, points)
+                else:
+                    insort(self._outside, index, key=lambda i: violations[i])
+                    del self._outside[self.size :]
         self._read = violations
-        return best
+        kept = np.sort(np.concatenate((self._inside, np.array(self._outside, dtype=np.int64))))
+        return kept[select(points[kept], violations[kept], self.size)]
+
+    def _add(self, index: int, points: np.ndarray) -> None:
+        """Take in a record that is within the constraints."""
+        new, known = points[index], points[self._inside]
+        above = ((known <= new).all(axis=1) & (known < new).any(axis=1)).sum()
+        if above >= self.size:
+            return
+        self._above = self._above + ((new <= known).all(axis=1) & (new < known).any(axis=1))
+        still = self._above < self.size
+        self._inside = np.append(self._inside[still], index)
+        self._above = np.append(self._above[still], above)
 
 
 def tournament(count: int, rng: np.random.Generator) -> int:

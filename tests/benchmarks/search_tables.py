@@ -1,5 +1,5 @@
-"""What each search finds among children that were all judged once (tests/benchmarks/tables.py): hypervolume over that of
-the true front, and after how many evaluations it holds the whole of it.
+"""What each search finds among children that were all judged once (tests/benchmarks/tables.py): hypervolume over that
+of the true front, and after how many evaluations it holds the whole of it.
 
     python -m tests.benchmarks.search_tables
 """

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nas.config import plugins
 from nas.search.constraints import Constraints, CostFunction, check_attainable
 from nas.search.core import Exhausted, Objective, Search, resume
-from nas.search.evolution import select
+from nas.search.evolution import Best, select
 from nas.search.fittest import fittest
 from nas.search.journal import Candidate, Journal, Record
 from nas.search.pareto import crowding, dominates, front, hypervolume, ranks
@@ -84,6 +84,19 @@ def test_of_one_front_the_loneliest_are_selected() -> None:
     chosen = select(line, np.zeros(6), 6).tolist()
     assert set(chosen[:2]) == {0, 4} and chosen[2:] == [3, 2, 1, 5]
     assert select(line, np.zeros(6), 3).tolist() == chosen[:3]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4), st.integers(2, 3).flatmap(clouds), st.lists(st.sampled_from((0.0, 0.5, 1.0)), min_size=12))
+def test_the_best_of_a_history_that_grows(size: int, points: list[tuple[float, ...]], missed: list[float]) -> None:
+    """Looked at one record after the other, some at once, and after a change of the constraints: as all in one."""
+    best, cloud = Best(size), np.array(points or [(0.0, 0.0)])
+    violations = np.array(missed[: len(cloud)])
+    for count in sorted({0, 1, 2, 3, 5, len(cloud) // 2, len(cloud)} & set(range(len(cloud) + 1))):
+        assert (
+            best(cloud[:count], violations[:count]).tolist() == select(cloud[:count], violations[:count], size).tolist()
+        )
+    assert best(cloud, violations[::-1]).tolist() == select(cloud, violations[::-1], size).tolist()
 
 
 @given(any_cloud)
