@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from nas.space import COSTS, Measure
 REFERENCE = (
     10.0  # the hypervolume counts up to this many times the first candidate's cost, so that it is known from then on
 )
+AGREE, FEW = 0.8, 5  # a front agrees where such a share of it does, of so many networks at least
 LEAST = 1e-9  # a cost of zero has no decade; this counts in its place
 
 
@@ -76,6 +78,7 @@ class History:
         supernet: sha256 of the weights that it belongs to, empty until the header is read.
         objective: what the search wanted.
         measures: what its costs are for people, by name.
+        window: so many candidates were proposed before any record was known; 0 until the header is read.
         records: by k; of two records of one candidate the first counts.
         progress: a point for each candidate that did not fail, in the order of k, as far as there is no gap.
     """
@@ -86,6 +89,7 @@ class History:
         self.supernet = ""
         self.objective = Objective()
         self.measures: Mapping[str, Measure] = COSTS
+        self.window = 0
         self.records: dict[int, Record] = {}
         self.progress: list[Progress] = []
         self._lines = Lines(path)
@@ -113,6 +117,7 @@ class History:
             objective["further"] = tuple(header.get("objective", {}).get("further", {}).items())
             self.objective = Objective(**objective)
             costs = header.get("costs", {}).items()
+            self.window = int(header.get("window", 0))
             own = {name: Measure(str(each["label"]), str(each["unit"])) for name, each in costs}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{self.path} is no journal: its header is damaged ({error})") from error
@@ -194,6 +199,41 @@ def outcome(history: History) -> str:
     within = f" within {history.constraints}" if history.constraints.bounds else ""
     lost = f" ({failed:,} failed)" if failed else ""
     return f"{done:,} candidates{lost}, {len(history.front())} on the front{within}"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """That most of a front made the same choice.
+
+    Attributes:
+        choice, value: which.
+        count, having: so many of the front have that value, of those that have the choice.
+        share: of all candidates that have the choice, those with that value.
+    """
+
+    choice: str
+    value: float
+    count: int
+    having: int
+    share: float
+
+
+def agreements(history: History) -> list[Agreement]:
+    """What the front agrees on, in the order of the choices: where `AGREE` of it have a value that not all candidates
+    have. Nothing of a front of less than `FEW`, which agree by chance."""
+    front = history.front()
+    if len(front) < FEW:
+        return []
+    every = [record.arch for record in history.records.values()]
+    found = []
+    for choice in dict.fromkeys(name for arch in every for name in arch):
+        own = Counter(record.arch[choice] for record in front if choice in record.arch)
+        if own.total() >= FEW and (most := own.most_common(1)[0])[1] >= AGREE * own.total():
+            all_of_it = [arch[choice] for arch in every if choice in arch]
+            share = all_of_it.count(most[0]) / len(all_of_it)
+            if share < 1:
+                found.append(Agreement(choice, most[0], most[1], own.total(), share))
+    return found
 
 
 def constraints_in(given: Mapping[str, Bounds]) -> Constraints:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from nas.results.history import (
     History,
+    agreements,
     exported_from,
     front_table,
     metric_of,
@@ -146,9 +147,29 @@ def _search(run: RunDir, history: History | None) -> Iterator[str]:
     )
     yield f'<p class="quiet">{told}</p>'
     yield search_picture(history, exported_from(run, history))
+    yield from _front(history)
     told = "Progress. The hypervolume is the area under the front, in units of the metric times decades of cost."
     yield f'<p class="quiet">{told}</p>'
     yield progress_picture(history)
+
+
+def _front(history: History) -> Iterator[str]:
+    """Where the front's children came from, and what they have in common."""
+    front = history.front()
+    if not front:
+        return
+    blind = sum(record.k < history.window for record in front)
+    told = f"Of the {len(front)} on the front {blind} were proposed before any result was known, the others after."
+    yield f'<p class="quiet">{told}</p>' if 0 < history.window < len(history.records) else ""
+    if common := agreements(history):
+        rows = "".join(
+            f"<tr><td><code>{escape(each.choice)}</code></td><td>{each.value:g}</td>"
+            f"<td>{each.count} of {each.having}</td><td>{each.share:.0%}</td></tr>"
+            for each in common
+        )
+        heads = "<tr><th>choice</th><th>value</th><th>of the front</th><th>of all candidates</th></tr>"
+        yield "<details><summary>What the front agrees on</summary>"
+        yield f'<div class="wide"><table><thead>{heads}</thead><tbody>{rows}</tbody></table></div></details>'
 
 
 def _training(training: Training) -> Iterator[str]:

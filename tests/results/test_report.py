@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from nas.cli.results import show
-from nas.results.history import History, front_table, outcome, read_constraints, read_history, standing
+from nas.results.history import History, agreements, front_table, outcome, read_constraints, read_history, standing
 from nas.results.plots import human, search_figure, search_picture
 from nas.results.report import write_report
 from nas.rundir.directory import RunDir
 from nas.rundir.log import Lines, read_training
 from nas.search.constraints import ANYTHING
 from nas.search.journal import Journal, Record
-from nas.space import Choice, Space
+from nas.space import Arch, Choice, Space
 
 SPACE = Space([Choice("width", tuple(range(1, 3000)))])
 SUPERNET = "5a" * 32
@@ -364,3 +364,23 @@ def test_human() -> None:
     }
     assert {number: human(number) for number in given} == given
     assert human(1_234_567) == "1.23 M" and human(2.5e10) == "25.0 G"
+
+
+def test_it_tells_where_the_front_came_from_and_what_it_agrees_on(tmp_path: Path) -> None:
+    """Of ten candidates the even ones are the front; those with a depth have it in common, and nobody else has it."""
+    (tmp_path / "search").mkdir()
+    header = {"supernet": SUPERNET, "window": 4}
+    with Journal(tmp_path / "search" / "journal-5a5a5a5a.jsonl", header) as journal:
+        for k in range(10):
+            good = k % 2 == 0
+            choices = {"width": k + 1, "kernel": 3 if good or k == 1 else 5, "always": 7}
+            choices |= {"depth": 2 if k else 1} if good else {}
+            accuracy = 50.0 + k if good else 10.0
+            journal.append(Record(k, Arch(choices), {"accuracy": accuracy}, {"macs": 1000 + k}, 1.0, None))
+    history = read_history(RunDir(tmp_path))
+    assert history is not None and [record.k for record in history.front()] == [0, 2, 4, 6, 8]
+    found = [(each.choice, each.value, each.count, each.having, each.share) for each in agreements(history)]
+    assert found == [("kernel", 3, 5, 5, 0.6), ("depth", 2, 4, 5, 0.8)]
+    page = Page(write_report(RunDir(tmp_path)).read_text())
+    assert "Of the 5 on the front 2 were proposed before any result was known" in page.text
+    assert ["kernel", "3", "5 of 5", "60%"] in page.rows and ["depth", "2", "4 of 5", "80%"] in page.rows
