@@ -36,7 +36,7 @@ class Ageing(Search):
     """The best of a few drawn from the last `population` candidates has the child; the best of all dies of age too."""
 
     name = "ageing"
-    tag = 100  # of its random streams; the built-in ones have 1, 2, 3
+    tag = 100  # of its random streams; the built-in ones have 1 to 8
     Options = AgeingOptions
     options: AgeingOptions
 

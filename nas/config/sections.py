@@ -162,7 +162,7 @@ class SearchSettings(Section):
     """How children are proposed and judged."""
 
     algorithm: Annotated[str, AfterValidator(_known_search), Kind.IDENTITY] = Field(
-        default="evolution", description="who proposes: evolution, fittest, random, or your own my_module:MySearch"
+        default="evolution", description="who proposes: guided, evolution, ... (docs/search.md), or my_module:MySearch"
     )
     options: Annotated[SerializeAsAny[Section], Kind.IDENTITY] = Field(
         default=Section(), validate_default=True, description="the algorithm's own"

@@ -83,7 +83,8 @@ class Search(ABC):
     """A search algorithm: `ask` for candidates, `tell` records, in any order and number.
 
     An algorithm is a class with a `name`, a `tag`, `draws`, and `Options` where it has some; in an experiment it is
-    ``search.algorithm: my_module:MySearch``. It may read nothing but what `draws` is given and its options.
+    ``search.algorithm: my_module:MySearch``. It may read what `draws` is given, its options, and what was `proposed`;
+    of records none but those that `draws` is given.
 
     Args:
         space: what to search.
