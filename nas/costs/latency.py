@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nas.costs.options import LatencyOptions
 from nas.costs.latencies import Table
+from nas.costs.options import LatencyOptions
 from nas.rundir.forms import read
 from nas.space import Arch
 from nas.supernet import Cost, Supernet
