@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
+from pathlib import Path
 
 import torch
 
@@ -31,3 +34,18 @@ def configure_process(use_gpu: bool, cpus: int) -> torch.device:
         os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(max(1, cpus))
     return device(use_gpu)
+
+
+def synchronise(where: torch.device) -> None:
+    """Wait until a device has done what it was told: before a clock is read."""
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+
+
+def machine(where: torch.device) -> str:
+    """What a device is, for people: the GPU, or the processor."""
+    if where.type == "cuda":
+        return torch.cuda.get_device_name(where)
+    told = Path("/proc/cpuinfo")
+    found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", told.read_text(), re.MULTILINE) if told.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()

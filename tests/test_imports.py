@@ -33,7 +33,10 @@ HOMES = {
     "scipy": {"nas/quantization/allocate.py", "nas/search/guided.py"},
     "moocore": {"nas/search/pareto.py"},
     "onnxscript": {"nas/children/formats.py"},
-    "typer": {"nas/cli/commands.py", "nas/cli/check.py", "nas/cli/cluster.py", "nas/cli/init.py", "nas/cli/results.py"},
+    "typer": {
+        *("nas/cli/commands.py", "nas/cli/check.py", "nas/cli/cluster.py", "nas/cli/init.py", "nas/cli/latency.py"),
+        "nas/cli/results.py",
+    },
     "matplotlib": {"nas/results/plots.py"},
     "pyarrow": {"nas/rundir/mirror.py", "cluster/probe.py"},
 }
@@ -64,6 +67,11 @@ DIETS = {
         "nas.config.section",
     },
     "nas/recipes/options.py": {"pydantic", "nas.config.section"},
+    "nas/costs/options.py": {"pydantic", "nas.config.section", "nas.tasks.places"},
+    "nas/costs/*.py": {
+        *("pydantic", "nas.costs", "nas.space", "nas.supernet", "nas.rundir.forms"),
+        *("nas.config.section", "nas.tasks.places"),
+    },
     "nas/tasks/places.py": set(),
     "nas/tasks/options.py": {"pydantic", "nas.config.section", "nas.tasks.places"},
     "nas/tasks/*.py": {
@@ -236,6 +244,7 @@ def test_only_commands_print() -> None:
             "nas/cli/check.py",
             "nas/cli/cluster.py",
             "nas/cli/init.py",
+            "nas/cli/latency.py",
             "nas/cli/results.py",
             "nas/cli/progress.py",
             "nas/cli/schema.py",

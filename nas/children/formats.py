@@ -7,7 +7,7 @@ import io
 import logging
 import platform
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +34,11 @@ def write_onnx(child: nn.Module, x: Tensor, path: Path, any_size: bool = False) 
 
     free = {2: Dim.AUTO, 3: Dim.AUTO} if any_size else {}
     _write(child, x, path, (PIXELS, OUTPUT), {0: Dim("batch", min=1), **free})
+
+
+def write_fixed_onnx(child: nn.Module, x: Tensor, path: Path) -> None:
+    """The child as one ONNX file of this batch and size alone: quicker to write, for what is only to be timed."""
+    _write(child, x, path, (PIXELS, OUTPUT), {})
 
 
 def write_picture_onnx(preprocess: Preprocess, network: Path, path: Path) -> None:
@@ -94,7 +99,7 @@ def _write(net: nn.Module, x: Tensor, path: Path, names: tuple[str, str], shapes
                     external_data=False,
                     input_names=[names[0]],
                     output_names=[names[1]],
-                    dynamic_shapes={"x": dict(shapes)},
+                    dynamic_shapes={"x": dict(shapes)} if shapes else None,
                     verbose=False,
                 )
                 break
@@ -151,6 +156,17 @@ class OnnxFile:
     def __call__(self, x: Tensor) -> Tensor:
         (pixels,) = self.session.get_inputs()
         return torch.from_numpy(self.session.run(None, {pixels.name: x.cpu().numpy()})[0]).to(x.device)
+
+
+def onnx_pass(path: Path, x: Tensor, threads: int) -> Callable[[], object]:
+    """One pass of an ONNX file on the CPU, all of ONNX Runtime's optimisations on, as something to call and to time."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    given = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: session.run(None, given)
 
 
 def integers_are_exact() -> bool:

@@ -15,9 +15,9 @@ import typer
 import typer.core
 from rich.table import Column, Table
 
-from nas.cli import check, cluster, failures, init, results, schema, tables
+from nas.cli import check, cluster, failures, init, latency, results, schema, tables
 from nas.cli.progress import plain
-from nas.cli.results import RUN, run_at
+from nas.cli.results import RUN, resolve, run_at
 from nas.config.addresses import masked, object_store
 from nas.config.experiment import Experiment, ExperimentError, load_experiment
 from nas.config.trust import Untrusted
@@ -73,20 +73,6 @@ NOTHING: list[str] = []
 FORMATS = {"pt2": "torch", "openvino": "openvino", "executorch": "executorch"}  # of children, and what each needs
 
 
-def resolve(
-    target: str, run_dir: Path | None, overrides: list[str], trusted: list[str] = NOTHING
-) -> tuple[Experiment, Path]:
-    """The experiment and the run directory that a command means."""
-    from nas.rundir.directory import RunDir
-
-    if (found := RunDir(target)).is_run():
-        experiment = found.load(overrides, trusted)
-        found.trust(trusted)
-        return experiment, run_dir or found.path
-    experiment = load_experiment(target, overrides)
-    return experiment, run_dir or Path("runs") / experiment.name
-
-
 def experiment_of(run: Path, overrides: list[str] = NOTHING, trusted: list[str] = NOTHING) -> Experiment:
     """The experiment of a run that is there.
 
@@ -117,6 +103,8 @@ def open_pipeline(
     experiment, run = resolve(target, run_dir, overrides, trusted)
     console.print(f"{experiment.name} in {run}")
     experiment.data.locate()
+    for cost in experiment.search.costs:
+        cost.locate()
     check_free(experiment, RunDir(run.absolute()))
     check(experiment, RunDir(run.absolute()))
 
@@ -411,7 +399,7 @@ def ui(
     raise typer.Exit(tied.run(command, UI_ENVIRONMENT))
 
 
-for command in (init.init, check.check, schema.schema, *cluster.COMMANDS):
+for command in (latency.latency, init.init, check.check, schema.schema, *cluster.COMMANDS):
     app.command()(command)
 
 

@@ -11,6 +11,7 @@ import typer
 
 from nas.cli import tables
 from nas.cli.progress import plain
+from nas.config.experiment import Experiment, load_experiment
 from nas.rundir.directory import RunDir
 
 console = plain()
@@ -27,6 +28,18 @@ def run_at(path: Path) -> RunDir:
     if not (found := RunDir(path)).is_run():
         raise ValueError(f"{path} holds no run; give the directory of one, for example runs/bignas-digits")
     return found
+
+
+def resolve(
+    target: str, run_dir: Path | None, overrides: list[str], trusted: list[str] = NOTHING
+) -> tuple[Experiment, Path]:
+    """The experiment and the run directory that a command means."""
+    if (found := RunDir(target)).is_run():
+        experiment = found.load(overrides, trusted)
+        found.trust(trusted)
+        return experiment, run_dir or found.path
+    experiment = load_experiment(target, overrides)
+    return experiment, run_dir or Path("runs") / experiment.name
 
 
 def report(run: Annotated[Path, RUN]) -> None:

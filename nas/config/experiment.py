@@ -347,9 +347,9 @@ def presets() -> list[str]:
 def load_experiment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
     """A preset or a user's file, changed by overrides such as ``"recipe.lr=0.1"``, whose values are YAML.
 
-    A relative ``data.path``, ``tracking.uri`` or run in ``search.propose_from`` counts from the file's folder (in an
-    override from the current folder); a ``data.path`` that is not there is left as it is, to be looked up under
-    RAYNAS_DATA.
+    A relative ``data.path``, ``table`` of a cost, ``tracking.uri`` or run in ``search.propose_from`` counts from the
+    file's folder (in an override from the current folder); a path or table that is not there is left as it is, to be
+    looked up under RAYNAS_DATA.
 
     Raises:
         ExperimentError: no such preset or file, not readable, or mistakes in it.
@@ -467,9 +467,12 @@ def _resolve_paths(tree: Any, folder: Path) -> None:
     data, tracking, search = (
         tree.get(key) if isinstance(tree, dict) else None for key in ("data", "tracking", "search")
     )
-    if isinstance(data, dict) and isinstance(data.get("path"), str):
-        path = folder / Path(data["path"]).expanduser()
-        data["path"] = os.path.abspath(path) if path.exists() else data["path"]
+    costs = search.get("costs") if isinstance(search, dict) else None
+    files = [(data, "path"), *((cost, "table") for cost in (costs if isinstance(costs, list) else ()))]
+    for section, key in files:
+        if isinstance(section, dict) and isinstance(section.get(key), str):
+            path = folder / Path(section[key]).expanduser()
+            section[key] = os.path.abspath(path) if path.exists() else section[key]
     if isinstance(tracking, dict) and isinstance(tracking.get("uri"), str):
         uri = tracking["uri"]  # "databricks" and whatever has a scheme are MLflow's own forms
         tracking["uri"] = uri if ":" in uri or uri == "databricks" else os.path.abspath(folder / Path(uri).expanduser())

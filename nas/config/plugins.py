@@ -27,7 +27,7 @@ from nas.config import own
 from nas.config.section import Section
 
 SPACES = "searchspaces"  # the package of the built-in ones
-PACKAGES = {"recipe": "nas.recipes", "search": "nas.search", "task": "nas.tasks"}
+PACKAGES = {"recipe": "nas.recipes", "search": "nas.search", "task": "nas.tasks", "cost": "nas.costs"}
 CONTRACTS = {
     "recipe": "Recipe",
     "search": "Search",
@@ -105,8 +105,7 @@ def find(kind: str, name: str) -> Any:
     """The class of a plug-in.
 
     Args:
-        kind: ``"recipe"``, ``"search"``, ``"cost"`` (all of which are a user's own) or ``"task"``, whose name is that
-            of its data.
+        kind: ``"recipe"``, ``"search"``, ``"cost"`` or ``"task"``, whose name is that of its data.
         name: a short name, or ``my_module:thing``.
 
     Raises:
@@ -149,7 +148,7 @@ def built_in(kind: str) -> list[str]:
     """The short names of what comes with raynas; none of it is imported."""
     if kind == "task":
         return list(POSED_BY)
-    return _modules(PACKAGES[kind], lambda name: rf"^class {_camel(name)}\(") if kind in PACKAGES else []
+    return _modules(PACKAGES[kind], lambda name: rf"^class {_camel(name)}\(")
 
 
 def built_in_spaces() -> list[str]:

@@ -42,7 +42,10 @@ def json_schema(spaces: Mapping[str, Sequence[str]]) -> Json:
         del parts[section.__name__]["additionalProperties"]
     parts[CostOptions.__name__]["properties"]["name"] |= OWN
     _sized(parts[SpaceSettings.__name__], spaces)
-    _of_the_algorithm(parts[SearchSettings.__name__])
+    search = parts[SearchSettings.__name__]
+    _of_the_algorithm(search)
+    costs = search["properties"]["costs"]
+    costs["items"] = _by_name(named("cost", CostOptions), _ref(CostOptions), {})
     for part in parts.values():
         _tidy(part)
     return {"$schema": DRAFT, "title": "raynas experiment", **parts.pop(Experiment.__name__), "$defs": parts}
@@ -57,7 +60,7 @@ def sections(section: type[Section]) -> Iterator[type[Section]]:
         for each in inner:
             yield from sections(each)
     if section is SearchSettings:
-        yield from named("search", Section)
+        yield from (*named("search", Section), *named("cost", CostOptions))
 
 
 def named(kind: str, base: type[Section]) -> dict[type[Section], list[str]]:

@@ -125,6 +125,14 @@ class DataOptions(Section):
 
 
 class CostOptions(Section):
-    """What the platform reads of any cost of one's own; each adds its own keys, in its own file."""
+    """What the platform reads of any cost in ``search.costs``; each adds its own keys, in its own file."""
 
-    name: str = Field(description="my_module:MyCost")
+    name: str = Field(description="latency, or your own my_module:MyCost")
+
+    def locate(self) -> Path | None:
+        """Where the file lies that it is read from, without reading it; None where there is none.
+
+        Raises:
+            FileNotFoundError: it is not there; the message says how to get it.
+        """
+        return None

@@ -142,11 +142,11 @@ def _known_search(name: str) -> str:
 
 
 def _own_cost(given: object) -> object:
-    """The options of a cost of one's own, of plain values, as its section."""
+    """The options of a cost, of plain values, as its section."""
     if not isinstance(given, dict):
         return given
     if not isinstance(name := given.get("name"), str):
-        raise ValueError(f"name: given {name!r}; allowed: my_module:MyCost")
+        raise ValueError(f"name: given {name!r}; allowed: latency; or your own as my_module:MyCost")
     return _options(plugins.options("cost", name), given, name)
 
 
@@ -178,7 +178,13 @@ class SearchSettings(Section):
         tuple[Annotated[SerializeAsAny[CostOptions], BeforeValidator(_own_cost)], ...],
         BeforeValidator(as_tuple),
         Kind.IDENTITY,
-    ] = Field(default=(), description="costs of your own, each {name: my_module:MyCost} and its options")
+    ] = Field(
+        default=(),
+        description=(
+            "costs beside those that are counted: {name: latency, table: latency.json}, or your own {name: "
+            "my_module:MyCost} and its options"
+        ),
+    )
     cost: Annotated[str | None, Kind.IDENTITY] = Field(
         default=None, description="what is to be small; null: macs, or bitops where bits are chosen too"
     )

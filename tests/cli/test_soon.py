@@ -49,6 +49,7 @@ def said(home: Path, *words: str, **env: str) -> tuple[str, set[str]]:
 
 FOLDER = "data={name: folder, path: /nowhere, size: 32, validation: 10}"
 PHOTOS = "data={name: sr-folder, path: /nowhere, scale: 2, patch: 24, validation: 8}"
+TABLE = "search.costs=[{name: latency, table: nowhere.json}]"
 AT_ONCE = {  # by the files of the command alone
     "--help": "nas run bignas-digits",
     "run --help": "Example: nas run",
@@ -78,6 +79,9 @@ AT_ONCE = {  # by the files of the command alone
     "register runs/done nobody digits": "no exported child 'nobody'",
     "report runs/nowhere": "runs/nowhere holds no run",
     "ui runs/nowhere": "runs/nowhere holds no run",
+    "latency runs/nowhere": "no preset and no file 'runs/nowhere'",
+    "latency bignas-digits --out nowhere/latency.json": "give a file in a folder that is there",
+    f"run bignas-digits --set {TABLE}": "the table of latencies 'nowhere.json' (search.costs) is not there",
     "spaces bigna": "did you mean bignas",
     "doctor typo.yaml": "no preset and no file 'typo.yaml'",
     "check nowhere:thing": "there is no module 'nowhere'",

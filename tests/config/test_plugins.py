@@ -336,6 +336,6 @@ def test_what_fails_when_it_is_made_is_told_with_its_place(tmp_path: Path) -> No
 
 
 def test_options_are_those_of_the_class_and_are_found_without_it() -> None:
-    for kind in ("recipe", "search", "task"):
+    for kind in ("recipe", "search", "task", "cost"):
         for name in built_in(kind):
             assert options(kind, name) is find(kind, name).Options

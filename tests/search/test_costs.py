@@ -284,7 +284,8 @@ def test_a_cost_that_cannot_be_is_refused(table: Path) -> None:
         ),
         ("{name: 'my_costs:LatencyOptions'}", "which is no cost; allowed: a class that subclasses raynas's Cost"),
         ("{name: 'my_costs:Late'}", "the module 'my_costs' has no 'Late'"),
-        ("{name: latency}", "given 'latency'.*your own as my_module:MyClass"),
+        ("{name: watts}", "given 'watts'.*allowed: latency; or your own as my_module:MyClass"),
+        ("{name: latency}", "search.costs.0.table: missing"),
     ):
         with pytest.raises(ExperimentError, match=said):
             load_experiment("bignas-digits", [f"search.costs=[{given}]"])
