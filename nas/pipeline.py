@@ -216,6 +216,8 @@ class Pipeline:
         open_search(
             self.experiment, self.net, self.task
         )  # what the search shall begin with is refused now, not after the training
+        if newest and not self.experiment.train.max_minutes:
+            self.watch.say(f"train: goes on from step {newest.state.step:,} of {total:,} (--minutes N ends it by time)")
         self._begin("train", "starting Ray and the workers")
         self._ray()
         seen = TrainingNotes(self.task.metric, self.experiment.train.max_minutes, self.watch)

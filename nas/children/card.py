@@ -79,7 +79,8 @@ def card(figures: Mapping[str, Any], about: Mapping[str, Any], task: Task, costs
 
 {takes_up} for one input of {size} pixels. Cut out of a supernet
 {how} (sha256 of the weights `{about["supernet"][:16]}`); its batch statistics were calibrated on training images.
-It was chosen on validation data; the test figures were taken once, after the search.
+It was chosen on {len(task.validation):,} validation examples; the test figures, on {len(task.test):,} others, were
+taken once, after the search.
 
 | figure | value |
 | --- | --- |
@@ -196,7 +197,8 @@ def files(parity: Mapping[str, float], about: Mapping[str, Any], name: str) -> s
     lines = []
     if "picture_onnx" in parity:
         lines.append(
-            "With ONNX Runtime, from a picture of any size, uint8 `(H, W, 3)`:\n"
+            "With ONNX Runtime, from a picture of any size, uint8 `(H, W, 3)`, such as "
+            '`numpy.asarray(picture.convert("RGB"))` of one that stands upright:\n'
             '`onnxruntime.InferenceSession("picture.onnx").run(None, {"picture": array})`.'
         )
     if "onnx" in parity:

@@ -144,8 +144,8 @@ def run(
         ids = pipeline.all()
         if not pipeline.worked:
             console.print(
-                "all is done; more candidates (--set search.candidates=N) or epochs (--set recipe.epochs=N) extend the "
-                "run",
+                "all is done; more candidates (--set search.candidates=N), epochs (--set recipe.epochs=N) or --minutes "
+                "extend the run",
             )
         finish(pipeline, ids)
 

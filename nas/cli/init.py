@@ -44,7 +44,7 @@ def init(
         text = text.replace(space, 'space: {name: "own_space:resnet", size: tiny}')
         console.print(f"{', '.join(OWN)}: a space to change; then: nas check own_space:resnet")
     target.write_text(text)
-    console.print(f"next: nas run {target}")
+    console.print(f"next: nas run {target}    (--minutes 10 trains for ten minutes, whatever the file says)")
 
 
 def examples() -> Path:

@@ -3,6 +3,7 @@ is imported."""
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 
@@ -118,7 +119,9 @@ def pick(history: History, budget: Constraints, knee: bool = False) -> Record:
         raise ValueError(f"no candidate was judged in {history.path} yet: search first")
     known = {**(judged[0].metrics or {}), **judged[0].cost}
     if strange := sorted(budget.bounds.keys() - known.keys()):
-        raise ValueError(f"{', '.join(strange)} is no figure of this search; it has {', '.join(known)}")
+        near = difflib.get_close_matches(strange[0], known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(f"{', '.join(strange)} is no figure of this search; {hint}it has {', '.join(known)}")
     missed = {record.k: budget.violation({**(record.metrics or {}), **record.cost}) for record in judged}
     nearest = min(judged, key=lambda record: (missed[record.k], history.point(record)))
     if missed[nearest.k]:
@@ -126,10 +129,14 @@ def pick(history: History, budget: Constraints, knee: bool = False) -> Record:
         names = dict.fromkeys((*budget.bounds, history.objective.metric))
         raise ValueError(
             f"none of {len(judged):,} candidates lies within {budget}; the nearest is {nearest.id} (candidate "
-            f"{nearest.k}) with {', '.join(f'{name} {figures[name]:,.6g}' for name in names)}: ask for less, or search "
-            "on within these bounds"
+            f"{nearest.k}) with {', '.join(f'{name} {_told(figures[name])}' for name in names)}: loosen the bounds, or "
+            "search on within them, if the space has such networks (nas spaces)"
         )
     return _knee(history, [record for record in judged if not missed[record.k]]) if knee else nearest
+
+
+def _told(figure: float) -> str:
+    return f"{figure:,.0f}" if float(figure).is_integer() else f"{figure:,.6g}"
 
 
 def _knee(history: History, records: list[Record]) -> Record:

@@ -252,6 +252,14 @@ def read_constraints(run: RunDir) -> Constraints:
         return ANYTHING
 
 
+def read_minutes(run: RunDir) -> float | None:
+    """How long a run may train, as its experiment says today; None: no limit, or it cannot be read."""
+    try:
+        return float((yaml.safe_load(run.experiment.read_bytes()).get("train") or {})["max_minutes"])
+    except (OSError, yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def read_history(run: RunDir) -> History | None:
     """The newest journal, read to its end; None before the first search."""
     found = run.journals()

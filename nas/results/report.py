@@ -21,6 +21,7 @@ from nas.results.history import (
     read_children,
     read_history,
     read_json,
+    read_minutes,
     read_pictures,
     shown_costs,
 )
@@ -89,7 +90,11 @@ def _summary(run: RunDir, history: History | None, training: Training) -> Iterat
     trained = _seconds(training)
     if training.steps:
         last = training.steps[-1]
-        parts.append(f"The supernet was trained for {last.step:,} of {last.total:,} steps in {_duration(trained)}.")
+        minutes = read_minutes(run)
+        bound = f", to the end of the {minutes:g} min that it was given" if minutes and last.step < last.total else ""
+        parts.append(
+            f"The supernet was trained for {last.step:,} of {last.total:,} steps in {_duration(trained)}{bound}."
+        )
     if history and history.records:
         failed = sum(history.failed(record) for record in history.records.values())
         spent = sum(record.seconds for record in history.records.values())
@@ -197,7 +202,9 @@ def _table(run: RunDir, history: History | None) -> Iterator[str]:
         row["exported_validation"] is not None and row["exported_validation"] != row["validation"] for row in rows
     )
     heads = ["id", *(escape(measure.title) for measure in costs.values()), f"validation {metric}"]
-    heads += [*([f"validation {metric}, as exported"] if again else []), f"test {metric}", "files"]
+    others = [other for other in dict.fromkeys(other for row in rows for other in row["tested"]) if other != name]
+    heads += [*([f"validation {metric}, as exported"] if again else []), f"test {metric}"]
+    heads += [*(f"test {escape(other)}" for other in others), "files"]
     yield (
         '<div class="wide"><table><thead><tr>'
         + "".join(f'<th scope="col">{head}</th>' for head in heads)
@@ -209,12 +216,13 @@ def _table(run: RunDir, history: History | None) -> Iterator[str]:
             _figure(row["validation"]),
             *([_figure(row["exported_validation"])] if again else []),
             _figure(row["test"]),
+            *(_figure(row["tested"].get(other)) for other in others),
         ]
         place = f"children/{quote(row['id'])}/"
         cells.append(f'<a href="{place}">{escape(place)}</a>' if row["exported"] else "")
         yield f"<tr{'' if row['front'] else ' class=off'}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
     for baseline, test in _baselines(children, name).items():
-        cells = [escape(baseline), *[""] * (len(heads) - 3), _figure(test), ""]
+        cells = [escape(baseline), *[""] * (len(heads) - 3 - len(others)), _figure(test), *[""] * (1 + len(others))]
         yield "<tr class=off>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
     yield "</tbody></table></div>"
     if not all(row["front"] for row in rows):

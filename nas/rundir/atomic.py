@@ -76,7 +76,9 @@ def write_directory(
         with naming(target):
             fill(beside)
         files = {}
+        shared = beside.stat().st_mode & 0o666  # as the umask has it; safetensors keeps its files from everybody else
         for path in sorted(p for p in beside.rglob("*") if p.is_file()):
+            path.chmod(shared)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             files[str(path.relative_to(beside))] = {"size": path.stat().st_size, "sha256": sha256(path)}

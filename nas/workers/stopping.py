@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
@@ -17,6 +18,9 @@ from nas.rundir.fence import Fence
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CHECK_S = 0.5
+ECHO_S = (
+    1.0  # a signal that comes again so soon is the same one: coreutils' timeout sends it to the process and its group
+)
 
 
 class RayDied(RuntimeError):
@@ -30,7 +34,7 @@ class Stopper:
     """
 
     def __init__(self, fence: Fence, say: Callable[[str], None]) -> None:
-        self.fence, self.say, self.asked, self.signalled = fence, say, threading.Event(), False
+        self.fence, self.say, self.asked, self.signalled = fence, say, threading.Event(), 0.0
 
     def check(self) -> None:
         """Raises: KeyboardInterrupt, where the run has been asked to end."""
@@ -45,9 +49,12 @@ class Stopper:
             self.say(why)
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self.signalled:
+            if now - self.signalled < ECHO_S:
+                return
             raise KeyboardInterrupt
-        self.signalled = True  # whatever else has asked before, the first signal leaves the time to save
+        self.signalled = now  # whatever else has asked before, the first signal leaves the time to save
         self.ask(f"{signal.Signals(number).name}: saving and ending; once more ends at once")
 
     @contextmanager

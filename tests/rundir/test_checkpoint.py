@@ -335,3 +335,18 @@ def test_only_the_newest_attempt_is_asked_to_stop(tmp_path: Path) -> None:
     assert not second.stopping() and not first.stopping()
     first.ask_to_stop()
     assert not second.stopping()
+
+
+def test_whoever_may_read_the_directory_may_read_its_files(tmp_path: Path) -> None:
+    """safetensors keeps what it writes from everybody else, so that a child on a shared disk could not be loaded."""
+
+    def fill(directory: Path) -> None:
+        (directory / "weights").write_bytes(b"1")
+        (directory / "weights").chmod(0o600)
+
+    before = os.umask(0o027)
+    try:
+        target = write_directory(tmp_path / "child", fill, {})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in target.iterdir()} == {0o640}
