@@ -19,9 +19,9 @@ from nas.config import plugins
 from nas.config.experiment import Experiment
 from nas.config.plugins import OptionsOf
 from nas.config.schema import named, within
-from nas.config.section import Kind, Section
+from nas.config.section import CostOptions, Kind, Section
 from nas.config.sections import Bounds
-from nas.space import COSTS
+from nas.space import COSTS, Measure
 
 NEEDS = {  # words after ```bash: what a block needs that a laptop has not, or why it is not run by the tests at all
     "cluster": "needs a Ray cluster",
@@ -97,6 +97,9 @@ def walk(section: type[Section], key: str = "", kind: Kind | None = None, name: 
             for options, names in named("search", Section).items():
                 if options.model_fields:
                     yield from walk(options, at, inner, ", ".join(names))
+        elif at == "search.costs":
+            for options, names in named("cost", CostOptions).items():
+                yield from walk(options, at, inner, ", ".join(names))
         elif at == "search.constraints":
             yield from walk(Bounds, f"{at}.<cost>", inner)
         else:
@@ -209,6 +212,16 @@ def metrics() -> str:
     lines += ["", "## Costs", "", "For one input, lower is better.", "", "| cost | shown as | what is counted |"]
     lines += ["| --- | --- | --- |"]
     lines += [f"| `{name}` | {measure.title} | {measure.about} |" for name, measure in COSTS.items()]
+    lines += [
+        "",
+        "Those that come with raynas and are named in `search.costs`:",
+        "",
+        "| cost | shown as | what it is |",
+    ]
+    lines += ["| --- | --- | --- |"]
+    for name in plugins.built_in("cost"):
+        cost = plugins.find("cost", name)
+        lines.append(f"| `{name}` | {Measure(cost.label, cost.unit).title} | {first(cost.Options.__doc__)} |")
     return "\n".join(lines) + "\n"
 
 
