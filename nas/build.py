@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,13 @@ def _of_ones_own(space: str, factory: Any, size: str, options: Mapping[str, Any]
     Raises:
         ValueError: it does not make this, or makes something else.
     """
-    with plugins.telling(space, f"making the space with the size {size!r} and the options {', '.join(options)}"):
-        net = factory(size, **options)
+    given = f" and the options {', '.join(options)}" if options else ""
+    with plugins.telling(space, f"making the space with the size {size!r}{given}"):
+        first = next(iter(inspect.signature(factory).parameters.values()), None)
+        own = (
+            not size and first is not None and first.default is not inspect.Parameter.empty
+        )  # it has a size of its own
+        net = factory(**options) if own else factory(size, **options)
     if not isinstance(net, Supernet):
         raise ValueError(f"{space!r} made a {type(net).__name__}; allowed: a Supernet, as nas/supernet.py describes it")
     return net

@@ -34,6 +34,7 @@ from nas.tasks.pictures import save_pictures
 from nas.tasks.task import Task
 
 PARITY_EXAMPLES = 64
+OTHER = 0.02  # a larger difference, as a share of the largest output, is no rounding
 SOURCES = (Path(preprocess.__file__), Path(pretrained.__file__))  # of model.py, besides the child's own
 
 
@@ -193,7 +194,8 @@ def parity(
 ) -> dict[str, float]:
     """Largest differences of outputs on real examples `x` ``(n, C, H, W)``, with the files as they were just written.
 
-    ``supernet``: against the supernet, both on batch statistics, quantizers off (the steps are the child's own);
+    ``supernet``: against the supernet, both on batch statistics, quantizers off (the steps are the child's own), and
+    refused where it is more than rounding;
     ``reloaded``: the child rebuilt from its files; ``packed``: from the packed one; and those of
     `onnx_parity`.
     """
@@ -201,10 +203,13 @@ def parity(
     on_batch = copy.deepcopy(child).to(home).train()
     if isinstance(on_batch, QuantizingChild):
         on_batch.quantize(False)
-    found = {
-        "examples": float(len(x)),
-        "supernet": _apart(on_batch(x.to(home)).cpu(), main_head(net(x.to(home), arch)).cpu()),
-    }
+    wanted = main_head(net(x.to(home), arch)).cpu()
+    found = {"examples": float(len(x)), "supernet": _apart(on_batch(x.to(home)).cpu(), wanted)}
+    if found["supernet"] > OTHER * float(wanted.abs().max()):
+        raise ValueError(
+            f"the child {arch.id} is another network than the supernet's: outputs are {found['supernet']:.2g} apart, "
+            f"where they reach {float(wanted.abs().max()):.2g}. Its class computes something else: nas check tells what"
+        )
     child.eval()
     reloaded = type(child)(**child.config)  # type: ignore[arg-type]
     reloaded.load_state_dict(load_file(files.weights))

@@ -332,7 +332,7 @@ def spaces(
     names = (Column(head, no_wrap=True) for head in ("space", "size", "networks"))
     table = Table(*names, *costs, Column("input", no_wrap=True), box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in [space] if space else built_in_spaces():
-        for each in [size] if size else list(find_space(name).SIZES):
+        for each in [size] if size else list(getattr(find_space(name), "SIZES", [""])):
             net = load_supernet(name, each)
             ends = net.cost(net.space.smallest()), net.cost(net.space.largest())
             figures = [human(cost[key]) for cost in ends for key in shown]

@@ -60,6 +60,11 @@ def choose(history: History, experiment: Experiment, only: str | None = None) ->
             )
         return named[:1]
     whole = history.front()
+    if not whole and history.records:
+        raise ValueError(
+            f"none of the {len(history.records):,} candidates judged lies within {history.constraints}: loosen that "
+            f"({lifting(history.constraints)}), train longer, or search on (--set search.candidates=N)"
+        )
     if not whole:
         raise ValueError(
             f"no candidate within {history.constraints} was judged in {history.path}; search first: nas search "

@@ -69,7 +69,10 @@ def check_attainable(space: Space, cost: CostFunction, constraints: Constraints,
     small, large = cost(space.smallest()), cost(space.largest())
     for name, (low, high) in constraints.bounds.items():
         if name not in small and name not in metrics:
-            raise ValueError(f"the constraints name the cost {name!r}; this network has {', '.join(small)}")
+            raise ValueError(
+                f"the constraints name the cost {name!r}; this network has {', '.join(small)}. A metric is bound where "
+                "it is one of the objectives"
+            )
         if any(bound is not None and math.isnan(bound) for bound in (low, high)):
             raise ValueError(f"the constraint on {name!r} is not a number")
         if low is not None and high is not None and low > high:

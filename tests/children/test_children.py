@@ -18,15 +18,15 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import nas
-from nas.build import load_task, make_supernet
+from nas.build import load_supernet, load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator
-from nas.children.export import export_child
+from nas.children.export import export_child, parity
 from nas.children.formats import write_onnx
 from nas.cli.commands import app
 from nas.config.experiment import dump, load_experiment
 from nas.results.tracking import Tracker, default_uri, register_model
 from nas.rundir import atomic
-from nas.rundir.directory import RunDir
+from nas.rundir.directory import ChildDir, RunDir
 from nas.rundir.fence import Fence
 from nas.search.journal import Journal, Record
 from nas.supernet import CostModel
@@ -191,3 +191,14 @@ def test_an_exporter_that_fails_now_and_then_is_asked_again(
     with nullcontext() if failures == 2 else pytest.raises(torch.onnx.OnnxExporterError, match="in no order"):
         write_onnx(child, x, tmp_path / "model.onnx")
     assert len(calls) == 3 and (tmp_path / "model.onnx").exists() == (failures == 2)
+
+
+def test_a_child_that_is_another_network_is_not_exported() -> None:
+    """Its class may compute something else than the supernet does, and nobody would see it in a score."""
+    net = load_supernet("bignas", "d8", classes=3, channels=1)
+    arch = net.space.smallest()
+    child, x = net.extract(arch), torch.rand(16, *net.input_shape)
+    with torch.no_grad():
+        [*child.parameters()][0].mul_(-1.0)
+    with pytest.raises(ValueError, match=rf"the child {arch.id} is another network than the supernet's: outputs are"):
+        parity(net, child, arch, x, ChildDir(Path("nowhere")), None)

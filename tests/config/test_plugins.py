@@ -339,3 +339,13 @@ def test_options_are_those_of_the_class_and_are_found_without_it() -> None:
     for kind in ("recipe", "search", "task", "cost"):
         for name in built_in(kind):
             assert options(kind, name) is find(kind, name).Options
+
+
+def test_a_space_may_have_a_size_of_its_own_choice(tmp_path: Path) -> None:
+    """Where no size is asked for, that of the factory's signature holds; a space without one is asked for ``""``."""
+    (tmp_path / "mine.py").write_text(
+        "from nas.testing.toy import Toy\n\n\ndef own(size='small', **options):\n    assert size == 'small'\n"
+        "    return Toy(**options)\n\n\ndef none(size, **options):\n    assert size == ''\n    return Toy(**options)\n"
+    )
+    for name in ("own", "none"):
+        assert load_supernet(f"mine:{name}").space.cardinality > 1
