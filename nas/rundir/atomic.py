@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,8 @@ def write_directory(
         files = {}
         shared = beside.stat().st_mode & 0o666  # as the umask has it; safetensors keeps its files from everybody else
         for path in sorted(p for p in beside.rglob("*") if p.is_file()):
-            path.chmod(shared)
+            with suppress(PermissionError):  # of a file system that has no modes
+                path.chmod(shared)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             files[str(path.relative_to(beside))] = {"size": path.stat().st_size, "sha256": sha256(path)}
