@@ -6,6 +6,7 @@ A network is a function of an architecture: `forward` is told the architecture a
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 import re
@@ -347,12 +348,25 @@ def inherit(net: nn.Module, supernet: nn.Module) -> None:
     `Supernet.windows`.
 
     A buffer that the supernet does not have (a child's running batch statistics) keeps its own value.
+
+    Raises:
+        ValueError: the supernet has no parameter of that name, or a smaller one.
     """
     shared = {**dict(supernet.named_parameters()), **dict(supernet.named_buffers())}
     if isinstance(supernet, Supernet):
         shared |= supernet.windows()
     for name, parameter in net.named_parameters():
-        parameter.copy_(window(shared[name], parameter.shape))
+        if name not in shared:
+            near = ", ".join(difflib.get_close_matches(name, shared, n=2)) or "none is near"
+            raise ValueError(
+                f"the child has a parameter {name!r}, and the supernet none of that name ({near}): a layer has the "
+                "same name in both, or `windows` says where it lies"
+            )
+        try:
+            parameter.copy_(window(shared[name], parameter.shape))
+        except (RuntimeError, ValueError) as error:
+            shapes = f"{tuple(parameter.shape)} in the child and {tuple(shared[name].shape)} in the supernet"
+            raise ValueError(f"{name!r} is {shapes}; a child's is a window of it, the first channels") from error
     for name, buffer in net.named_buffers():
         if name in shared:
             buffer.copy_(window(shared[name], buffer.shape))

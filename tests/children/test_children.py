@@ -29,7 +29,7 @@ from nas.rundir import atomic
 from nas.rundir.directory import ChildDir, RunDir
 from nas.rundir.fence import Fence
 from nas.search.journal import Journal, Record
-from nas.supernet import CostModel
+from nas.supernet import CostModel, inherit
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "children.md"
 ARGUMENTS = ["search.calibration=64", "search.calibration_batch=64"]
@@ -202,3 +202,18 @@ def test_a_child_that_is_another_network_is_not_exported() -> None:
         [*child.parameters()][0].mul_(-1.0)
     with pytest.raises(ValueError, match=rf"the child {arch.id} is another network than the supernet's: outputs are"):
         parity(net, child, arch, x, ChildDir(Path("nowhere")), None)
+
+
+def test_a_parameter_that_the_supernet_does_not_have_is_named() -> None:
+    """And one that is larger than the supernet's."""
+    net = torch.nn.ModuleDict({"broad": torch.nn.Linear(4, 4)})
+    with pytest.raises(
+        ValueError, match=r"a parameter 'bread.weight', and the supernet none of that name \(broad.weight"
+    ):
+        inherit(torch.nn.ModuleDict({"bread": torch.nn.Linear(4, 4)}), net)
+    for wrong in (torch.nn.Linear(4, 5), torch.nn.Conv2d(4, 4, 1)):
+        with pytest.raises(ValueError, match=r"'broad.weight' is \(.*\) in the child and \(4, 4\) in the supernet"):
+            inherit(torch.nn.ModuleDict({"broad": wrong}), net)
+    child = torch.nn.ModuleDict({"broad": torch.nn.Linear(2, 3)})
+    inherit(child, net)
+    assert torch.equal(child["broad"].weight, net["broad"].weight[:3, :2])
