@@ -35,6 +35,7 @@ from nas.cli.cluster import needs_of, pods_of, work_of
 from nas.cli.commands import app
 from nas.config.experiment import ExperimentError, load_experiment
 from nas.rundir.fence import Fence
+from nas.workers import stopping
 from nas.workers.stopping import Stopper, watching
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -528,7 +529,10 @@ def test_the_fence_carries_the_wish_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_and_the_second_ends(tmp_path: Path, number: signal.Signals) -> None:
+def test_the_first_signal_asks_and_the_second_ends(
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stopping, "ECHO_S", 0.0)
     said: list[str] = []
     before = signal.getsignal(number)
     stopper = Stopper(Fence.take(tmp_path), said.append)
@@ -543,8 +547,9 @@ def test_the_first_signal_asks_and_the_second_ends(tmp_path: Path, number: signa
     assert signal.getsignal(number) == before
 
 
-def test_a_signal_after_a_notice_leaves_the_time_to_save(tmp_path: Path) -> None:
+def test_a_signal_after_a_notice_leaves_the_time_to_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while a run that loses its machine is saving: the second one ends it, as ever."""
+    monkeypatch.setattr(stopping, "ECHO_S", 0.0)
     stopper = Stopper(Fence.take(tmp_path), lambda text: None)
     with stopper.listening():
         stopper.ask("taken away")
