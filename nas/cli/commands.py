@@ -32,8 +32,8 @@ class Commands(typer.core.TyperGroup):
     screen."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        formatter.write(f"{self.help}\n")
         self.format_commands(ctx, formatter)
+        formatter.buffer.insert(0, f"{self.help}\n")  # a section after text would begin with an empty line
 
 
 console = plain()
