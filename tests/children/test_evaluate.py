@@ -79,9 +79,12 @@ def test_no_more_trials_fly_than_are_allowed() -> None:
     """Tune begins as many as the cluster has CPUs for."""
     numbers: Any = iter(range(100))
     search: Any = SimpleNamespace(window=32, next_k=0, ask=lambda: SimpleNamespace(k=next(numbers), arch={}))
-    journal, fence = SimpleNamespace(records=[]), SimpleNamespace(stopping=lambda: False)
-    asker = Asker(search, journal, [], 50, 2, 1, float("inf"), lambda _: None, fence)  # type: ignore[arg-type]
+    written: list[Any] = []
+    journal: Any = SimpleNamespace(records=[], append_proposals=written.extend)
+    fence: Any = SimpleNamespace(stopping=lambda: False, check=lambda: None)
+    asker = Asker(search, journal, [], 50, 2, 1, float("inf"), lambda _: None, fence)
     given = [asker.suggest(str(trial)) for trial in range(4)]
     assert [bool(each) for each in given] == [True, True, False, False] and given[2] is None
     asker.flying.pop("0")
     assert asker.suggest("4")
+    assert [each.k for each in written] == [0, 1, 2], "a candidate is written down before it is given out"
