@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from nas.children.formats import onnx_pass, write_fixed_onnx
@@ -282,11 +283,11 @@ def judge(table: Table, net: Supernet, archs: Sequence[Arch], ms: np.ndarray, re
     """How well a table predicts children; `repeat` is how far two measurements of one are apart."""
     predicted = np.array([table.child(table.part(net, part) for part in net.parts(arch)) for arch in archs])
     error = abs(predicted / ms - 1)
-    first, second = (np.argsort(np.argsort(figures)) for figures in (predicted, ms))
+    ranked = spearmanr(predicted, ms).statistic if np.ptp(predicted) and np.ptp(ms) else 0.0
     return Unseen(
         median_error=float(np.median(error)),
         worst_error=float(error.max()),
-        rank_correlation=float(np.clip(np.corrcoef(first, second)[0, 1], -1, 1)),
+        rank_correlation=float(np.clip(ranked, -1, 1)),
         repeat_error=repeat,
         children=[
             Seen(arch=dict(arch), measured=float(now), predicted=float(then))

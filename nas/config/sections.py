@@ -146,7 +146,9 @@ def _own_cost(given: object) -> object:
     if not isinstance(given, dict):
         return given
     if not isinstance(name := given.get("name"), str):
-        raise ValueError(f"name: given {name!r}; allowed: latency; or your own as my_module:MyCost")
+        raise ValueError(
+            f"name: given {name!r}; allowed: {', '.join(plugins.built_in('cost'))}; or your own as my_module:MyCost"
+        )
     return _options(plugins.options("cost", name), given, name)
 
 

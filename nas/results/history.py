@@ -171,8 +171,7 @@ class History:
         """A record's point with the logarithms of its costs, and the corner from which the hypervolume counts where
         it is the first one."""
         now, corner = [], []
-        better = (self.objective.better, "lower", *(better for _, better in self.objective.further))
-        for name, value, way in zip(self.objective.names, self.point(record), better, strict=True):
+        for name, value, way in zip(self.objective.names, self.point(record), self.objective.ways, strict=True):
             if name in record.cost:
                 now.append(math.log10(max(value, LEAST)))
                 corner.append(now[-1] + math.log10(REFERENCE))

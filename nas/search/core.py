@@ -49,7 +49,7 @@ class Objective:
     further: tuple[tuple[str, Better], ...] = ()
 
     def __post_init__(self) -> None:
-        for better in (self.better, *(better for _, better in self.further)):
+        for better in self.ways:
             if better not in ("higher", "lower"):
                 raise ValueError(f'better is {better!r}; allowed: "higher", "lower"')
         if len(set(self.names)) < len(self.names):
@@ -59,6 +59,11 @@ class Objective:
     def names(self) -> tuple[str, ...]:
         """Of all objectives, in the order of a point's figures."""
         return (self.metric, self.cost, *(name for name, _ in self.further))
+
+    @property
+    def ways(self) -> tuple[Better, ...]:
+        """Which way each of `names` is good."""
+        return (self.better, "lower", *(better for _, better in self.further))
 
     def point(self, metrics: Mapping[str, float] | None, cost: Mapping[str, float]) -> tuple[float, ...]:
         """The figures of all objectives, to be minimised, the metric and the cost first; NaN for all where the

@@ -132,8 +132,7 @@ class Guided(Search):
 
     def _guess(self, predictor: Predictor, archs: list[Arch]) -> Guesses:
         names, constraints = self.objective.names, self.constraints(self.next_k)
-        better = (self.objective.better, "lower", *(better for _, better in self.objective.further))
-        signs = np.array([-1.0 if each == "higher" else 1.0 for each in better])
+        signs = np.array([-1.0 if way == "higher" else 1.0 for way in self.objective.ways])
         mean, deviation = predictor(archs)
         points, violation = np.empty((len(archs), len(names))), np.empty(len(archs))
         points[:, self._guessed] = mean

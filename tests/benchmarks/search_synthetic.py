@@ -18,9 +18,9 @@ other processes:
 | random | 0.5862 ± 0.0127 | 0.5969 ± 0.0126 | 0.6071 ± 0.0076 | 1.3 |
 | regularized | 0.6498 ± 0.0055 | 0.6594 ± 0.0033 | 0.6616 ± 0.0029 | 2.2 |
 
-All but random and fittest begin with the smallest and the largest network. What other libraries' searchers find when
-they are given both ends stands in tests/benchmarks/search_peers.py. The true front lies near 0.70: pymoo with
-population 200 reaches 0.7007 in 50,000 evaluations.
+All but random and fittest begin with the smallest and the largest network, alphanet with the smallest. What other
+libraries' searchers find when they are given both ends stands in tests/benchmarks/search_peers.py. The true front lies
+near 0.70: pymoo with population 200 reaches 0.7007 in 50,000 evaluations.
 """
 
 from __future__ import annotations

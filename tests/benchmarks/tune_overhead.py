@@ -22,24 +22,17 @@ from nas.rundir.fence import Fence
 from nas.search.journal import Journal, Record
 from nas.space import Arch
 from nas.workers.session import session
-from nas.workers.trials import Asker
+from nas.workers.trials import Asker, Scored
 from tests.synthetic import OBJECTIVE, SPACE, accuracy, cost
 
 TRIALS = 2
 
 
-class Sleeps(tune.Trainable):
+class Sleeps(Scored):
     """An actor that takes so long for a candidate, and knows what it gets."""
 
     def setup(self, config: dict[str, Any], seconds: float) -> None:  # type: ignore[override]
         self.seconds, self.candidates = seconds, config["candidates"]
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.candidates = new_config["candidates"]
-        return True
-
-    def step(self) -> dict[str, Any]:
-        return {"judged": [self._judge(k, Arch(choices)) for k, choices in self.candidates], "done": True}
 
     def _judge(self, k: int, arch: Arch) -> dict[str, Any]:
         time.sleep(self.seconds)
