@@ -23,6 +23,7 @@ from nas.build import (
     open_search,
     space_of,
 )
+from nas.children.alone import make_alone
 from nas.children.evaluate import Batches, Evaluator
 from nas.children.export import child_packages, export_child, exported, made_smaller
 from nas.config.experiment import Experiment, parse
@@ -274,14 +275,14 @@ class Pipeline:
             self.watch.say(f"export: children within {bound}, as the run says; to lift that: {lifting(bound)}")
         if only is None and len(chosen) < wanted:
             self.watch.say(f"export: {len(chosen)} of {wanted} children: the front has no more")
-        self._export([record.arch for record in chosen])
+        self._export({record.arch: history.steps(record) for record in chosen})
         return [record.id for record in chosen]
 
     def _export(
-        self, archs: list[Arch], target: Path | None = None, more: Mapping[str, Any] = MappingProxyType({})
+        self, archs: Mapping[Arch, int], target: Path | None = None, more: Mapping[str, Any] = MappingProxyType({})
     ) -> None:
         """Those children that are not there yet, each in its own directory of RUN/children, or the only one in
-        `target`."""
+        `target`; trained for so many steps by themselves, as the search has scored them."""
         supernet = self._supernet().sha
         places = {arch: target or self.run.child(arch.id).path for arch in archs}
         open_ = [arch for arch in archs if not exported(places[arch], supernet)]
@@ -300,9 +301,10 @@ class Pipeline:
         }
         costs = costs_of(self.experiment, self.net)
         for number, arch in enumerate(open_, 1):
-            export_child(
-                places[arch], arch, costs, evaluator, test, {**about, **more}, self.experiment.export.onnx, self.fence
-            )
+            steps = archs[arch]
+            tuned = {"finetuned": {"steps": steps}} if steps else {}
+            facts, onnx = {**about, **tuned, **more}, self.experiment.export.onnx
+            export_child(places[arch], arch, costs, evaluator, test, facts, onnx, self.fence, steps)
             self.watch.advance(number, len(open_), places[arch].name, "children", None)
             self.tracker.poke()
             self.stopper.check()
@@ -367,7 +369,7 @@ class Pipeline:
             return None
         if name == "largest":
             arch = self.net.space.largest()
-            self._export([arch])
+            self._export({arch: 0})
             name = arch.id
         child = self.run.child(name)
         if not child.arch.is_file():
@@ -379,7 +381,7 @@ class Pipeline:
 
     def export_only(self, target: Path, about: dict[str, Any]) -> None:
         """The one child of a space of one, as a directory `target`, with further facts of where it comes from."""
-        self._export([self.net.space.largest()], target, about)
+        self._export({self.net.space.largest(): 0}, target, about)
 
     def quantize(self, name: str, target: QuantizationTarget) -> QuantizedFigures:
         """One exported child, by the name of its directory, with weights and activations of few bits. Returns its
@@ -456,7 +458,8 @@ class Pipeline:
         settings = self.experiment.search
         self.net.load_state_dict(self._supernet().child_weights())
         net: Supernet = self.net.to(device)
-        return Evaluator(net, self.task, settings, device), Batches(
+        alone = make_alone(self.experiment, self.task, device)
+        return Evaluator(net, self.task, settings, device, alone=alone), Batches(
             self.task.test, len(self.task.test), settings.score_batch, device
         )
 
@@ -480,7 +483,7 @@ def finetune_experiment(
         "experiment": experiment.tracking.experiment or experiment.name,
     }
     tracking = experiment.tracking.model_copy(update=tracked)
-    search = experiment.search.model_copy(update={"constraints": {}, "propose_from": ()})
+    search = experiment.search.model_copy(update={"constraints": {}, "propose_from": (), "rungs": ((1.0, 0),)})
     changed = {
         "name": f"{experiment.name}-{record.id}",
         "space": space,

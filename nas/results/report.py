@@ -213,10 +213,10 @@ def _table(run: RunDir, history: History | None) -> Iterator[str]:
     for row in rows:
         cells = [f"<code>{escape(row['id'])}</code>", *(human(row[cost]) for cost in costs)]
         cells += [
-            _figure(row["validation"]),
+            _figure(row["validation"], row["interval"]) + (" =" if row["tied"] else ""),
             *([_figure(row["exported_validation"])] if again else []),
-            _figure(row["test"]),
-            *(_figure(row["tested"].get(other)) for other in others),
+            _figure(row["test"], row["intervals"].get(name)),
+            *(_figure(row["tested"].get(other), row["intervals"].get(other)) for other in others),
         ]
         place = f"children/{quote(row['id'])}/"
         cells.append(f'<a href="{place}">{escape(place)}</a>' if row["exported"] else "")
@@ -225,6 +225,10 @@ def _table(run: RunDir, history: History | None) -> Iterator[str]:
         cells = [escape(baseline), *[""] * (len(heads) - 3 - len(others)), _figure(test), *[""] * (1 + len(others))]
         yield "<tr class=off>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
     yield "</tbody></table></div>"
+    if any(row["interval"] is not None for row in rows):
+        tie = ' "=" marks who is not told apart from the next cheaper one on the front, on the same examples.'
+        told = "± is what other examples of the same kind would change, with a chance of 95 %."
+        yield f'<p class="quiet">{told}{tie if any(row["tied"] for row in rows) else ""}</p>'
     if not all(row["front"] for row in rows):
         yield f'<p class="quiet">Children in grey do not stand on the front{escape(_within(history))}.</p>'
     if not any(row["exported"] for row in rows):
@@ -290,8 +294,11 @@ def _seconds(training: Training) -> float:
     return max((line.seconds for line in training.steps), default=0.0)
 
 
-def _figure(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
+def _figure(value: float | None, width: float | None = None) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    places = 2 if abs(value) >= 10 else 4
+    return f"{value:.{places}f}" + ("" if width is None else f" ± {width:.{places}f}")
 
 
 def _duration(seconds: float) -> str:
