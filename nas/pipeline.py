@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,89 +24,33 @@ from nas.build import (
     space_of,
 )
 from nas.children.alone import make_alone
-from nas.children.evaluate import Batches, Evaluator
+from nas.children.evaluate import Batches, Evaluator, Judged
 from nas.children.export import child_packages, export_child, exported, made_smaller
 from nas.config.experiment import Experiment, parse
 from nas.device import driver_device
 from nas.quantization.target import QuantizationTarget
 from nas.recipes.recipe import Recipe
-from nas.results.choose import FINETUNED, choose, history_of, lifting, trained
+from nas.results.choose import FINETUNED, choose, constraints_of, history_of, lifting, trained
+from nas.results.fidelity import Fidelity, Trials
 from nas.results.history import History, outcome, standing
 from nas.results.tracking import Tracker, address, default_uri
 from nas.rundir.checkpoint import Checkpoint, newest_sha
 from nas.rundir.directory import RunDir, open_run
 from nas.rundir.fence import Fence, Gone
-from nas.rundir.log import EventLine, Line, PanelLine, StepLine
+from nas.rundir.log import Line
+from nas.search.constraints import evenly
 from nas.search.journal import Record
 from nas.space import Arch
 from nas.supernet import Supernet
 from nas.tasks.task import Task
 from nas.training.loop import total_steps
+from nas.watch import TrainingNotes, Watcher
 from nas.workers.stopping import Stopper, watching
 
 if TYPE_CHECKING:
     from nas.children.quantize import QuantizedFigures
 
 FLUSH_SECONDS = 30.0  # at the end, for what MLflow does not have yet
-
-
-class Watcher(Protocol):
-    """Who is told how the work goes. All calls come from one process; those within a stage may come from a thread of
-    it."""
-
-    def begin(self, stage: str, note: str) -> None: ...
-
-    def advance(self, done: float, total: float, note: str, unit: str, seconds: float | None = None) -> None:
-        """`done` of `total` `unit`; `seconds` of work so far, where the stage knows better than the clock."""
-
-    def say(self, text: str) -> None: ...
-
-    def end(self, note: str) -> None: ...
-
-
-class TrainingNotes:
-    """Lines of the training log, told to people as the training goes on.
-
-    Args:
-        metric: the task's, that is shown of the panel.
-        max_minutes: the bound of the training's time, if there is one.
-
-    Attributes:
-        panel: what the newest panel said, as the end of a line; empty before the first.
-    """
-
-    def __init__(self, metric: str, max_minutes: float | None, watch: Watcher) -> None:
-        self.metric, self.max_minutes, self.watch, self.panel = metric, max_minutes, watch, ""
-        self.before: StepLine | None = None
-
-    def take(self, line: Line) -> None:
-        match line:
-            case PanelLine():
-                figures = {name: figure[self.metric] for name, figure in line.panel.items()}
-                shown = [name for name in ("chosen", "largest", "smallest") if name in figures][:2]
-                self.panel = f" | {self.metric} {' '.join(f'{name} {figures[name]:.4g}' for name in shown)}"
-            case EventLine():
-                self.watch.say(f"{line.event}: {line.reason}")
-            case StepLine():
-                name, loss = next(iter(line.loss.items()))
-                told = f"loss {loss:.3f}" if name == "loss" else f"loss {name} {loss:.3f}"
-                note, done, total, unit = f"{told}{self.panel}", float(line.step), float(line.total), "steps"
-                if self.max_minutes and line.share > done / total:  # time ends this training, not the schedule
-                    note, done, total, unit = (
-                        f"step {line.step:,}{self._rate(line)} | {note}",
-                        line.seconds / 60,
-                        self.max_minutes,
-                        "minutes",
-                    )
-                self.before = line
-                self.watch.advance(done, total, note, unit, line.seconds)
-
-    def _rate(self, line: StepLine) -> str:
-        """Steps a second since the line before; empty where there is none, or training went back in between."""
-        before = self.before
-        if before is None or line.seconds <= before.seconds or line.step <= before.step:
-            return ""
-        return f", {(line.step - before.step) / (line.seconds - before.seconds):.3g} steps/s"
 
 
 class Pipeline:
@@ -382,6 +326,59 @@ class Pipeline:
     def export_only(self, target: Path, about: dict[str, Any]) -> None:
         """The one child of a space of one, as a directory `target`, with further facts of where it comes from."""
         self._export({self.net.space.largest(): 0}, target, about)
+
+    def fidelity(self) -> Fidelity | None:
+        """Children trained alone, against which the supernet's scores are held; None where there are too few yet.
+
+        Raises:
+            ValueError: too few children lie within the constraints.
+            RuntimeError: a training failed.
+        """
+        experiment, space = self.experiment, self.net.space
+        objective, costs = objective_of(experiment, self.task, self.net), costs_of(experiment, self.net)
+        constraints = constraints_of(experiment).without(set(objective.names) - costs.measures.keys())
+        archs = evenly(space, costs, objective.cost, constraints, experiment.fidelity.children)
+        about = {
+            "supernet": self._supernet().sha,
+            "metric": objective.metric,
+            "better": objective.better,
+            "cost": objective.cost,
+            "validation": len(self.task.validation),
+            "test": len(self.task.test),
+        }
+        trials = Trials.open(self.run, experiment, about, {arch: costs(arch)[objective.cost] for arch in archs})
+        self._score_for(trials)
+        if open_ := trials.open_jobs():
+            self._train_for(trials, open_)
+        return trials.fidelity()
+
+    def _score_for(self, trials: Trials) -> None:
+        """What the supernet says of the children, as the search would score them on each of its rungs."""
+        if not (open_ := trials.open_scores()):
+            return
+        self._begin("score", "calibrating and scoring the children")
+        evaluator, _ = self._evaluator()
+        for number, (arch, steps) in enumerate(open_, 1):
+            trials.add_score(arch.id, steps, evaluator.judge(arch, steps).metrics)
+            self.watch.advance(number, len(open_), arch.id, "children", None)
+            self.stopper.check()
+        self.watch.end(f"{len(open_)} scores")
+
+    def _train_for(self, trials: Trials, open_: list[tuple[Arch, int]]) -> None:
+        from nas.workers.alone import train_alone  # brings in Ray Tune
+
+        self._begin("fidelity", "starting the workers")
+        self._ray()
+
+        def trained(arch: Arch, seed: int, judged: Judged, seconds: float) -> None:
+            trials.add_alone(arch.id, seed, judged, seconds)
+            done = len(trials.alone)
+            self.watch.advance(done, done + len(trials.open_jobs()), f"{arch.id}, seed {seed}", "trainings", None)
+
+        if failed := train_alone(self.experiment, self.run, self.fence, open_, trained):
+            raise RuntimeError(f"{failed}; the same command goes on")
+        self.watch.end(f"{len(trials.alone)} trainings")
+        self.stopper.check()
 
     def quantize(self, name: str, target: QuantizationTarget) -> QuantizedFigures:
         """One exported child, by the name of its directory, with weights and activations of few bits. Returns its

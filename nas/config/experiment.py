@@ -23,10 +23,11 @@ from pydantic.fields import FieldInfo
 from nas.config import own, trust
 from nas.config.addresses import masked, no_password
 from nas.config.plugins import OptionsOf
-from nas.config.section import DataOptions, Kind, RecipeOptions, Section
+from nas.config.section import ChildOptions, DataOptions, Kind, RecipeOptions, Section
 from nas.config.sections import (
     ClusterSettings,
     ExportSettings,
+    FidelitySettings,
     FinetuneSettings,
     SearchSettings,
     SpaceSettings,
@@ -62,12 +63,20 @@ class Experiment(Section):
     finetune: Annotated[FinetuneSettings | None, Kind.FREE] = Field(
         default=None, description="how children are trained on; null: not at all"
     )
+    fidelity: Annotated[FidelitySettings, Kind.FREE] = Field(
+        default=FidelitySettings(), description="what nas fidelity trains alone"
+    )
     tracking: Annotated[TrackingSettings, Kind.FREE] = Field(
         default=TrackingSettings(), description="where MLflow writes"
     )
     cluster: Annotated[ClusterSettings, Kind.FREE] = Field(
         default=ClusterSettings(), description="where nas submit sends it"
     )
+
+    @property
+    def alone(self) -> ChildOptions | None:
+        """How networks learn that are trained alone beside the supernet; None where nothing says so."""
+        return self.fidelity.recipe or (self.finetune.recipe if self.finetune else None)
 
     @model_validator(mode="after")
     def _across(self) -> Experiment:

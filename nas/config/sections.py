@@ -317,6 +317,19 @@ class FinetuneSettings(Section):
     ] = Field(description="how it learns")
 
 
+class FidelitySettings(Section):
+    """How far the supernet's scores are to be trusted: children trained alone beside it, by ``nas fidelity``."""
+
+    children: Annotated[int, Field(ge=4, le=10_000)] = Field(
+        default=12, description="how many, over the range of costs that the constraints leave"
+    )
+    seeds: Annotated[int, Field(ge=2, le=100)] = Field(default=2, description="trainings of each")
+    recipe: Annotated[
+        SerializeAsAny[ChildOptions] | None,
+        OptionsOf("recipe", ChildOptions, "a recipe that trains one network"),
+    ] = Field(default=None, description="how each learns from fresh weights; null: as finetune.recipe says")
+
+
 class ExportSettings(Section):
     """What is handed over."""
 

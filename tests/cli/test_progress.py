@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 from rich.console import Console
 
 from nas.cli.progress import Screen
-from nas.pipeline import TrainingNotes
+from nas.watch import TrainingNotes
 from nas.rundir.log import PanelLine, StepLine
 
 SHOWN = """
