@@ -32,7 +32,7 @@ from nas.quantization.target import QuantizationTarget
 from nas.recipes.recipe import Recipe
 from nas.results.choose import FINETUNED, choose, constraints_of, history_of, lifting, trained
 from nas.results.fidelity import Fidelity, Trials
-from nas.results.history import History, outcome, standing
+from nas.results.history import History, outcome, standing, ties
 from nas.results.tracking import Tracker, address, default_uri
 from nas.rundir.checkpoint import Checkpoint, newest_sha
 from nas.rundir.directory import RunDir, open_run
@@ -243,11 +243,13 @@ class Pipeline:
             "data": self.experiment.data.name,
             **self.task.about,
         }
-        costs = costs_of(self.experiment, self.net)
+        costs, tied = costs_of(self.experiment, self.net), ties(self._history().front())
         for number, arch in enumerate(open_, 1):
             steps = archs[arch]
-            tuned = {"finetuned": {"steps": steps}} if steps else {}
-            facts, onnx = {**about, **tuned, **more}, self.experiment.export.onnx
+            facts = {**about, **({"finetuned": {"steps": steps}} if steps else {}), **more}
+            if cheaper := tied.get(arch.id):
+                facts["tied"] = cheaper
+            onnx = self.experiment.export.onnx
             export_child(places[arch], arch, costs, evaluator, test, facts, onnx, self.fence, steps)
             self.watch.advance(number, len(open_), places[arch].name, "children", None)
             self.tracker.poke()

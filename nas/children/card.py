@@ -71,6 +71,8 @@ def card(figures: Mapping[str, Any], about: Mapping[str, Any], task: Task, costs
         for name, given in figures["baselines"].items()
         for metric, value in given.items()
     ]
+    cheaper = about.get("tied")
+    tie = f"\nOn validation it is not told apart from {cheaper}, the next cheaper one on the front." if cheaper else ""
     told = " ± is what other examples would change, with a chance of 95 %." if any(width.values()) else ""
     size = " x ".join(str(n) for n in about["input"]["shape"])
     tuned = about.get("finetuned")
@@ -82,7 +84,7 @@ def card(figures: Mapping[str, Any], about: Mapping[str, Any], task: Task, costs
 {takes_up} for one input of {size} pixels. Cut out of a supernet
 {how} (sha256 of the weights `{about["supernet"][:16]}`); its batch statistics were calibrated on training images.
 It was chosen on {len(task.validation):,} validation examples; the test figures, on {len(task.test):,} others, were
-taken once, after the search.{told}
+taken once, after the search.{told}{tie}
 
 | figure | value |
 | --- | --- |
