@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from nas.draws import permutation, stratified
-from nas.preprocess import Preprocess, opened
-from nas.tasks.files import Files, decoded, readable
+from nas.preprocess import Preprocess
+from nas.tasks.files import MOST_BYTES, Files, readable
 from nas.tasks.options import ClassificationOptions
 from nas.tasks.places import IMAGES, cifar10_root, fashion_root, folder_base, wheel
 
-SAMPLE = 5000  # images on disk that statistics are taken of
+SAMPLE = 5000  # images on disk of a part that are looked at before anything begins
 
 
 @dataclass(frozen=True)
@@ -65,19 +64,24 @@ def load_images(settings: ClassificationOptions) -> Images:
 def _images(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: list[str]) -> Images:
     """A data set of images of one size, which networks take as they are."""
     x, preprocess = train[0], Preprocess(train[0].shape[1], train[0].shape[-1])
-    return Images(x, x, train[1].long(), test[0], test[1].long(), tuple(classes), *_statistics(x), preprocess)
+    return Images(x, x, train[1].long(), test[0], test[1].long(), tuple(classes), *_statistics([x]), preprocess)
 
 
-def _statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of x / 255 for each channel of uint8 ``(N, C, H, W)``, exactly, from the
+def _statistics(parts: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of x / 255 for each channel of uint8 ``(N, C, H, W)`` in all, exactly, from the
     histogram."""
     value = torch.arange(256, dtype=torch.float64) / 255
-    share = torch.stack([torch.bincount(x[:, c].flatten(), minlength=256) for c in range(x.shape[1])]).double()
+    share = torch.stack([_histogram(x) for x in parts]).sum(0).double()
     share /= share.sum(1, keepdim=True)
     mean = share @ value
     std = ((share @ value**2) - mean**2).clamp_min(0).sqrt()
     std[std == 0] = 1.0  # a channel of one colour carries nothing, and must not be divided by 0
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _histogram(x: Tensor) -> Tensor:
+    """How often each grey level occurs: int64 ``(C, 256)``."""
+    return torch.stack([torch.bincount(x[:, c].flatten(), minlength=256) for c in range(x.shape[1])])
 
 
 def _digits(settings: ClassificationOptions) -> Images:
@@ -178,20 +182,19 @@ def _folder(settings: ClassificationOptions) -> Images:
     short = round(settings.size * 8 / 7)
     preprocess, wider = Preprocess(3, settings.size, short), Preprocess(3, short)
     (train, train_y), (test, test_y) = [
-        ([Path(f) for f, _ in part], torch.tensor([y for _, y in part])) for part in files
+        (Files([file for file, _ in part], preprocess), torch.tensor([label for _, label in part])) for part in files
     ]
-    train_x, test_x = (
-        decoded(part, lambda image: preprocess.levels(image)[0], settings.size) for part in (train, test)
-    )
-    varied_x = Files(train, _original if settings.resized_crop else lambda image: wider.levels(image)[0])
-    some = train_x[torch.arange(0, len(train), -(-len(train) // SAMPLE))]
-    mean, std = _statistics(torch.stack(list(some)))
-    return Images(train_x, varied_x, train_y, test_x, test_y, tuple(classes), mean, std, preprocess)
+    mean, std = _statistics(_some(train))
+    for _ in _some(test):
+        pass  # a file that cannot be read is told now, not after the training
+    varied = Files(train.paths, wider, MOST_BYTES)
+    return Images(train, varied, train_y, test, test_y, tuple(classes), mean, std, preprocess)
 
 
-def _original(image: Image.Image) -> Tensor:
-    """uint8 ``(3, H, W)``."""
-    return opened(image)[0].expand(3, -1, -1)
+def _some(files: Files) -> Iterator[Tensor]:
+    """`SAMPLE` images at most, spread over all of them: uint8 ``(n, C, side, side)``, some at a time."""
+    for rows in torch.arange(0, len(files), -(-len(files) // SAMPLE)).split(64):
+        yield torch.stack(files[rows])
 
 
 def _folder_files(train: Path, test: Path) -> tuple[list[str], tuple[list[tuple[str, int]], list[tuple[str, int]]]]:
