@@ -52,7 +52,7 @@ def crop_of(image: Image.Image, side: int, draws: np.ndarray) -> Tensor:
         width, height = height, width
     place = crop_place(height, width, draws)
     less = next(less for less in (8, 4, 2, 1) if less == 1 or min(place[2:]) >= less * side)
-    if less > 1 and image.draft(None, (image.width // less, image.height // less)):  # type: ignore[arg-type]
+    if less > 1 and image.draft(None, (image.width // less, image.height // less)):
         place = place[0] // less, place[1] // less, place[2] // less, place[3] // less
     return _resized(_upright(image), side, place)
 
@@ -61,7 +61,8 @@ def resized_crop(picture: Tensor, side: int, draws: np.ndarray) -> Tensor:
     """The same of a picture in memory: uint8 ``(C, H, W)`` -> ``(C, side, side)``."""
     from torchvision.transforms.v2 import functional
 
-    return _resized(functional.to_pil_image(picture), side, crop_place(*picture.shape[-2:], draws))
+    height, width = picture.shape[-2:]
+    return _resized(functional.to_pil_image(picture), side, crop_place(height, width, draws))
 
 
 def _upright(image: Image.Image) -> Image.Image:

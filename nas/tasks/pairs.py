@@ -7,6 +7,7 @@ the figures that MATLAB's imresize gives within 0.02 dB. torch's differs by a gr
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -194,14 +195,15 @@ def load_photos(settings: SuperResolutionOptions) -> tuple[list[Photo], list[Pho
 
     Raises:
         DataMissing: they are not there (a `FileNotFoundError`).
-        ValueError: a file is not a readable image, a test image is too small, there are none, or more than memory may
-            take.
+        ValueError: a file is not a readable image, a test image is too small or trained on too, there are none, or more
+            than memory may take.
     """
     base = settings.locate()
     if base is None:
         parts = [[wheel() / name for name in names] for names in (TRAIN_PHOTOS, TEST_PHOTOS)]
     else:
         parts = [_files(base / settings.train), _files(base / settings.test)]
+        _guard_test(*parts)
     _guard_memory([file for part in parts for file in part])
     learnt, judged = ([_photo(file) for file in part] for part in parts)
     border = settings.scale if settings.border is None else settings.border
@@ -221,6 +223,22 @@ def _files(folder: Path) -> list[Path]:
     if not files:
         raise ValueError(f"no images in {folder}; files are images when they end in {' '.join(IMAGES)}")
     return files
+
+
+def _guard_test(train: list[Path], test: list[Path]) -> None:
+    """Refuse a test image that is among those to train on and to choose by, in whichever folder it lies."""
+    sizes = {file.stat().st_size for file in test}
+    known = {_digest(file) for file in train if file.stat().st_size in sizes}
+    if both := [file for file in test if _digest(file) in known]:
+        raise ValueError(
+            f"{len(both)} of {len(test)} test images are in data.train too, such as {both[0]}: test on others, or "
+            "remove them from one of the folders"
+        )
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def _guard_memory(files: list[Path]) -> None:
