@@ -16,7 +16,7 @@ from nas.tasks import augment, mixing
 from nas.tasks.datasets import load_images
 from nas.tasks.files import Files
 from nas.tasks.options import ClassificationOptions
-from nas.tasks.task import Task
+from nas.tasks.task import Task, pixels
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,25 @@ class Split:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def decodes(self) -> bool:
+        """Whether examples are decoded from files."""
+        return not isinstance(self.varied, Tensor)
+
     def batch(self, indices: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
         """Examples of this split: x float32 ``(n, C, side, side)`` in [0, 1], y int64 ``(n,)``.
 
         With an epoch each image is augmented; how depends on (seed, epoch, its index) alone, not on the batch. Without
         one it is what `nas.preprocess.Preprocess` makes of the picture.
         """
+        x, y = self.levels(indices, epoch)
+        return pixels(x), y
+
+    def levels(self, indices: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
+        """The same with x as uint8, 0 to 255."""
         rows = torch.from_numpy(self.rows[indices])
         x = torch.stack(list(self.plain[rows])) if epoch is None else self._augment(rows, np.asarray(indices), epoch)
-        return x.float() / 255, self.y[rows]
+        return x, self.y[rows]
 
     def _augment(self, rows: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
         """uint8 ``(n, C, side, side)``: cropped, mirrored, by RandAugment, a part erased, as the settings say."""
