@@ -452,13 +452,12 @@ class Pipeline:
         return history_of(self.experiment, self.run, self._supernet())
 
     def _evaluator(self) -> tuple[Evaluator, Batches]:
-        device = self.device
-        settings = self.experiment.search
+        device, settings, shared = self.device, self.experiment.search, self.run.batches
         self.net.load_state_dict(self._supernet().child_weights())
         net: Supernet = self.net.to(device)
-        return Evaluator(net, self.task, settings, device), Batches(
-            self.task.test, len(self.task.test), settings.score_batch, device
-        )
+        evaluator = Evaluator(net, self.task, settings, device, None, shared)
+        test = self.task.test
+        return evaluator, Batches(test, len(test), settings.score_batch, device, place=shared / "test")
 
 
 def finetune_experiment(

@@ -150,7 +150,8 @@ class Attempt:
         self.began, self.asked = time.monotonic() - self.state.seconds, time.monotonic()
         random = np.random.default_rng(bits(self.experiment.seed, "panel"))
         self.panel = panel(net.space, random)
-        self.evaluator = Evaluator(net, self.task, self.experiment.search, loop.device, PANEL_EXAMPLES)
+        search, shared = self.experiment.search, loop.run.batches
+        self.evaluator = Evaluator(net, self.task, search, loop.device, PANEL_EXAMPLES, shared)
 
     def close(self) -> None:
         self.engine.close()

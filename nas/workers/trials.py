@@ -45,14 +45,14 @@ class Scored(tune.Trainable):
     """An actor that holds one supernet and judges the candidates of one trial after another."""
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], weights: Mapping[str, np.ndarray], experiment: dict[str, Any], gpu: bool
+        self, config: dict[str, Any], weights: Mapping[str, np.ndarray], experiment: dict[str, Any], run: str, gpu: bool
     ) -> None:
         device = configure_process(gpu, 1)
         settings = parse(experiment)
         task = load_task(settings)
         net = make_supernet(settings, task)
         net.load_state_dict({name: shared(array) for name, array in weights.items()}, assign=True)
-        self.evaluator = Evaluator(net.to(device), task, settings.search, device)
+        self.evaluator = Evaluator(net.to(device), task, settings.search, device, None, RunDir(run).batches)
         self.candidates = config["candidates"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -258,7 +258,8 @@ def _run(experiment: Experiment, run: RunDir, fence: Fence, asker: Asker, traine
     share = min(1.0, gpus() / trials) if gpu else 0.0
     check_room(experiment)
     arrays = {name: tensor.numpy() for name, tensor in trained.child_weights().items()}
-    scored = tune.with_parameters(Scored, weights=arrays, experiment=experiment.model_dump(mode="json"), gpu=gpu)
+    told = {"experiment": experiment.model_dump(mode="json"), "run": str(run.path), "gpu": gpu}
+    scored = tune.with_parameters(Scored, weights=arrays, **told)
     tuner = tune.Tuner(
         tune.with_resources(scored, {"cpu": 1, "gpu": share}),
         tune_config=tune.TuneConfig(search_alg=asker, num_samples=-1, max_concurrent_trials=None, reuse_actors=True),
