@@ -32,6 +32,7 @@ from nas.recipes.recipe import Recipe
 from nas.results.choose import FINETUNED, choose, history_of, lifting, trained
 from nas.results.history import History, outcome, standing
 from nas.results.tracking import Tracker, address, default_uri
+from nas.rundir.atomic import write_atomic
 from nas.rundir.checkpoint import Checkpoint, newest_sha
 from nas.rundir.directory import RunDir, open_run
 from nas.rundir.fence import Fence, Gone
@@ -39,6 +40,7 @@ from nas.rundir.log import EventLine, Line, PanelLine, StepLine
 from nas.search.journal import Record
 from nas.space import Arch
 from nas.supernet import Supernet
+from nas.tasks.index import Index
 from nas.tasks.task import Task
 from nas.training.loop import total_steps
 from nas.workers.stopping import Stopper, watching
@@ -154,7 +156,8 @@ class Pipeline:
         device = driver_device(experiment.train.use_gpu)
         run = RunDir(directory.absolute())
         space_of(experiment.space.name, experiment.space.size)  # before the data are read, which takes longer
-        task = load_task(experiment)
+        index = Index(run.index)
+        task = load_task(experiment, index)
         net = make_supernet(experiment, task)
         if task.least_side < net.least_side:
             raise ValueError(
@@ -176,6 +179,9 @@ class Pipeline:
             kept = Mirror(mirror, run.path, watch.say)
             kept.bring()
         with open_run(experiment, run) as fence, kept or nullcontext():
+            index.shared = run.batches
+            if news := index.news:
+                write_atomic(run.index, news)
             tracker = Tracker(run, address(run, tracking.uri), tracking.experiment or experiment.name)
             try:
                 tracker.start()

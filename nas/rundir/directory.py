@@ -166,6 +166,11 @@ class RunDir:
         return self.path / ".batches"
 
     @property
+    def index(self) -> Path:
+        """What was found out about the files of the data."""
+        return self.path / ".data.json"
+
+    @property
     def ray_logs(self) -> Path:
         """What Ray said, where it has died."""
         return self.ray / "logs"

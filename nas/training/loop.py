@@ -26,6 +26,7 @@ from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.rundir.log import EventLine, Line, Log, PanelLine, StepLine
 from nas.supernet import Supernet
+from nas.tasks.index import Index
 from nas.tasks.task import pixels
 from nas.training.engine import Engine
 from nas.training.feeds import loaders_of, make_feeds, prefetched
@@ -78,7 +79,7 @@ class Loop:
             world,
             device,
         )
-        self.task = load_task(experiment)
+        self.task = load_task(experiment, Index(run.index, run.batches))
         fence.check()
         self.log = Log(run.training_log) if rank == 0 else None
 

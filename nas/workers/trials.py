@@ -30,6 +30,7 @@ from nas.search.core import Exhausted, Search
 from nas.search.journal import Candidate, Journal, Record
 from nas.space import Arch
 from nas.supernet import Supernet
+from nas.tasks.index import Index
 from nas.tasks.task import Task
 from nas.workers.session import check_room, gpus, has_gpus, on_ray, session
 
@@ -49,10 +50,11 @@ class Scored(tune.Trainable):
     ) -> None:
         device = configure_process(gpu, 1)
         settings = parse(experiment)
-        task = load_task(settings)
+        at = RunDir(run)
+        task = load_task(settings, Index(at.index, at.batches))
         net = make_supernet(settings, task)
         net.load_state_dict({name: shared(array) for name, array in weights.items()}, assign=True)
-        self.evaluator = Evaluator(net.to(device), task, settings.search, device, None, RunDir(run).batches)
+        self.evaluator = Evaluator(net.to(device), task, settings.search, device, None, at.batches)
         self.candidates = config["candidates"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -27,6 +27,7 @@ from nas.preprocess import Preprocess
 from nas.tasks.augment import CROP_DRAWS, OPERATIONS, crop_of, crop_place, erased, rand_augment, resized_crop
 from nas.tasks.classification import Classification, Split
 from nas.tasks.datasets import TEXTURES, load_images
+from nas.tasks.index import Index
 from nas.tasks.options import ClassificationOptions
 from nas.tasks.places import DataMissing
 
@@ -572,6 +573,44 @@ def test_broken_folders_are_told(nowhere: Path) -> None:
         file.unlink()
     with pytest.raises(ValueError, match="no images in the classes bee"):
         load_images(folder_settings(base))
+
+
+def test_a_folder_is_looked_at_once_a_run(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a folder gets or loses a file, or one of those that were looked at changes."""
+    for part, count in (("train", 9), ("test", 3)):
+        pictures(nowhere / "mine" / part, {"ant": count, "bee": count})
+    (nowhere / "mine" / "train" / "bee" / "deep").mkdir()
+    (nowhere / "mine" / "train" / "bee" / "8.jpg").rename(nowhere / "mine" / "train" / "bee" / "deep" / "z.jpg")
+    look, looked, kept = datasets._look, [0], nowhere / "index.json"
+
+    def counted(*given: Any) -> Any:
+        looked[0] += 1
+        return look(*given)
+
+    monkeypatch.setattr(datasets, "_look", counted)
+
+    def made(*changes: object) -> tuple[Classification, int]:
+        index = Index(kept)
+        with index.used():
+            task = Classification(folder_settings("mine", resized_crop=True), 0)
+        if index.news:
+            kept.write_text(index.news)
+        return task, looked[0]
+
+    first, again, alone = made(), made(), Classification(folder_settings("mine", resized_crop=True), 0)
+    assert (first[1], again[1], looked[0]) == (1, 1, 2), "who has no index looks"
+    for task in (again[0], alone):
+        assert task.network == first[0].network and task.train.plain.paths == first[0].train.plain.paths
+        assert torch.equal(task.train.y, first[0].train.y) and task.test.y.tolist() == [0] * 3 + [1] * 3
+    assert first[0].train.plain.paths[-1].endswith("train/bee/deep/z.jpg") and len(first[0].train.plain.paths) == 18
+    (nowhere / "mine" / "train" / "ant" / "new.jpg").write_bytes((nowhere / "mine/train/ant/0.jpg").read_bytes())
+    assert made()[1] == 3 and len(made()[0].train) == 19 - 4
+    Image.new("L", (30, 30), 99).save(nowhere / "mine" / "test" / "bee" / "0.jpg")
+    assert made()[1] == 4 and made()[1] == 4
+    for damaged in ("[]", "{", '{"%s 14": {"parts": 3}}' % (nowhere / "mine")):
+        kept.write_text(damaged)
+        made()
+    assert looked[0] == 7
 
 
 def test_caltech() -> None:
