@@ -9,6 +9,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 
 class Index:
     """Findings by name, plain values. The command that begins a run finds them and writes them down; what a worker does
@@ -42,6 +44,16 @@ class Index:
         if self.path is not None:
             self._known[name], self._new = found, True
         return found
+
+    @staticmethod
+    def once(path: Path, write: Callable[[Path], None]) -> None:
+        """See that a large file is there, whole: the first process that comes writes it, the others wait."""
+        path.parent.mkdir(exist_ok=True)  # not its parents: a run that was deleted must not come back by this
+        with FileLock(path.with_name(f"{path.name}.lock")):
+            if not path.is_file():
+                beside = path.with_name(f".{path.name}.tmp")
+                write(beside)
+                beside.replace(path)
 
     @property
     def news(self) -> str | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnxruntime
@@ -33,11 +34,13 @@ from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.space import Arch, Choice, Space
 from nas.supernet import CostModel, PartCost, Pass, Supernet, fp32
-from nas.tasks import quality
+from nas.tasks import pairs, quality
+from nas.tasks.index import Index
 from nas.tasks.options import SuperResolutionOptions
 from nas.tasks.pairs import Crops, Photo, cells, enlarge, load_photos
 from nas.tasks.pictures import most_different
 from nas.tasks.places import TRAIN_PHOTOS, DataMissing
+from nas.tasks.stored import Store, StoredPhoto
 from nas.tasks.super_resolution import SuperResolution
 from nas.tasks.tiles import in_tiles
 from nas.testing.space import ready
@@ -329,6 +332,45 @@ def test_broken_folders_are_told(nowhere: Path) -> None:
     file.write_bytes(file.read_bytes()[:-900])
     with pytest.raises(ValueError, match=r"cannot read the image .*1\.png"):
         SuperResolution(wanted, 0)
+
+
+def test_many_photographs_lie_in_one_file(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a batch holds does not depend on where they lie; the file is written once, whatever the process."""
+    for folder, seeds in (("train", range(6)), ("test", range(6, 8))):
+        (nowhere / "mine" / folder).mkdir(parents=True)
+        for i in seeds:
+            Image.fromarray(noise(70 + i, 80, i)).save(nowhere / "mine" / folder / f"{i}.png")
+    given, run = settings(name="sr-folder", path="mine", patch=8, validation=3), nowhere / "run"
+    run.mkdir()
+    here = SuperResolution(given, 0)
+    monkeypatch.setattr(pairs, "MOST_BYTES", 2 * 77 * 80 * 3)  # for the test part
+    first = Index(run / "index.json")
+    with first.used():
+        there = SuperResolution(given, 0)
+    (run / "index.json").write_text(str(first.news))
+    rows = np.arange(len(here.train))
+
+    def same(task: SuperResolution) -> bool:
+        pairs_of = ((here.train, task.train, rows, 3), (here.validation, task.validation, np.arange(3), None))
+        return all(
+            torch.equal(a, b)
+            for one, two, which, epoch in pairs_of
+            for a, b in zip(one.batch(which, epoch), two.batch(which, epoch), strict=True)
+        )
+
+    assert here.network == there.network and here.chance == there.chance and isinstance(there.train, Crops)
+    assert isinstance(there.train.photos[0], StoredPhoto) and not isinstance(here.train.photos[0], StoredPhoto)
+    assert same(there), "decoded at each use where there is no run yet"
+    first.shared = run / "shared"
+    assert same(there) and (run / "shared" / "photographs").stat().st_size == sum(3 * 80 * (70 + i) for i in range(6))
+    again = Index(run / "index.json", run / "shared")
+    reads = mock.Mock(side_effect=AssertionError("it was looked at before"))
+    with again.used(), monkeypatch.context() as patch:
+        patch.setattr(Store, "_write", reads)
+        assert same(SuperResolution(given, 0)) and again.news is None and not reads.called
+    monkeypatch.setattr(pairs, "MOST_BYTES", 77 * 80 * 3)
+    with pytest.raises(ValueError, match="2 test images would take"):
+        SuperResolution(given, 0)
 
 
 # --- the experiment file
