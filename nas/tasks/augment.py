@@ -4,7 +4,7 @@ that are given, so that nothing here depends on the batch, the process or a glob
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from nas.preprocess import opened
 
 TRIES = 10  # crops drawn, of which the first that fits is taken
 CROP_DRAWS = 2 * TRIES + 2  # uniform ones that a crop takes
-TURNED = range(5, 9)  # EXIF's orientations whose rows are columns
+SIDEWAYS = range(5, 9)  # EXIF's orientations whose rows are columns
 ORIENTATION = 0x0112
 MAGNITUDE = 0.9  # of 1, the largest in RandAugment: timm's m9, and so the recipes of transformers have it
 
@@ -38,8 +38,8 @@ def crop_place(height: int, width: int, draws: np.ndarray) -> tuple[int, int, in
     return int(draws[-2] * (height - tall + 1)), int(draws[-1] * (width - wide + 1)), tall, wide
 
 
-def crop_of(image: Image.Image, side: int, draws: np.ndarray) -> Tensor:
-    """Such a crop of a picture as its file has it, resized: uint8 ``(3, side, side)``.
+def crop_of(image: Image.Image, side: int, draws: np.ndarray) -> Image.Image:
+    """Such a crop of a picture as its file has it, upright, in RGB, resized to `side` pixels square.
 
     A JPEG is decoded at a half, a quarter or an eighth of its size where the crop has more pixels than are asked for
     even then.
@@ -47,35 +47,47 @@ def crop_of(image: Image.Image, side: int, draws: np.ndarray) -> Tensor:
     Args:
         image: open, nothing decoded yet.
     """
-    width, height = image.size
-    if image.getexif().get(ORIENTATION) in TURNED:
+    (width, height), turned = image.size, image.getexif().get(ORIENTATION, 1)
+    if turned in SIDEWAYS:
         width, height = height, width
     place = crop_place(height, width, draws)
     less = next(less for less in (8, 4, 2, 1) if less == 1 or min(place[2:]) >= less * side)
     if less > 1 and image.draft(None, (image.width // less, image.height // less)):
         place = place[0] // less, place[1] // less, place[2] // less, place[3] // less
-    return _resized(_upright(image), side, place)
-
-
-def resized_crop(picture: Tensor, side: int, draws: np.ndarray) -> Tensor:
-    """The same of a picture in memory: uint8 ``(C, H, W)`` -> ``(C, side, side)``."""
-    from torchvision.transforms.v2 import functional
-
-    height, width = picture.shape[-2:]
-    return _resized(functional.to_pil_image(picture), side, crop_place(height, width, draws))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """As its EXIF says, of mode RGB."""
     if image.mode.startswith(("I", "F")):  # 16 bits, or no range at all
-        return Image.fromarray(opened(image)[0].expand(3, -1, -1).permute(1, 2, 0).numpy())
-    return ImageOps.exif_transpose(image).convert("RGB")
+        image = Image.fromarray(opened(image)[0].expand(3, -1, -1).permute(1, 2, 0).numpy())
+    elif turned != 1:
+        image = ImageOps.exif_transpose(image)
+    cut = _resized(image, side, place)
+    return cut if cut.mode == "RGB" else cut.convert("RGB")
 
 
-def _resized(image: Image.Image, side: int, place: tuple[int, int, int, int]) -> Tensor:
+def resized_crop(picture: Tensor, side: int, draws: np.ndarray) -> Image.Image:
+    """The same of a picture in memory, uint8 ``(C, H, W)``, in its own colours."""
+    height, width = picture.shape[-2:]
+    return _resized(image_of(picture), side, crop_place(height, width, draws))
+
+
+def image_of(picture: Tensor) -> Image.Image:
+    """Uint8 ``(C, H, W)`` as Pillow has it, which is quicker in all that comes here."""
+    from torchvision.transforms.v2 import functional  # takes seconds to import, so where it is used, here and below
+
+    made: Image.Image = functional.to_pil_image(picture)
+    return made
+
+
+def tensor_of(images: Iterable[Image.Image]) -> Tensor:
+    """Images of one size as uint8 ``(n, C, H, W)``."""
     from torchvision.transforms.v2 import functional
 
-    return functional.pil_to_tensor(functional.resized_crop(image, *place, [side, side], antialias=True))
+    return torch.stack([functional.pil_to_tensor(image) for image in images])
+
+
+def _resized(image: Image.Image, side: int, place: tuple[int, int, int, int]) -> Image.Image:
+    from torchvision.transforms.v2 import functional
+
+    made: Image.Image = functional.resized_crop(image, *place, [side, side], antialias=True)
+    return made
 
 
 def erased(x: Tensor, seeds: np.ndarray) -> Tensor:
@@ -102,22 +114,16 @@ def _sides(area: float, stretch: float) -> tuple[float, float]:
     return math.sqrt(area / stretch), math.sqrt(area * stretch)
 
 
-def rand_augment(x: Tensor, seeds: np.ndarray) -> Tensor:
-    """RandAugment (arXiv:1909.13719), 2 operations, of uint8 ``(n, C, H, W)``, a seed an image.
+def rand_augment(image: Image.Image, seed: np.uint64) -> Image.Image:
+    """RandAugment (arXiv:1909.13719), 2 operations.
 
-    The operations and their ranges are those of torchvision's, which draws from torch's global generator: other threads
-    use that as well. Pillow does them, twice as fast as on tensors.
+    They and their ranges are torchvision's, which draws from torch's global generator: other threads use that as well.
     """
-    from torchvision.transforms.v2 import functional
-
-    done = []
-    for image, seed in zip(x, seeds, strict=True):
-        rng, picture = np.random.default_rng(seed), functional.to_pil_image(image)
-        for _ in range(2):
-            operation = OPERATIONS[rng.integers(len(OPERATIONS))]
-            picture = operation(picture, -MAGNITUDE if rng.random() < 0.5 else MAGNITUDE)
-        done.append(functional.pil_to_tensor(picture))
-    return torch.stack(done)
+    rng = np.random.default_rng(seed)
+    for _ in range(2):
+        operation = OPERATIONS[rng.integers(len(OPERATIONS))]
+        image = operation(image, -MAGNITUDE if rng.random() < 0.5 else MAGNITUDE)
+    return image
 
 
 Operation = Callable[[Image.Image, float], Image.Image]
@@ -134,7 +140,7 @@ def _functional(name: str, argument: Callable[[float], float] | None = None) -> 
     """One of torchvision's functions, and what it is given for a magnitude."""
 
     def operation(image: Image.Image, magnitude: float) -> Image.Image:
-        from torchvision.transforms.v2 import functional  # takes seconds to import, so where it is used
+        from torchvision.transforms.v2 import functional
 
         made: Image.Image = getattr(functional, name)(image, *(() if argument is None else (argument(magnitude),)))
         return made

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from nas.draws import bits, stratified, uniform
@@ -72,25 +73,31 @@ class Split:
         def draw(purpose: str) -> Tensor:
             return torch.from_numpy(uniform(self.seed, purpose, epoch, indices))
 
+        images: Iterable[Image.Image]
         if self.settings.resized_crop:
             places = uniform(self.seed, "crop", epoch, indices[:, None], np.arange(augment.CROP_DRAWS))
-            x = torch.stack([self._cropped(row, draws) for row, draws in zip(rows.tolist(), places, strict=True)])
-            x = torch.where((draw("flip") < 0.5)[:, None, None, None], x.flip(-1), x) if self.settings.flip else x
+            mirrored = (draw("flip") < 0.5).tolist() if self.settings.flip else [False] * len(rows)
+            images = map(self._cropped, rows.tolist(), places, mirrored)
         else:
             x = self._shifted(torch.stack(list(self.varied[rows])), draw)
+            images = map(augment.image_of, x)
         if self.settings.rand_augment:
-            x = augment.rand_augment(x, bits(self.seed, "rand_augment", epoch, indices))
+            images = map(augment.rand_augment, images, bits(self.seed, "rand_augment", epoch, indices))
+        if self.settings.resized_crop or self.settings.rand_augment:
+            x = augment.tensor_of(images)
         if self.settings.erase:
             chosen = (draw("erase") < self.settings.erase).nonzero().flatten()
             x[chosen] = augment.erased(x[chosen], bits(self.seed, "erased", epoch, indices[chosen.numpy()]))
         return x
 
-    def _cropped(self, row: int, draws: np.ndarray) -> Tensor:
+    def _cropped(self, row: int, draws: np.ndarray, mirrored: bool) -> Image.Image:
         """A crop of any area, out of the whole picture."""
         if isinstance(self.varied, Tensor):
-            return augment.resized_crop(self.varied[row], self.side, draws)
-        with self.varied.opened(row) as image:
-            return augment.crop_of(image, self.side, draws)
+            crop = augment.resized_crop(self.varied[row], self.side, draws)
+        else:
+            with self.varied.opened(row) as image:
+                crop = augment.crop_of(image, self.side, draws)
+        return ImageOps.mirror(crop) if mirrored else crop
 
     def _shifted(self, x: Tensor, draw: Callable[[str], Tensor]) -> Tensor:
         """Padded with black, cropped at a random place, mirrored."""

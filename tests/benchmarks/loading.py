@@ -74,9 +74,9 @@ def rate(batches: Iterator[Any], batch: int, turn: int, ready: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--batches", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=20)
+    parser.add_argument("--turns", type=int, default=15)
+    parser.add_argument("--batches", type=int, default=4)
     o = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made:
