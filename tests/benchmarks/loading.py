@@ -4,6 +4,10 @@
 
 2,000 JPEGs of 400 to 600 pixels, which it makes: crops of any area resized to 224, mirrored, RandAugment. Both sides in
 turn, a few batches at a time, what they had ready at the beginning of a turn left out.
+
+On two cores that other processes kept busy (load 5 to 10), median of 15 turns: with 0, 1 and 2 loaders 1.09, 1.06 and
+0.91 times as many as the DataLoader, the last one within what such a machine makes of it: seven turns of the version
+before had given 1.04, 0.81 and 1.17. Processor time an image, which others disturb less: 4.6 ms, 1.10 times as quick.
 """
 
 from __future__ import annotations
@@ -61,14 +65,14 @@ def theirs(folder: Path, batch: int, loaders: int) -> Iterator[Any]:
         yield from loader
 
 
-def rate(batches: Iterator[Any], batch: int, turn: int, ready: int) -> float:
-    """Images a second."""
+def seconds(batches: Iterator[Any], turn: int, ready: int) -> tuple[float, float]:
+    """Of a turn: by the clock, and of this process's processors."""
     for _ in range(ready):
         next(batches)
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     for _ in range(turn):
         next(batches)
-    return turn * batch / (time.perf_counter() - began)
+    return time.perf_counter() - began, time.process_time() - used
 
 
 def main() -> None:
@@ -85,10 +89,11 @@ def main() -> None:
             ready = 2 * loaders + 1
             mine, plain = ours(Path(made), o.batch, loaders), theirs(Path(made), o.batch, loaders)
             with closing(mine), closing(plain):  # type: ignore[type-var]
-                turns = [tuple(rate(each, o.batch, o.batches, ready) for each in (mine, plain)) for _ in range(o.turns)]
-            here, there = (median(column) for column in zip(*turns, strict=True))
-            ratio = median(a / b for a, b in turns)
-            print(f"{loaders} loaders: {here:.0f} images/s, DataLoader {there:.0f}; {ratio:.2f} times as many")
+                turns = [[seconds(each, o.batches, ready) for each in (mine, plain)] for _ in range(o.turns)]
+            here, there = (o.batches * o.batch / median(turn[side][0] for turn in turns) for side in (0, 1))
+            clock, processors = (median(plain[how] / own[how] for own, plain in turns) for how in (0, 1))
+            own = f"; {processors:.2f} for the same time of processors" if loaders == 0 else ""
+            print(f"{loaders} loaders: {here:.0f} images/s, DataLoader {there:.0f}; {clock:.2f} times as many{own}")
 
 
 if __name__ == "__main__":

@@ -271,7 +271,7 @@ def test_grey_images_of_16_bits_keep_their_range(nowhere: Path) -> None:
     read = files.Files([str(nowhere / name) for name in ("deep.png", "float.tiff")], Preprocess(3))
     assert torch.equal(read[torch.tensor([0])][0][1], torch.from_numpy((deep >> 8).astype(np.uint8)))
     with read.opened(0) as image:
-        assert set(crop_of(image, 1, np.full(CROP_DRAWS, 0.5)).getdata()) == {(128, 128, 128)}
+        assert (np.asarray(crop_of(image, 1, np.full(CROP_DRAWS, 0.5))) == 128).all()
     Image.fromarray(deep.astype(np.float32)).save(nowhere / "float.tiff")
     with pytest.raises(ValueError, match=r"float\.tiff: pixels of mode F have no range"):
         read[torch.tensor([1])]
