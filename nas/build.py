@@ -26,6 +26,7 @@ from nas.rundir.directory import RunDir
 from nas.search.constraints import check_attainable
 from nas.search.core import Better, Objective, Search, resume
 from nas.search.journal import Candidate, Journal
+from nas.search.rungs import Rung
 from nas.space import Arch, Measure
 from nas.supernet import Cost, CostModel, Supernet
 from nas.tasks.index import Index
@@ -273,6 +274,7 @@ def open_search(experiment: Experiment, net: Supernet, task: Task, trained: Chec
             settings.options,
             seed=experiment.seed,
             window=settings.window,
+            rungs=[Rung(*rung) for rung in settings.rungs],
         )
     own = [found_by(trained, net)] if trained and experiment.recipe.name == "differentiable" else []
     search.begin_with([*own, *(proposed(Path(run), net) for run in settings.propose_from)])
@@ -290,6 +292,8 @@ def open_journal(
     space = f"{experiment.space.name} {experiment.space.size}".strip()
     own = costs_of(experiment, net).identity
     header = {"supernet": supernet, **search.identity, "space": space, **({"costs": own} if own else {})}
+    if experiment.finetune and experiment.search.rungs[-1][1]:
+        header["finetune"] = experiment.finetune.recipe.model_dump(mode="json")
     journal = Journal(run.begin_search(supernet), header)
     if not journal.constraints:
         journal.append_constraints(0, search.constraints(0))

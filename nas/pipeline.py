@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,91 +23,36 @@ from nas.build import (
     open_search,
     space_of,
 )
-from nas.children.evaluate import Batches, Evaluator
+from nas.children.alone import make_alone
+from nas.children.evaluate import Batches, Evaluator, Judged
 from nas.children.export import child_packages, export_child, exported, made_smaller
 from nas.config.experiment import Experiment, parse
 from nas.device import driver_device
 from nas.quantization.target import QuantizationTarget
 from nas.recipes.recipe import Recipe
-from nas.results.choose import FINETUNED, choose, history_of, lifting, trained
-from nas.results.history import History, outcome, standing
+from nas.results.choose import FINETUNED, choose, constraints_of, history_of, lifting, trained
+from nas.results.fidelity import Fidelity, Trials
+from nas.results.history import History, outcome, standing, ties
 from nas.results.tracking import Tracker, address, default_uri
 from nas.rundir.atomic import write_atomic
 from nas.rundir.checkpoint import Checkpoint, newest_sha
 from nas.rundir.directory import RunDir, open_run
 from nas.rundir.fence import Fence, Gone
-from nas.rundir.log import EventLine, Line, PanelLine, StepLine
+from nas.rundir.log import Line
+from nas.search.constraints import evenly
 from nas.search.journal import Record
 from nas.space import Arch
 from nas.supernet import Supernet
 from nas.tasks.index import Index
 from nas.tasks.task import Task
 from nas.training.loop import total_steps
+from nas.watch import TrainingNotes, Watcher
 from nas.workers.stopping import Stopper, watching
 
 if TYPE_CHECKING:
     from nas.children.quantize import QuantizedFigures
 
 FLUSH_SECONDS = 30.0  # at the end, for what MLflow does not have yet
-
-
-class Watcher(Protocol):
-    """Who is told how the work goes. All calls come from one process; those within a stage may come from a thread of
-    it."""
-
-    def begin(self, stage: str, note: str) -> None: ...
-
-    def advance(self, done: float, total: float, note: str, unit: str, seconds: float | None = None) -> None:
-        """`done` of `total` `unit`; `seconds` of work so far, where the stage knows better than the clock."""
-
-    def say(self, text: str) -> None: ...
-
-    def end(self, note: str) -> None: ...
-
-
-class TrainingNotes:
-    """Lines of the training log, told to people as the training goes on.
-
-    Args:
-        metric: the task's, that is shown of the panel.
-        max_minutes: the bound of the training's time, if there is one.
-
-    Attributes:
-        panel: what the newest panel said, as the end of a line; empty before the first.
-    """
-
-    def __init__(self, metric: str, max_minutes: float | None, watch: Watcher) -> None:
-        self.metric, self.max_minutes, self.watch, self.panel = metric, max_minutes, watch, ""
-        self.before: StepLine | None = None
-
-    def take(self, line: Line) -> None:
-        match line:
-            case PanelLine():
-                figures = {name: figure[self.metric] for name, figure in line.panel.items()}
-                shown = [name for name in ("chosen", "largest", "smallest") if name in figures][:2]
-                self.panel = f" | {self.metric} {' '.join(f'{name} {figures[name]:.4g}' for name in shown)}"
-            case EventLine():
-                self.watch.say(f"{line.event}: {line.reason}")
-            case StepLine():
-                name, loss = next(iter(line.loss.items()))
-                told = f"loss {loss:.3f}" if name == "loss" else f"loss {name} {loss:.3f}"
-                note, done, total, unit = f"{told}{self.panel}", float(line.step), float(line.total), "steps"
-                if self.max_minutes and line.share > done / total:  # time ends this training, not the schedule
-                    note, done, total, unit = (
-                        f"step {line.step:,}{self._rate(line)} | {note}",
-                        line.seconds / 60,
-                        self.max_minutes,
-                        "minutes",
-                    )
-                self.before = line
-                self.watch.advance(done, total, note, unit, line.seconds)
-
-    def _rate(self, line: StepLine) -> str:
-        """Steps a second since the line before; empty where there is none, or training went back in between."""
-        before = self.before
-        if before is None or line.seconds <= before.seconds or line.step <= before.step:
-            return ""
-        return f", {(line.step - before.step) / (line.seconds - before.seconds):.3g} steps/s"
 
 
 class Pipeline:
@@ -280,14 +225,14 @@ class Pipeline:
             self.watch.say(f"export: children within {bound}, as the run says; to lift that: {lifting(bound)}")
         if only is None and len(chosen) < wanted:
             self.watch.say(f"export: {len(chosen)} of {wanted} children: the front has no more")
-        self._export([record.arch for record in chosen])
+        self._export({record.arch: history.steps(record) for record in chosen})
         return [record.id for record in chosen]
 
     def _export(
-        self, archs: list[Arch], target: Path | None = None, more: Mapping[str, Any] = MappingProxyType({})
+        self, archs: Mapping[Arch, int], target: Path | None = None, more: Mapping[str, Any] = MappingProxyType({})
     ) -> None:
         """Those children that are not there yet, each in its own directory of RUN/children, or the only one in
-        `target`."""
+        `target`; trained for so many steps by themselves, as the search has scored them."""
         supernet = self._supernet().sha
         places = {arch: target or self.run.child(arch.id).path for arch in archs}
         open_ = [arch for arch in archs if not exported(places[arch], supernet)]
@@ -304,11 +249,14 @@ class Pipeline:
             "data": self.experiment.data.name,
             **self.task.about,
         }
-        costs = costs_of(self.experiment, self.net)
+        costs, tied = costs_of(self.experiment, self.net), ties(self._history().front())
         for number, arch in enumerate(open_, 1):
-            export_child(
-                places[arch], arch, costs, evaluator, test, {**about, **more}, self.experiment.export.onnx, self.fence
-            )
+            steps = archs[arch]
+            facts = {**about, **({"finetuned": {"steps": steps}} if steps else {}), **more}
+            if cheaper := tied.get(arch.id):
+                facts["tied"] = cheaper
+            onnx = self.experiment.export.onnx
+            export_child(places[arch], arch, costs, evaluator, test, facts, onnx, self.fence, steps)
             self.watch.advance(number, len(open_), places[arch].name, "children", None)
             self.tracker.poke()
             self.stopper.check()
@@ -373,7 +321,7 @@ class Pipeline:
             return None
         if name == "largest":
             arch = self.net.space.largest()
-            self._export([arch])
+            self._export({arch: 0})
             name = arch.id
         child = self.run.child(name)
         if not child.arch.is_file():
@@ -385,7 +333,60 @@ class Pipeline:
 
     def export_only(self, target: Path, about: dict[str, Any]) -> None:
         """The one child of a space of one, as a directory `target`, with further facts of where it comes from."""
-        self._export([self.net.space.largest()], target, about)
+        self._export({self.net.space.largest(): 0}, target, about)
+
+    def fidelity(self) -> Fidelity | None:
+        """Children trained alone, against which the supernet's scores are held; None where there are too few yet.
+
+        Raises:
+            ValueError: too few children lie within the constraints.
+            RuntimeError: a training failed.
+        """
+        experiment, space = self.experiment, self.net.space
+        objective, costs = objective_of(experiment, self.task, self.net), costs_of(experiment, self.net)
+        constraints = constraints_of(experiment).without(set(objective.names) - costs.measures.keys())
+        archs = evenly(space, costs, objective.cost, constraints, experiment.fidelity.children)
+        about = {
+            "supernet": self._supernet().sha,
+            "metric": objective.metric,
+            "better": objective.better,
+            "cost": objective.cost,
+            "validation": len(self.task.validation),
+            "test": len(self.task.test),
+        }
+        trials = Trials.open(self.run, experiment, about, {arch: costs(arch)[objective.cost] for arch in archs})
+        self._score_for(trials)
+        if open_ := trials.open_jobs():
+            self._train_for(trials, open_)
+        return trials.fidelity()
+
+    def _score_for(self, trials: Trials) -> None:
+        """What the supernet says of the children, as the search would score them on each of its rungs."""
+        if not (open_ := trials.open_scores()):
+            return
+        self._begin("score", "calibrating and scoring the children")
+        evaluator, _ = self._evaluator()
+        for number, (arch, steps) in enumerate(open_, 1):
+            trials.add_score(arch.id, steps, evaluator.judge(arch, steps).metrics)
+            self.watch.advance(number, len(open_), arch.id, "children", None)
+            self.stopper.check()
+        self.watch.end(f"{len(open_)} scores")
+
+    def _train_for(self, trials: Trials, open_: list[tuple[Arch, int]]) -> None:
+        from nas.workers.alone import train_alone  # brings in Ray Tune
+
+        self._begin("fidelity", "starting the workers")
+        self._ray()
+
+        def trained(arch: Arch, seed: int, judged: Judged, seconds: float) -> None:
+            trials.add_alone(arch.id, seed, judged, seconds)
+            done = len(trials.alone)
+            self.watch.advance(done, done + len(trials.open_jobs()), f"{arch.id}, seed {seed}", "trainings", None)
+
+        if failed := train_alone(self.experiment, self.run, self.fence, open_, trained):
+            raise RuntimeError(f"{failed}; the same command goes on")
+        self.watch.end(f"{len(trials.alone)} trainings")
+        self.stopper.check()
 
     def quantize(self, name: str, target: QuantizationTarget) -> QuantizedFigures:
         """One exported child, by the name of its directory, with weights and activations of few bits. Returns its
@@ -461,8 +462,8 @@ class Pipeline:
         device, settings, shared = self.device, self.experiment.search, self.run.batches
         self.net.load_state_dict(self._supernet().child_weights())
         net: Supernet = self.net.to(device)
-        evaluator = Evaluator(net, self.task, settings, device, None, shared)
-        test = self.task.test
+        alone, test = make_alone(self.experiment, self.task, device), self.task.test
+        evaluator = Evaluator(net, self.task, settings, device, None, shared, alone)
         return evaluator, Batches(test, len(test), settings.score_batch, device, place=shared / "test")
 
 
@@ -485,7 +486,7 @@ def finetune_experiment(
         "experiment": experiment.tracking.experiment or experiment.name,
     }
     tracking = experiment.tracking.model_copy(update=tracked)
-    search = experiment.search.model_copy(update={"constraints": {}, "propose_from": ()})
+    search = experiment.search.model_copy(update={"constraints": {}, "propose_from": (), "rungs": ((1.0, 0),)})
     changed = {
         "name": f"{experiment.name}-{record.id}",
         "space": space,

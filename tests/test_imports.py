@@ -30,7 +30,9 @@ HOMES = {
     "onnxruntime": {"nas/children/formats.py", "nas/children/quantize.py"},
     "openvino": {"nas/children/runtimes.py"},
     "executorch": {"nas/children/runtimes.py"},
-    "scipy": {"nas/quantization/allocate.py", "nas/search/guided.py", "nas/children/latency.py"},
+    "scipy": {
+        *("nas/quantization/allocate.py", "nas/search/guided.py", "nas/children/latency.py", "nas/statistics.py"),
+    },
     "moocore": {"nas/search/pareto.py"},
     "onnxscript": {"nas/children/formats.py"},
     "typer": {

@@ -60,8 +60,9 @@ def card(figures: Mapping[str, Any], about: Mapping[str, Any], task: Task, costs
     """
     *most, last = (costs[key].told(f"{figures[key]:,}") for key in costs if costs[key].shown)
     takes_up = f"{', '.join(most)} and {last}" if most else last
+    width = {part: figures.get("interval", {}).get(part, {}) for part in ("validation", "test")}
     rows = [
-        f"| {part} {metric} | {value:.4g} |"
+        f"| {part} {metric} | {value:.4g}{_width(width[part].get(metric))} |"
         for part in ("validation", "test")
         for metric, value in figures[part].items()
     ]
@@ -70,17 +71,20 @@ def card(figures: Mapping[str, Any], about: Mapping[str, Any], task: Task, costs
         for name, given in figures["baselines"].items()
         for metric, value in given.items()
     ]
+    cheaper = about.get("tied")
+    tie = f"\nOn validation it is not told apart from {cheaper}, the next cheaper one on the front." if cheaper else ""
+    told = " ± is what other examples would change, with a chance of 95 %." if any(width.values()) else ""
     size = " x ".join(str(n) for n in about["input"]["shape"])
     tuned = about.get("finetuned")
-    how = "without retraining" if not tuned else f"and trained on by itself for {tuned['epochs']:g} epochs"
-    if tuned and not tuned["from"]:
+    how = "without retraining" if not tuned else f"and trained on by itself for {_long(tuned)}"
+    if tuned and not tuned.get("from", True):
         how = f"and then trained by itself from fresh weights for {tuned['epochs']:g} epochs"
     return f"""# Child {figures["id"]} of {about["space"]} {about["size"]} on {named(about)}
 
 {takes_up} for one input of {size} pixels. Cut out of a supernet
 {how} (sha256 of the weights `{about["supernet"][:16]}`); its batch statistics were calibrated on training images.
 It was chosen on {len(task.validation):,} validation examples; the test figures, on {len(task.test):,} others, were
-taken once, after the search.
+taken once, after the search.{told}{tie}
 
 | figure | value |
 | --- | --- |
@@ -89,6 +93,15 @@ taken once, after the search.
 {usage(task, about)}
 {PACKED if "packed" in figures["parity"] else ""}{INTEGERS if {"packed", "onnx"} <= figures["parity"].keys() else ""}
 {files(figures["parity"], about, figures["id"])}"""
+
+
+def _width(half: float | None) -> str:
+    return "" if half is None else f" ± {half:.2g}"
+
+
+def _long(tuned: Mapping[str, Any]) -> str:
+    """How long a child was trained by itself, in words."""
+    return f"{tuned['epochs']:g} epochs" if "epochs" in tuned else f"{tuned['steps']:,} steps"
 
 
 def quantized_card(figures: QuantizedFigures, plan: Plan, about: Mapping[str, Any], task: Task) -> str:

@@ -3,9 +3,9 @@ ever judged."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +20,14 @@ from nas.rundir.atomic import write_directory
 from nas.rundir.checkpoint import tensors_in
 from nas.space import Arch, Space
 from nas.supernet import Supernet, inherit
-from nas.tasks.task import Examples, compact, pixels
+from nas.tasks.task import Examples, Task, compact, pixels
+
+if TYPE_CHECKING:
+    from nas.children.alone import Alone
 
 FEW_BYTES = 1 << 26  # of batches, up to which every process keeps its own in memory
 CACHE_BYTES = 1 << 30  # the same where there is no place to share them
+PARTS = 16  # of the examples that a child is judged on, which its interval is computed from
 
 
 class Batches:
@@ -131,14 +135,42 @@ def fit_steps(net: Supernet, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
     inherit(net, child)
 
 
+class Judged(NamedTuple):
+    """What a child has come to on some examples.
+
+    Attributes:
+        metrics: the task's figures.
+        parts: the figures on disjoint parts of the examples, `PARTS` of them or as many as there are examples; the same
+            parts for every child, so that two children are compared on what both have seen.
+    """
+
+    metrics: dict[str, float]
+    parts: list[dict[str, float]]
+
+
 @torch.inference_mode()
-def score(child: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], task: Any) -> dict[str, float]:
-    """The task's figures of a child in evaluation mode."""
+def judge(child: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], task: Task) -> Judged:
+    """The task's figures of a child in evaluation mode; example n is in part n modulo `PARTS`."""
     sums: dict[str, float] = {}
+    parts: list[dict[str, float]] = [{} for _ in range(PARTS)]
+    seen = 0
     for x, y in batches:
-        for name, value in task.scores(task.predict(child, x), y).items():
-            sums[name] = sums.get(name, 0.0) + value
-    return task.summarise(sums)
+        output = task.predict(child, x)
+        _add(sums, task.scores(output, y))
+        for number in range(min(PARTS, len(y))):
+            _add(parts[(seen + number) % PARTS], task.scores(output[number::PARTS], y[number::PARTS]))
+        seen += len(y)
+    return Judged(task.summarise(sums), [task.summarise(part) for part in parts if part])
+
+
+def _add(sums: dict[str, float], more: Mapping[str, float]) -> None:
+    for name, value in more.items():
+        sums[name] = sums.get(name, 0.0) + value
+
+
+def score(child: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], task: Task) -> dict[str, float]:
+    """The task's figures of a child in evaluation mode."""
+    return judge(child, batches, task).metrics
 
 
 class Evaluator:
@@ -150,18 +182,20 @@ class Evaluator:
         settings: the search section of an experiment: calibration, calibration_batch, validation, score_batch.
         limit: at most so many examples of either kind, for a quick look in training.
         shared: a directory for batches that all processes of the run share, see `Batches`.
+        alone: trains children that are to be scored after some steps by themselves.
     """
 
     def __init__(
         self,
         net: Supernet,
-        task: Any,
+        task: Task,
         settings: Any,
         device: torch.device,
         limit: int | None = None,
         shared: Path | None = None,
+        alone: Alone | None = None,
     ) -> None:
-        self.net, self.task = net, task
+        self.net, self.task, self.alone = net, task, alone
         few = limit or 1 << 62
         calibration, validation = min(settings.calibration, few), min(settings.validation or len(task.validation), few)
         size, score_size = settings.calibration_batch, settings.score_batch
@@ -172,16 +206,32 @@ class Evaluator:
         self.calibration = Batches(task.train, calibration, size, device, 0, True, places[0])
         self.validation = Batches(task.validation, validation, score_size, device, place=places[1])
 
-    def child(self, arch: Arch) -> nn.Module:
-        """The extracted child, calibrated, ready to run; its convolutions' weights in the order that they are
-        quickest in."""
-        child = self.net.extract(arch).to(memory_format=torch.channels_last)
+    def cut(self, arch: Arch, steps: int = 0) -> tuple[Supernet, nn.Module]:
+        """A child and what it was cut from: the supernet, or after `steps` by itself a space of its own.
+
+        The child is calibrated and ready to run, its convolutions' weights in the order that they are quickest in.
+        """
+        net = self.net
+        if steps:
+            assert self.alone is not None
+            net = net.fix(arch)
+            self.alone.train(net, steps, self.calibration)
+            arch = net.space.largest()
+        child = net.extract(arch).to(memory_format=torch.channels_last)
         recalibrate(child, self.calibration)
-        return child
+        return net, child
+
+    def child(self, arch: Arch, steps: int = 0) -> nn.Module:
+        """The child of `cut`."""
+        return self.cut(arch, steps)[1]
+
+    def judge(self, arch: Arch, steps: int = 0) -> Judged:
+        """The child on validation, after `steps` by itself."""
+        return judge(self.child(arch, steps), self.validation, self.task)
 
     def __call__(self, arch: Arch) -> dict[str, float]:
         """The child's figures on validation."""
-        return score(self.child(arch), self.validation, self.task)
+        return self.judge(arch).metrics
 
 
 def panel(space: Space, rng: np.random.Generator, random_children: int = 4) -> dict[str, Arch]:

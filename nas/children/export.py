@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nas import preprocess, pretrained
 from nas.children.card import card
-from nas.children.evaluate import Batches, Evaluator, score
+from nas.children.evaluate import Batches, Evaluator, judge, score
 from nas.children.formats import onnx_parity, write_onnx, write_picture_onnx
 from nas.config import plugins
 from nas.preprocess import Preprocess
@@ -29,6 +29,7 @@ from nas.rundir.checkpoint import tensors_in
 from nas.rundir.directory import ChildDir
 from nas.rundir.fence import Fence
 from nas.space import Arch
+from nas.statistics import half_widths
 from nas.supernet import CostModel, QuantizingChild, Supernet, main_head
 from nas.tasks.pictures import save_pictures
 from nas.tasks.task import Task
@@ -47,6 +48,7 @@ def export_child(
     about: dict[str, Any],
     onnx: bool,
     fence: Fence,
+    steps: int = 0,
 ) -> dict[str, Any]:
     """Write one child as a directory, whole or not at all.
 
@@ -57,18 +59,24 @@ def export_child(
         test: the test examples; they are looked at here for the first time.
         about: where the child comes from: ``space``, ``size``, ``supernet`` (sha256), ``data``, ``classes``.
         onnx: also write model.onnx and picture.onnx.
+        steps: for which it was trained by itself before the search scored it; they are repeated.
 
     Returns:
         What metrics.json says.
     """
-    net, task = evaluator.net, evaluator.task
-    child = evaluator.child(arch)
+    task = evaluator.task
+    net, child = evaluator.cut(arch, steps)
     sample = next(iter(evaluator.validation))[0][:PARITY_EXAMPLES]
+    validated, tested = judge(child, evaluator.validation, task), judge(child, test, task)
     figures: dict[str, Any] = {
         "id": target.name,
         **costs(arch),
-        "validation": score(child, evaluator.validation, task),
-        "test": score(child, test, task),
+        "validation": validated.metrics,
+        "test": tested.metrics,
+        "interval": {
+            "validation": half_widths(validated.parts),
+            "test": half_widths(tested.parts),
+        },
         "baselines": {name: score(baseline, test, task) for name, baseline in task.baselines().items()},
     }
     pictures = task.pictures(child, test.device)
@@ -87,7 +95,8 @@ def export_child(
             write_onnx(for_onnx(child), sample.cpu(), here.onnx, task.any_size)
             if task.preprocess is not None:
                 write_picture_onnx(task.preprocess, here.onnx, here.picture_onnx)
-        figures["parity"] = parity(net, child, arch, sample.cpu(), here, task.preprocess)
+        own = net.space.largest() if steps else arch
+        figures["parity"] = parity(net, child, own, sample.cpu(), here, task.preprocess)
         here.metrics.write_text(json.dumps(figures, indent=1))
         save_pictures(pictures, directory)
         here.card.write_text(card(figures, identity, task, costs.measures))

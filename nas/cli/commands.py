@@ -15,7 +15,7 @@ import typer
 import typer.core
 from rich.table import Column, Table
 
-from nas.cli import check, cluster, failures, init, latency, results, schema, tables
+from nas.cli import check, cluster, failures, fidelity, init, latency, results, schema, tables
 from nas.cli.progress import plain
 from nas.cli.results import RUN, resolve, run_at
 from nas.config.addresses import masked, object_store
@@ -28,12 +28,16 @@ if TYPE_CHECKING:
 
 
 class Commands(typer.core.TyperGroup):
-    """One line and the list of commands: with usage and options, which say that there is --help, they do not fit a
-    screen."""
+    """One line, the list of commands, and the names of those that are for a cluster: with usage and options, which say
+    that there is --help, they do not fit a screen."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [name for name in super().list_commands(ctx) if name not in ON_A_CLUSTER]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         self.format_commands(ctx, formatter)
         formatter.buffer.insert(0, f"{self.help}\n")  # a section after text would begin with an empty line
+        formatter.write(f"On a cluster: {', '.join(ON_A_CLUSTER)} (nas submit --help)\n")
 
 
 console = plain()
@@ -70,6 +74,7 @@ Trust = Annotated[
     typer.Option("--trust", metavar="MODULE", help="Code that a run made elsewhere may name; repeatable, remembered."),
 ]
 NOTHING: list[str] = []
+ON_A_CLUSTER = [command.__name__ for command in cluster.COMMANDS]
 FORMATS = {"pt2": "torch", "openvino": "openvino", "executorch": "executorch"}  # of children, and what each needs
 
 
@@ -399,7 +404,7 @@ def ui(
     raise typer.Exit(tied.run(command, UI_ENVIRONMENT))
 
 
-for command in (latency.latency, init.init, check.check, schema.schema, *cluster.COMMANDS):
+for command in (fidelity.fidelity, latency.latency, init.init, check.check, schema.schema, *cluster.COMMANDS):
     app.command()(command)
 
 

@@ -19,7 +19,7 @@ def plain() -> Console:
 
 
 class Screen:
-    """A `nas.pipeline.Watcher` that writes for people."""
+    """A `nas.watch.Watcher` that writes for people."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

@@ -107,3 +107,6 @@ def show(run: RunDir, ids: Collection[str] | None = None) -> None:
     rows = front_table(run, ids or ())
     if rows := [row for row in rows if ids is None or row["id"] in ids]:
         console.print(tables.children(rows, shown_costs(read_history(run))))
+        if any(row["interval"] is not None for row in rows):
+            tie = "; = not told apart from the next cheaper one" if any(row["tied"] for row in rows) else ""
+            console.print(f"± 95 % of what other examples would give{tie}")

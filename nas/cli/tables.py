@@ -55,6 +55,16 @@ def children(rows: list[dict[str, Any]], costs: Mapping[str, Measure]) -> Table:
     for row in rows:
         validation = row["validation"] if row["validation"] is not None else row["exported_validation"]
         figures = [validation, *(row["tested"].get(name) for name in tested)]
-        told = ["" if value is None else f"{value:.2f}" if value >= 10 else f"{value:.4f}" for value in figures]
+        widths = [row["interval"], *(row["intervals"].get(name) if name == metric else None for name in tested)]
+        told = [_figure(*pair) for pair in zip(figures, widths, strict=True)]
+        told[0] += "\N{NO-BREAK SPACE}=" if row["tied"] else ""
         table.add_row(row["id"], *(human(row[name]) for name in costs), *told)
     return table
+
+
+def _figure(value: float | None, width: float | None) -> str:
+    """``57.65 ±0.81``, which is not broken; without an interval where none is known."""
+    if value is None:
+        return ""
+    places = 2 if value >= 10 else 4
+    return f"{value:.{places}f}" + ("" if width is None else f"\N{NO-BREAK SPACE}±{width:.{places}f}")

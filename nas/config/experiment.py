@@ -23,10 +23,11 @@ from pydantic.fields import FieldInfo
 from nas.config import own, trust
 from nas.config.addresses import masked, no_password
 from nas.config.plugins import OptionsOf
-from nas.config.section import DataOptions, Kind, RecipeOptions, Section
+from nas.config.section import ChildOptions, DataOptions, Kind, RecipeOptions, Section
 from nas.config.sections import (
     ClusterSettings,
     ExportSettings,
+    FidelitySettings,
     FinetuneSettings,
     SearchSettings,
     SpaceSettings,
@@ -62,6 +63,9 @@ class Experiment(Section):
     finetune: Annotated[FinetuneSettings | None, Kind.FREE] = Field(
         default=None, description="how children are trained on; null: not at all"
     )
+    fidelity: Annotated[FidelitySettings, Kind.FREE] = Field(
+        default=FidelitySettings(), description="what nas fidelity trains alone"
+    )
     tracking: Annotated[TrackingSettings, Kind.FREE] = Field(
         default=TrackingSettings(), description="where MLflow writes"
     )
@@ -69,11 +73,21 @@ class Experiment(Section):
         default=ClusterSettings(), description="where nas submit sends it"
     )
 
+    @property
+    def alone(self) -> ChildOptions | None:
+        """How networks learn that are trained alone beside the supernet; None where nothing says so."""
+        return self.fidelity.recipe or (self.finetune.recipe if self.finetune else None)
+
     @model_validator(mode="after")
     def _across(self) -> Experiment:
         wrong = _shares(self.recipe, self.train, "recipe")
         if self.finetune and self.finetune.children:  # else it may still be mended before nas finetune
             wrong += _shares(self.finetune.recipe, self.train, "finetune.recipe")
+        if self.search.rungs[-1][1] and not self.finetune:
+            wrong.append(
+                "search.rungs trains children before it scores them, and there is no finetune.recipe that says how: "
+                "give one, with finetune.children: 0 if no other child shall be trained on"
+            )
         if (self.search.validation or 0) > self.data.validation:
             wrong.append(
                 f"search.validation {self.search.validation} is more than the {self.data.validation} examples of "

@@ -7,6 +7,7 @@ another value. What belongs to a plug-in, such as a recipe or a task, stands in 
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -143,6 +144,21 @@ def _that_bind(constraints: dict[str, Bounds]) -> dict[str, Bounds]:
 Budget = Annotated[dict[str, Bounds], BeforeValidator(by_cost), AfterValidator(_that_bind)]
 
 
+def _rungs(rungs: tuple[tuple[float, int], ...]) -> tuple[tuple[float, int], ...]:
+    """Refuse rungs that are none: the first takes all, each after it some of those and trains them for longer."""
+    shares, steps = zip(*rungs, strict=True)
+    if shares[0] != 1 or not all(0 < share < 1 for share in shares[1:]):
+        raise ValueError(f"given the shares {shares}; allowed: 1 for the first rung, then numbers between 0 and 1")
+    if steps[0] < 0 or any(b <= a for a, b in pairwise(steps)):
+        raise ValueError(f"given the steps {steps}; allowed: 0 or more, and more from rung to rung")
+    return rungs
+
+
+def _as_pairs(given: object) -> object:
+    """Lists of lists as tuples of tuples."""
+    return tuple(map(as_tuple, given)) if isinstance(given, list | tuple) else given
+
+
 def _known_search(name: str) -> str:
     plugins.find("search", name)
     return name
@@ -211,6 +227,19 @@ class SearchSettings(Section):
         default=(),
         description=(
             "in place of metric and cost: two or more of the task's metrics and of the costs, one of each at least"
+        ),
+    )
+    rungs: Annotated[
+        tuple[tuple[float, int], ...],
+        Field(min_length=1),
+        BeforeValidator(_as_pairs),
+        AfterValidator(_rungs),
+        Kind.IDENTITY,
+    ] = Field(
+        default=((1.0, 0),),
+        description=(
+            "[share, steps]: who is scored, after how many steps by itself as finetune.recipe says: [[1, 0], [0.25, "
+            "100]] trains the better quarter"
         ),
     )
     calibration: Annotated[PositiveInt, Kind.IDENTITY] = Field(
@@ -293,6 +322,19 @@ class FinetuneSettings(Section):
     recipe: Annotated[
         SerializeAsAny[ChildOptions], OptionsOf("recipe", ChildOptions, "a recipe that trains one network")
     ] = Field(description="how it learns")
+
+
+class FidelitySettings(Section):
+    """How far the supernet's scores are to be trusted: children trained alone beside it, by ``nas fidelity``."""
+
+    children: Annotated[int, Field(ge=4, le=10_000)] = Field(
+        default=12, description="how many, over the range of costs that the constraints leave"
+    )
+    seeds: Annotated[int, Field(ge=2, le=100)] = Field(default=2, description="trainings of each")
+    recipe: Annotated[
+        SerializeAsAny[ChildOptions] | None,
+        OptionsOf("recipe", ChildOptions, "a recipe that trains one network"),
+    ] = Field(default=None, description="how each learns from fresh weights; null: as finetune.recipe says")
 
 
 class ExportSettings(Section):

@@ -119,7 +119,8 @@ def pick(history: History, budget: Constraints, knee: bool = False) -> Record:
         ValueError: a name that is neither a cost nor a metric of this search, or no candidate fits; says which comes
             nearest.
     """
-    judged = [record for _, record in sorted(history.records.items()) if not history.failed(record)]
+    told = [record for _, record in sorted(history.records.items()) if history.final(record)]
+    judged = [record for record in told if not history.failed(record)]
     if not judged:
         raise ValueError(f"no candidate was judged in {history.path} yet: search first")
     known = {**(judged[0].metrics or {}), **judged[0].cost}

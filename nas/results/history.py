@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,9 @@ from nas.search.constraints import ANYTHING, Constraints
 from nas.search.core import Objective
 from nas.search.journal import Record
 from nas.search.pareto import front, hypervolume
+from nas.search.rungs import INHERITED, Rung
 from nas.space import COSTS, Measure
+from nas.statistics import half_width, told_apart
 
 REFERENCE = (
     10.0  # the hypervolume counts up to this many times the first candidate's cost, so that it is known from then on
@@ -79,6 +82,7 @@ class History:
         objective: what the search wanted.
         measures: what its costs are for people, by name.
         window: so many candidates were proposed before any record was known; 0 until the header is read.
+        rungs: (share, steps) of each, see `nas.search.rungs`.
         records: by k; of two records of one candidate the first counts.
         progress: a point for each candidate that did not fail, in the order of k, as far as there is no gap.
     """
@@ -90,6 +94,7 @@ class History:
         self.objective = Objective()
         self.measures: Mapping[str, Measure] = COSTS
         self.window = 0
+        self.rungs: Sequence[Rung] = INHERITED
         self.records: dict[int, Record] = {}
         self.progress: list[Progress] = []
         self._lines = Lines(path)
@@ -118,8 +123,9 @@ class History:
             self.objective = Objective(**objective)
             costs = header.get("costs", {}).items()
             self.window = int(header.get("window", 0))
+            self.rungs = tuple(Rung(float(share), int(steps)) for share, steps in header.get("rungs", INHERITED))
             own = {name: Measure(str(each["label"]), str(each["unit"])) for name, each in costs}
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{self.path} is no journal: its header is damaged ({error})") from error
         self.supernet, self.measures = str(header.get("supernet", "")), {**COSTS, **own}
 
@@ -144,9 +150,18 @@ class History:
         """Whether a candidate costs, and reaches, what a child may."""
         return self.constraints.violation({**(record.metrics or {}), **record.cost}) == 0
 
+    def final(self, record: Record) -> bool:
+        """Whether a candidate has been scored on the last rung: on a front these stand alone."""
+        return len(record.lower) + 1 >= len(self.rungs)
+
+    def steps(self, record: Record) -> int:
+        """For how many steps a candidate was trained by itself before its score."""
+        return self.rungs[len(record.lower)].steps
+
     def front(self) -> list[Record]:
         """Of the records within the constraints, those that no other beats in all objectives, cheapest first."""
-        records = [record for k in sorted(self.records) if self.within(record := self.records[k])]
+        able = (self.records[k] for k in sorted(self.records))
+        records = [record for record in able if self.final(record) and self.within(record)]
         points = np.array([self.point(record) for record in records]).reshape(-1, len(self.objective.names))
         return sorted(
             (records[i] for i in front(points)), key=lambda record: (record.cost[self.objective.cost], record.k)
@@ -157,7 +172,7 @@ class History:
             return
         now, corner = self._scaled(record)
         self._corner = self._corner or corner
-        if self.within(record):
+        if self.final(record) and self.within(record):
             points = np.vstack([self._front.reshape(-1, len(now)), now])
             self._front = points[front(points)]  # the front so far and one more point: not all records again
         self._evaluated += 1
@@ -318,6 +333,17 @@ def read_pictures(run: RunDir) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def ties(front: Sequence[Record]) -> dict[str, str]:
+    """Of a front, cheapest first: those that validation does not tell apart from the next cheaper one, and its id."""
+    pairs = [(cheaper, record) for cheaper, record in pairwise(front) if cheaper.parts and record.parts]
+    return {record.id: cheaper.id for cheaper, record in pairs if not told_apart(cheaper.parts, record.parts)}
+
+
+def _interval(record: Record | None) -> float | None:
+    width = half_width(record.parts) if record else math.nan
+    return width if math.isfinite(width) else None
+
+
 def _within(file: Path, directory: Path) -> bool:
     return file.is_file() and file.resolve().is_relative_to(directory.resolve())
 
@@ -331,10 +357,13 @@ def front_table(run: RunDir, ids: Collection[str] = ()) -> list[dict[str, Any]]:
     Returns:
         A row a child: ``id``, ``k``, ``front``, its costs by name, ``validation`` (what the search saw), ``exported``,
         and, measured on the exported child, ``exported_validation`` and ``test``; None where there is no such figure.
-        ``metric`` and ``cost`` are what these are of, ``tested`` has all test figures by metric.
+        ``metric`` and ``cost`` are what these are of, ``tested`` has all test figures by metric. ``interval`` is what
+        is added to and taken from ``validation`` (None: not known), ``intervals`` the same of ``tested``; ``tied`` is
+        the id of the next cheaper one on the front, where validation cannot tell the two apart, else empty.
     """
     history, children = read_history(run), read_children(run)
     on_front = history.front() if history else []
+    tied = ties(on_front)
     by_id = {record.id: record for record in reversed(history.records.values())} if history else {}
     by_id |= {record.id: record for record in on_front}
     metric = metric_of(history, children)
@@ -360,5 +389,7 @@ def front_table(run: RunDir, ids: Collection[str] = ()) -> list[dict[str, Any]]:
                 "test": (child.get("test") or {}).get(metric),
             }
             | {"metric": metric, "cost": cost, "tested": child.get("test") or {}}
+            | {"interval": _interval(record), "intervals": (child.get("interval") or {}).get("test") or {}}
+            | {"tied": tied.get(name, "")}
         )
     return sorted(rows, key=lambda row: (row.get(cost) or 0, row["id"]))

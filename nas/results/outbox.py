@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from nas.results.history import History, front_table, read_children, read_constraints, shown_costs
+from nas.results.history import History, front_table, read_children, read_constraints, shown_costs, ties
 from nas.rundir.atomic import naming
 from nas.rundir.directory import RunDir
 from nas.rundir.log import EventLine, Lines, PanelLine, StepLine, TrainingLines
 from nas.search.journal import Record
+from nas.statistics import half_width
 
 FIGURES = 800  # in one request; MLflow takes 1,000 metrics and 1 MB
 VIEW_KEY = "raynas"
@@ -187,7 +188,7 @@ class Outbox:
         if news or points:
             yield from self._settings(("search", sup))
         for record in news:
-            yield _candidate(sup, record, history.failed(record))
+            yield _candidate(history, record)
         for some in (points[i : i + FIGURES // 4] for i in range(0, len(points), FIGURES // 4)):
             figures = Figures()
             for point in some:
@@ -223,12 +224,16 @@ class Outbox:
             yield Item(("settings", *run), _digest(params), run, params=params)
 
     def _flags(self, history: History) -> Iterator[Item]:
-        now = {record.k for record in history.front()}
+        front = history.front()
+        now, tied = {record.k for record in front}, ties(front)
         page = first_page(history, read_children(self.run))
         for k in sorted(history.records):
             key, run = ("front", history.supernet, k), ("candidate", history.supernet, k)
             if (k in now) != self.sent.values.get(key, False):
                 yield Item(key, k in now, run, tags={"raynas.front": str(k in now).lower()})
+            key, same = ("tied", history.supernet, k), tied.get(history.records[k].id, "") if k in now else ""
+            if same != self.sent.values.get(key, ""):
+                yield Item(key, same, run, tags={"raynas.tied": same})
             key, place = ("page", history.supernet, k), page.get(k, "later")
             if place != self.sent.values.get(key, "later"):
                 yield Item(key, place, run, tags={"raynas.page": place})
@@ -323,10 +328,13 @@ def view(history: History) -> str:
     )
 
 
-def _candidate(supernet: str, record: Record, failed: bool) -> Item:
-    key: Key = ("candidate", supernet, record.k)
-    figures = Figures()
-    for name, value in {**(record.metrics or {}), **record.cost, "seconds": record.seconds}.items():
+def _candidate(history: History, record: Record) -> Item:
+    key: Key = ("candidate", history.supernet, record.k)
+    figures, failed = Figures(), history.failed(record)
+    more = {"seconds": record.seconds, "interval": half_width(record.parts)}
+    if len(history.rungs) > 1:
+        more["rung"] = len(record.lower)
+    for name, value in {**(record.metrics or {}), **record.cost, **more}.items():
         _put(figures, name, 0, value, 0)
     born = {"raynas.arch": record.id}
     if failed:

@@ -14,6 +14,7 @@ from html import escape
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -21,9 +22,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
+from nas.results.fidelity import Fidelity
 from nas.results.history import History
 from nas.rundir.log import Training
 from nas.search.journal import Record
+from nas.space import COSTS, Measure
+from nas.statistics import half_width
 
 INK = "#010203"  # stands for the page's text colour, exchanged in the finished SVG
 GREY, BLUE, ORANGE, GREEN, RED, PURPLE = "#8a929c", "#3b82d6", "#e07b28", "#2f9e68", "#d64545", "#9467c9"
@@ -109,7 +113,7 @@ def _draw_search(figure: Figure, history: History, exported: Collection[str]) ->
     def mark(records: Sequence[Record], **look: Any) -> None:
         axes.scatter([r.cost[cost] for r in records], [_metric(history, r) for r in records], **look)
 
-    faint = [0.45 if history.within(record) else 0.15 for record in alive]
+    faint = [0.45 if history.within(record) and history.final(record) else 0.15 for record in alive]
     image = {"rasterized": len(alive) > MANY}
     mark(alive, s=16, c=GREY, alpha=faint, linewidths=0, gid="candidates", label="candidates", **image)
     bounds = [bound for name, bound, _ in bounds_told(history) if name == cost]
@@ -123,6 +127,8 @@ def _draw_search(figure: Figure, history: History, exported: Collection[str]) ->
         if not history.objective.further:  # a front of more than two figures is no line of two
             axes.step([*fx, end], [*fy, fy[-1]], where="post", color=BLUE, linewidth=1.6, label="front")
         label = {"label": "front"} if history.objective.further else {}
+        widths = [0.0 if math.isnan(width := half_width(r.parts)) else width for r in front]
+        axes.errorbar(fx, fy, widths, fmt="none", ecolor=BLUE, elinewidth=1, alpha=0.45)
         mark(front, s=26, c=BLUE, linewidths=0, zorder=3, gid="front", **label)
     out = [record for record in alive if record.id in exported]
     if out:
@@ -210,6 +216,26 @@ def progress_picture(history: History) -> str:
             axes.set_xlabel("candidate")
 
     return _svg(draw, "progress", 3.2)
+
+
+def fidelity_picture(found: Fidelity) -> str:
+    """The supernet's scores against the mean of the trainings, whose range a line shows; a panel for each rung."""
+    head, sign = found.header, 1 if found.header["better"] == "higher" else -1
+    alone = sign * found.alone
+
+    def draw(figure: Figure) -> None:
+        grid = figure.subplots(1, len(found.scored), sharey=True, squeeze=False)[0]
+        for axes, (steps, scores) in zip(grid, found.scored.items(), strict=True):
+            axes.vlines(sign * scores, alone.min(axis=1), alone.max(axis=1), color=BLUE, alpha=0.45, linewidth=1)
+            dots = axes.scatter(sign * scores, alone.mean(axis=1), c=np.log10(found.cost), cmap="viridis", s=26)
+            after = f" after {steps} steps alone" if steps else ", weights inherited"
+            axes.set_xlabel(f"{head['metric']} by the supernet{after}")
+        grid[0].set_ylabel(f"{head['metric']}, trained alone")
+        bar = figure.colorbar(dots, ax=grid, ticks=np.log10(found.cost[[0, -1]]))
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _round(human(10**value))))
+        bar.set_label(COSTS.get(head["cost"], Measure(head["cost"])).title)
+
+    return _svg(draw, "fidelity", 3.6)
 
 
 def training_picture(training: Training) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from nas.results.fidelity import Fidelity, read_fidelity, told
 from nas.results.history import (
     History,
     agreements,
@@ -25,7 +26,7 @@ from nas.results.history import (
     read_pictures,
     shown_costs,
 )
-from nas.results.plots import bounds_told, human, progress_picture, search_picture, training_picture
+from nas.results.plots import bounds_told, fidelity_picture, human, progress_picture, search_picture, training_picture
 from nas.rundir.atomic import write_atomic
 from nas.rundir.directory import RunDir
 from nas.rundir.log import Training, read_training
@@ -147,12 +148,16 @@ def _search(run: RunDir, history: History | None) -> Iterator[str]:
     failed = sum(history.failed(record) for record in history.records.values())
     lost = f" {failed:,} failed {'candidate is' if failed == 1 else 'candidates are'} not shown." if failed else ""
     beyond = " Fainter ones cost more or less than a child may." if history.constraints.bounds else ""
+    if len(history.rungs) > 1:
+        steps = history.rungs[-1].steps
+        beyond += f" The front is of those that were scored after {steps:,} steps alone; others are fainter."
     told = (
         f"Each point is a child cut out of the supernet and scored on validation; rest on one to see it.{beyond}{lost}"
     )
     yield f'<p class="quiet">{told}</p>'
     yield search_picture(history, exported_from(run, history))
     yield from _front(history)
+    yield from _fidelity(read_fidelity(run, history.supernet))
     told = "Progress. The hypervolume is the area under the front, in units of the metric times decades of cost."
     yield f'<p class="quiet">{told}</p>'
     yield progress_picture(history)
@@ -175,6 +180,19 @@ def _front(history: History) -> Iterator[str]:
         heads = "<tr><th>choice</th><th>value</th><th>of the front</th><th>of all candidates</th></tr>"
         yield "<details><summary>What the front agrees on</summary>"
         yield f'<div class="wide"><table><thead>{heads}</thead><tbody>{rows}</tbody></table></div></details>'
+
+
+def _fidelity(found: Fidelity | None) -> Iterator[str]:
+    """How far the scores are to be trusted."""
+    if found is None:
+        yield '<p class="quiet">How far these scores are to be trusted has not been measured: nas fidelity.</p>'
+        return
+    rows = "".join(f"<tr><td>{escape(name)}</td><td>{told(value)}</td></tr>" for name, value in found.rows())
+    heads = "<tr><th>agrees with networks trained alone</th><th>Kendall's tau, and where it lies (95 %)</th></tr>"
+    yield f"<p>{escape(found.verdict)}</p>"
+    yield f'<div class="wide"><table><thead>{heads}</thead><tbody>{rows}</tbody></table></div>'
+    yield f'<p class="quiet">{len(found.archs)} networks, each trained alone {found.header["seeds"]} times.</p>'
+    yield fidelity_picture(found)
 
 
 def _training(training: Training) -> Iterator[str]:
@@ -213,10 +231,10 @@ def _table(run: RunDir, history: History | None) -> Iterator[str]:
     for row in rows:
         cells = [f"<code>{escape(row['id'])}</code>", *(human(row[cost]) for cost in costs)]
         cells += [
-            _figure(row["validation"]),
+            _figure(row["validation"], row["interval"]) + (" =" if row["tied"] else ""),
             *([_figure(row["exported_validation"])] if again else []),
-            _figure(row["test"]),
-            *(_figure(row["tested"].get(other)) for other in others),
+            _figure(row["test"], row["intervals"].get(name)),
+            *(_figure(row["tested"].get(other), row["intervals"].get(other)) for other in others),
         ]
         place = f"children/{quote(row['id'])}/"
         cells.append(f'<a href="{place}">{escape(place)}</a>' if row["exported"] else "")
@@ -225,6 +243,10 @@ def _table(run: RunDir, history: History | None) -> Iterator[str]:
         cells = [escape(baseline), *[""] * (len(heads) - 3 - len(others)), _figure(test), *[""] * (1 + len(others))]
         yield "<tr class=off>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
     yield "</tbody></table></div>"
+    if any(row["interval"] is not None for row in rows):
+        tie = ' "=" marks who is not told apart from the next cheaper one on the front, on the same examples.'
+        told = "± is what other examples of the same kind would change, with a chance of 95 %."
+        yield f'<p class="quiet">{told}{tie if any(row["tied"] for row in rows) else ""}</p>'
     if not all(row["front"] for row in rows):
         yield f'<p class="quiet">Children in grey do not stand on the front{escape(_within(history))}.</p>'
     if not any(row["exported"] for row in rows):
@@ -290,8 +312,11 @@ def _seconds(training: Training) -> float:
     return max((line.seconds for line in training.steps), default=0.0)
 
 
-def _figure(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
+def _figure(value: float | None, width: float | None = None) -> str:
+    if value is None or not math.isfinite(value):
+        return "–"
+    places = 2 if abs(value) >= 10 else 4
+    return f"{value:.{places}f}" + ("" if width is None else f" ± {width:.{places}f}")
 
 
 def _duration(seconds: float) -> str:

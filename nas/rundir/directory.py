@@ -194,6 +194,11 @@ class RunDir:
         return self.search / f"journal-{supernet[:8]}.jsonl"
 
     @property
+    def fidelity(self) -> Path:
+        """Where networks that were trained alone are held against the supernet's scores."""
+        return self.path / "fidelity"
+
+    @property
     def current(self) -> Path:
         """The name of the journal that the last search was written to."""
         return self.search / "current"

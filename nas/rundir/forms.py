@@ -69,6 +69,7 @@ class Metrics(Form):
     validation: Figures = {}
     test: Figures = {}
     baselines: dict[Text, Figures] = {}
+    interval: dict[Text, Figures] = {}
 
 
 class Panel(Form):

@@ -9,9 +9,10 @@ from itertools import islice
 
 import numpy as np
 
-from nas.search.sampling import SMALL, TRIES, find, samples
+from nas.search.sampling import SMALL, TRIES, WALKS, find, samples, walk
 from nas.space import Arch, Space
 
+DRAWS = 200  # for each of those that are wanted evenly spread
 CostFunction = Callable[[Arch], Mapping[str, float]]
 
 
@@ -108,3 +109,37 @@ def _beyond_the_ends(constraints: Constraints, small: Mapping[str, float], large
         if low is not None and low > most:
             return f"min_{name} {low:,.15g} is above the largest network's {most:,.15g} {name} (by {low - most:,.15g})"
     return ""
+
+
+def evenly(space: Space, cost: CostFunction, name: str, constraints: Constraints, count: int) -> list[Arch]:
+    """Different architectures within constraints, evenly spread over the logarithm of a cost from the least that was
+    come by to the most; cheapest first.
+
+    Args:
+        name: of the cost.
+
+    Raises:
+        ValueError: there are not so many, or they were not found in a bounded number of tries.
+    """
+    rng = np.random.default_rng(0)
+    drawn = dict.fromkeys([space.smallest(), space.largest()])
+    for _ in range(DRAWS * count):
+        lean = rng.random()  # of uniform draws nearly all have about the same cost
+        drawn[space.arch({n: c.values[rng.binomial(len(c.values) - 1, lean)] for n, c in space.choices.items()})] = None
+    able = {arch: None for arch in drawn if constraints.violation(cost(arch)) == 0}
+    for start in list(drawn)[: WALKS * count] if len(able) < DRAWS // 10 * count else ():  # a narrow window
+        found = walk(space, start, lambda arch: constraints.violation(cost(arch)), set(able), rng)
+        able |= {found: None} if found else {}
+    return _spread(list(able), cost, name, constraints, count)
+
+
+def _spread(able: list[Arch], cost: CostFunction, name: str, constraints: Constraints, count: int) -> list[Arch]:
+    if len(able) < count:
+        raise ValueError(f"{len(able)} different networks within {constraints} were found; {count} are asked for")
+    logs = np.log(np.maximum([cost(arch)[name] for arch in able], 1e-9))
+    left, chosen = set(range(len(able))), []
+    for wanted in np.linspace(logs.min(), logs.max(), count):
+        nearest = min(left, key=lambda i: (abs(logs[i] - wanted), i))
+        left.remove(nearest)
+        chosen.append(able[nearest])
+    return sorted(chosen, key=lambda arch: (cost(arch)[name], arch.id))

@@ -20,6 +20,8 @@ from nas.config.section import Section
 from nas.search.constraints import ANYTHING, Constraints, CostFunction, check_attainable
 from nas.search.journal import Candidate, Journal, Record
 from nas.search.pareto import front
+from nas.search.rows import Rows
+from nas.search.rungs import INHERITED, Ladder, Rung
 from nas.search.sampling import find
 from nas.space import Arch, Space
 
@@ -99,6 +101,7 @@ class Search(ABC):
         options: of the class `Options`; None: all at their defaults.
         seed: of all draws, 0 or more.
         window: W; candidate k waits for the records of 0 ... k - W.
+        rungs: how often candidates are scored, and after what; see `nas.search.rungs`.
 
     Attributes:
         name: of the algorithm, in journals.
@@ -123,6 +126,7 @@ class Search(ABC):
         *,
         seed: int = 0,
         window: int = 32,
+        rungs: Sequence[Rung] = INHERITED,
     ) -> None:
         if window < 1:
             raise ValueError(f"the window is {window}; it must be at least 1")
@@ -136,8 +140,9 @@ class Search(ABC):
         self._constraints: list[tuple[int, Constraints]] = [(0, constraints)]
         self._archs: list[Arch] = []
         self._seen: set[Arch] = set()
-        self._early: dict[int, tuple[tuple[float, ...], Mapping[str, float]]] = {}  # told before one of a lower number
-        self._points = Rows(len(objective.names))
+        self.rungs = tuple(rungs)
+        self._early: dict[int, tuple[list[tuple[float, ...]], Mapping[str, float]]] = {}  # told before a lower number
+        self._ladder = Ladder(self.rungs, len(objective.names))
         self._figures: list[Mapping[str, float]] = []  # kept, because what they are held against may change
         self._violations, self._violated = Rows(1), constraints  # of the figures in turn, and of which constraints
         self._bar, self._barred = np.empty((0, len(objective.names))), 0  # the front of records 0 ... _barred - 1
@@ -153,7 +158,8 @@ class Search(ABC):
             k: the candidate's number, from the algorithm's own first one on.
             archs: candidates 0 ... k - W.
             points: their (metric, cost) and what further objectives there are, to be minimised, NaN where the
-                candidate failed: shape ``(len(archs), objectives)``.
+                candidate failed: shape ``(len(archs), objectives)``. Those that did not climb to the last rung stand
+                where they would be expected there (`nas.search.rungs`).
             violations: by how much each misses candidate k's constraints, 0 within them: shape ``(len(archs),)``.
             rng: of candidate k alone.
         """
@@ -170,8 +176,9 @@ class Search(ABC):
         more = {"further": dict(self.objective.further)} if self.objective.further else {}
         first = {"first": [arch.id for arch in self.first]} if self.first else {}
         options = {"options": given} if (given := self.options.model_dump(mode="json")) else {}
+        rungs = {"rungs": [list(rung) for rung in self.rungs]} if self.rungs != INHERITED else {}
         base = {"algorithm": self.name, "seed": self.seed, "window": self.window, "objective": {**goal, **more}}
-        return {**base, **first, **options}
+        return {**base, **first, **options, **rungs}
 
     def begin_with(self, archs: Sequence[Arch]) -> None:
         """Propose these before the algorithm begins; it leaves out those beyond the constraints, as any draw."""
@@ -213,14 +220,27 @@ class Search(ABC):
             Exhausted: nothing new within the constraints is left, or none was found in a bounded number of tries.
         """
         k = self.next_k
-        known = max(0, k - self.window + 1)
-        if known > len(self._points):
+        known = self._known(k)
+        if known > len(self._ladder):
             return None
-        points, violations = self._points.first(known), self._missed(self.constraints(k), known)
-        arch = self._find(k, points, violations) if proposed is None else self.space.arch(proposed)
+        if proposed is None:
+            points, violations = self._ladder.expected.first(known), self._missed(self.constraints(k), known)
+            arch = self._find(k, points, violations)
+        else:
+            arch = self.space.arch(proposed)
         self._archs.append(arch)
         self._seen.add(arch)
-        return Candidate(k, arch, self._front(points))
+        return Candidate(k, arch, self._front(self._ladder.scored[-1].first(known)))
+
+    def _known(self, k: int) -> int:
+        """Of how many candidates candidate k may know the records."""
+        return max(0, k - self.window + 1)
+
+    def climbs(self, record: Record) -> bool:
+        """Whether a candidate that is in flight goes on to the next rung: of what candidates 0 ... k - W had on the
+        rung that it has been scored on, and of its own, its figures are in the best share that the next rung takes."""
+        point = self.objective.point(record.metrics, record.cost)
+        return self._ladder.climbs(point, len(record.lower), self._known(record.k))
 
     def _find(self, k: int, points: np.ndarray, violations: np.ndarray) -> Arch:
         """The first architecture for candidate k that is new and within its constraints."""
@@ -258,35 +278,15 @@ class Search(ABC):
             raise ValueError(f"candidate {record.k} was never asked for; {self.next_k} were")
         if record.arch != self._archs[record.k]:
             raise ValueError(f"candidate {record.k} is {self._archs[record.k].id}, the record is of {record.id}")
-        point = self.objective.point(record.metrics, record.cost)
-        if record.k >= len(self._points):
+        if len(record.lower) >= len(self.rungs):
+            raise ValueError(f"candidate {record.k} has been on rung {len(record.lower)}; there are {len(self.rungs)}")
+        points = [self.objective.point(metrics, record.cost) for metrics in (*record.lower, record.metrics)]
+        if record.k >= len(self._ladder):
             figures = {**(record.metrics or {}), **self.cost(record.arch)}
-            self._early.setdefault(record.k, (point, figures))
-        while (told := self._early.pop(len(self._points), None)) is not None:
-            self._points.append(told[0])
+            self._early.setdefault(record.k, (points, figures))
+        while (told := self._early.pop(len(self._ladder), None)) is not None:
+            self._ladder.append(told[0])
             self._figures.append(told[1])
-
-
-class Rows:
-    """A table of numbers to which rows are added; asking for its first rows copies nothing."""
-
-    def __init__(self, width: int) -> None:
-        self._table, self._count = np.empty((64, width)), 0
-
-    def __len__(self) -> int:
-        return self._count
-
-    def append(self, row: float | tuple[float, ...]) -> None:
-        if self._count == len(self._table):
-            self._table = np.concatenate((self._table, np.empty_like(self._table)))
-        self._table[self._count] = row
-        self._count += 1
-
-    def first(self, count: int) -> np.ndarray:
-        """Shape ``(count, width)``, not to be written to."""
-        rows = self._table[:count]
-        rows.flags.writeable = False
-        return rows
 
 
 def resume(search: Search, journal: Journal) -> list[Candidate]:

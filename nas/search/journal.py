@@ -2,9 +2,10 @@
 
 The file is JSON lines. The first is the header, ``{"raynas_journal": 1, ...}``: what the history belongs to. Every
 other line is a proposal, ``{"proposed": 12, "id": ..., "arch": {...}}``, written before the candidate is given out, the
-record of a candidate, or constraints, ``{"from_k": 200, "constraints": {"macs": [null, 600000]}}``. What is written is
-fsynced before anything else is, so a crash can damage the last line only; that one is cut off when the file is opened
-again. Journals from before there were proposals have none.
+record of a candidate, what a candidate that climbs to the next rung has so far, ``{"climbs": {...}}``, or constraints,
+``{"from_k": 200, "constraints": {"macs": [null, 600000]}}``. What is written is fsynced before anything else is, so a
+crash can damage the last line only; that one is cut off when the file is opened again. Journals from before there were
+proposals have none.
 """
 
 from __future__ import annotations
@@ -61,6 +62,9 @@ class Record:
         cost: name to exact cost, empty where it failed before that was known.
         seconds: how long the evaluation took, wall clock. No algorithm looks at it.
         error: what went wrong, None where nothing did.
+        lower: the metrics of the rungs below the one that `metrics` are of, from the first on (see `nas.search.rungs`).
+        parts: the objective's metric on disjoint parts of validation, the same ones for all candidates: what its
+            interval is computed from. No algorithm looks at it.
     """
 
     k: int
@@ -69,6 +73,8 @@ class Record:
     cost: Mapping[str, float]
     seconds: float
     error: str | None
+    lower: tuple[Mapping[str, float], ...] = ()
+    parts: tuple[float, ...] = ()
 
     @property
     def id(self) -> str:
@@ -78,13 +84,15 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """Plain, strict JSON; metrics that JSON has no number for become ``"nan"``, ``"inf"``, ``"-inf"``. Whole
         costs are whole."""
-        metrics = None
-        if self.metrics is not None:
-            metrics = {name: float(v) if math.isfinite(v) else repr(float(v)) for name, v in self.metrics.items()}
+        metrics = None if self.metrics is None else _plain(self.metrics)
         cost = {name: int(v) if float(v).is_integer() else float(v) for name, v in self.cost.items()}
+        lower = {"lower": [_plain(each) for each in self.lower]} if self.lower else {}
+        parts = {"parts": list(self.parts)} if self.parts else {}
         return {"k": self.k, "id": self.id, "arch": dict(self.arch), "metrics": metrics, "cost": cost} | {
             "seconds": float(self.seconds),
             "error": self.error,
+            **lower,
+            **parts,
         }
 
     @classmethod
@@ -96,8 +104,10 @@ class Record:
         """
         try:
             k, error, cost = form["k"], form["error"], dict(form["cost"])
-            metrics = None if form["metrics"] is None else {name: float(v) for name, v in form["metrics"].items()}
-            record = cls(k, Arch(form["arch"]), metrics, cost, float(form["seconds"]), error)
+            metrics = None if form["metrics"] is None else _numbers(form["metrics"])
+            lower, parts = map(_numbers, form.get("lower", ())), map(float, form.get("parts", ()))
+            arch, seconds = Arch(form["arch"]), float(form["seconds"])
+            record = cls(k, arch, metrics, cost, seconds, error, tuple(lower), tuple(parts))
         except (KeyError, TypeError, AttributeError, OverflowError) as problem:
             raise ValueError(f"it is no record: {type(problem).__name__} {problem}") from problem
         whole = type(k) is int and k >= 0 and isinstance(error, str | None)
@@ -108,6 +118,14 @@ class Record:
                 f"the id {form.get('id')!r} does not belong to the architecture, whose id is {record.id!r}"
             )
         return record
+
+
+def _plain(metrics: Mapping[str, float]) -> dict[str, float | str]:
+    return {name: float(v) if math.isfinite(v) else repr(float(v)) for name, v in metrics.items()}
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(v) for name, v in metrics.items()}
 
 
 class Journal:
@@ -123,6 +141,7 @@ class Journal:
     Attributes:
         proposals: architectures by candidate, of those whose proposal was written.
         records: all records, in the order of the file.
+        climbing: by candidate, what those have so far that go on to the next rung; records of all but the last rungs.
         constraints: pairs (from_k, constraints), in the order of the file.
 
     Raises:
@@ -134,6 +153,7 @@ class Journal:
         self.path = Path(path)
         self.proposals: dict[int, Arch] = {}
         self.records: list[Record] = []
+        self.climbing: dict[int, Record] = {}
         self.constraints: list[tuple[int, Constraints]] = []
         self._by_k: dict[int, Record] = {}
         head = _line({"raynas_journal": VERSION, **header})
@@ -189,6 +209,9 @@ class Journal:
             self.constraints.append((form["from_k"], Constraints(bounds)))
         elif "proposed" in form:
             self._propose(form["proposed"], Arch(form["arch"]), form["id"])
+        elif "climbs" in form:
+            record = Record.from_json(form["climbs"])
+            self.climbing[record.k] = record
         else:
             self._keep(Record.from_json(form))
 
@@ -225,6 +248,11 @@ class Journal:
             return self._keep(record)
         self._write(_line(record.to_json()))
         return self._keep(record)
+
+    def append_climb(self, record: Record) -> None:
+        """Write down what a candidate has so far that goes on to the next rung, on disk when this returns."""
+        self._write(_line({"climbs": record.to_json()}))
+        self.climbing[record.k] = record
 
     def append_proposals(self, candidates: Sequence[Candidate]) -> None:
         """Write down what is about to be given out, on disk when this returns. What is written already is left out.

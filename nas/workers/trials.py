@@ -19,6 +19,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from nas.build import load_task, make_supernet, open_journal, open_search
+from nas.children.alone import make_alone
 from nas.children.evaluate import Evaluator
 from nas.config.experiment import Experiment, parse
 from nas.device import configure_process
@@ -46,7 +47,13 @@ class Scored(tune.Trainable):
     """An actor that holds one supernet and judges the candidates of one trial after another."""
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], weights: Mapping[str, np.ndarray], experiment: dict[str, Any], run: str, gpu: bool
+        self,
+        config: dict[str, Any],
+        weights: Mapping[str, np.ndarray],
+        experiment: dict[str, Any],
+        run: str,
+        metric: str,
+        gpu: bool,
     ) -> None:
         device = configure_process(gpu, 1)
         settings = parse(experiment)
@@ -54,7 +61,9 @@ class Scored(tune.Trainable):
         task = load_task(settings, Index(at.index, at.batches))
         net = make_supernet(settings, task)
         net.load_state_dict({name: shared(array) for name, array in weights.items()}, assign=True)
-        self.evaluator = Evaluator(net.to(device), task, settings.search, device, None, at.batches)
+        alone = make_alone(settings, task, device)
+        self.evaluator = Evaluator(net.to(device), task, settings.search, device, None, at.batches, alone)
+        self.metric = metric
         self.candidates = config["candidates"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -62,15 +71,19 @@ class Scored(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        return {"judged": [self._judge(k, Arch(choices)) for k, choices in self.candidates], "done": True}
+        return {"judged": [self._judge(k, Arch(choices), steps) for k, choices, steps in self.candidates], "done": True}
 
-    def _judge(self, k: int, arch: Arch) -> dict[str, Any]:
+    def _judge(self, k: int, arch: Arch, steps: int) -> dict[str, Any]:
         began = time.monotonic()
+        metrics: dict[str, float] | None = None
+        parts: list[dict[str, float]] = []
+        error = None
         try:
-            metrics, error = self.evaluator(arch), None
+            metrics, parts = self.evaluator.judge(arch, steps)
         except Exception as problem:  # one candidate's failure is recorded, and the others go on
-            metrics, error = None, f"{type(problem).__name__}: {problem}"
-        return {"k": k, "metrics": metrics, "seconds": time.monotonic() - began, "error": error}
+            error = f"{type(problem).__name__}: {problem}"
+        told = {"metrics": metrics, "parts": [part[self.metric] for part in parts], "error": error}
+        return {"k": k, "seconds": time.monotonic() - began, **told}
 
 
 def shared(array: np.ndarray) -> torch.Tensor:
@@ -109,9 +122,12 @@ class Asker(Searcher):
         super().__init__()
         self.search, self.journal, self.target, self.trials, self.batch = search, journal, target, trials, batch
         self.deadline, self.notify, self.fence = deadline, notify, fence
-        self.waiting, self.alone = deque(missing), deque[Candidate]()
+        self.climbing = deque(candidate for candidate in missing if candidate.k in journal.climbing)
+        self.waiting = deque(candidate for candidate in missing if candidate.k not in journal.climbing)
+        self.alone = deque[Candidate]()
         self.flying: dict[str, list[Candidate]] = {}
         self.deaths: Counter[int] = Counter()
+        self.seconds = deque((record.seconds for record in journal.records if not record.lower), maxlen=20)
         self.exhausted: str | None = None
         self.lost = self.broken = 0
 
@@ -124,11 +140,17 @@ class Asker(Searcher):
             return Searcher.FINISHED
         if len(self.flying) >= self.trials:  # Tune itself begins as many as there are CPUs for
             return None
-        candidates = [self.alone.popleft()] if self.alone else self._next()
+        one_by_one = self.alone or self.climbing  # what climbs is trained, which takes long enough
+        candidates = [one_by_one.popleft()] if one_by_one else self._next()
         if candidates:
             self.flying[trial_id] = candidates
-            return {"candidates": [(c.k, dict(c.arch)) for c in candidates]}
+            return {"candidates": [(c.k, dict(c.arch), self._steps(c)) for c in candidates]}
         return None if self.flying else Searcher.FINISHED
+
+    def _steps(self, candidate: Candidate) -> int:
+        """For how many steps a candidate is trained by itself on the rung that it is on."""
+        before = self.journal.climbing.get(candidate.k)
+        return self.search.rungs[len(before.lower) + 1 if before else 0].steps
 
     def _next(self) -> list[Candidate]:
         candidates: list[Candidate] = []
@@ -155,8 +177,9 @@ class Asker(Searcher):
         most = max(1, self.search.window // 2 // self.trials)
         if self.batch:
             return min(self.batch, most)
-        seconds = [record.seconds for record in self.journal.records[-20:]]
-        return min(most, max(1, round(TRIAL_SECONDS / max(median(seconds), 1e-3)))) if seconds else 1
+        if not self.seconds:
+            return 1
+        return min(most, max(1, round(TRIAL_SECONDS / max(median(self.seconds), 1e-3))))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         candidates = self.flying.pop(trial_id, [])
@@ -167,8 +190,9 @@ class Asker(Searcher):
         self.lost = -1  # a worker has worked: from here on a death may be a candidate's fault
         judged = {row["k"]: row for row in result["judged"]}
         for candidate in candidates:
-            row = judged[candidate.k]
-            self._keep(candidate, row["metrics"], row["seconds"], row["error"])
+            if candidate.k not in self.journal.climbing:
+                self.seconds.append(judged[candidate.k]["seconds"])
+            self._take(candidate, **judged[candidate.k])
 
     def _died(self, candidate: Candidate, alone: bool) -> None:
         """A worker died on this candidate: it is tried alone, and blamed after `LIVES` deaths on it alone."""
@@ -177,17 +201,34 @@ class Asker(Searcher):
             self.broken = self.lost if self.lost >= 2 * LIVES else 0
         self.deaths[candidate.k] += alone and self.lost < 0
         if self.deaths[candidate.k] >= LIVES:
-            self._keep(candidate, None, 0.0, f"its worker died {LIVES} times on this candidate alone")
+            self._take(candidate, candidate.k, 0.0, None, [], f"its worker died {LIVES} times on this candidate alone")
         else:
             self.alone.append(candidate)
 
-    def _keep(self, candidate: Candidate, metrics: dict[str, float] | None, seconds: float, error: str | None) -> None:
+    def _take(
+        self,
+        candidate: Candidate,
+        k: int,
+        seconds: float,
+        metrics: dict[str, float] | None,
+        parts: list[float],
+        error: str | None,
+    ) -> None:
+        """Write down what came of a candidate on its rung, and send it to the next one where it climbs."""
+        assert k == candidate.k
         if metrics is not None and not all(np.isfinite(value) for value in metrics.values()):
             metrics, error = None, f"not finite: {metrics}"
-        record = Record(
-            candidate.k, candidate.arch, metrics, dict(self.search.cost(candidate.arch)), round(seconds, 4), error
-        )
+        lower: tuple[Mapping[str, float], ...] = ()
+        if (before := self.journal.climbing.get(k)) and before.metrics is not None:
+            lower, seconds = (*before.lower, before.metrics), before.seconds + seconds
+        told = tuple(float(f"{part:.6g}") for part in parts) if metrics is not None else ()
+        cost = dict(self.search.cost(candidate.arch))
+        record = Record(k, candidate.arch, metrics, cost, round(seconds, 4), error, lower, told)
         self.fence.check()
+        if self.search.climbs(record):
+            self.journal.append_climb(record)
+            self.climbing.append(candidate)
+            return
         self.search.tell(record)  # it checks what it is told: what is written must not be refused at the next start
         self.journal.append(record)
         self.notify(record)
@@ -261,7 +302,7 @@ def _run(experiment: Experiment, run: RunDir, fence: Fence, asker: Asker, traine
     check_room(experiment)
     arrays = {name: tensor.numpy() for name, tensor in trained.child_weights().items()}
     told = {"experiment": experiment.model_dump(mode="json"), "run": str(run.path), "gpu": gpu}
-    scored = tune.with_parameters(Scored, weights=arrays, **told)
+    scored = tune.with_parameters(Scored, weights=arrays, metric=asker.search.objective.metric, **told)
     tuner = tune.Tuner(
         tune.with_resources(scored, {"cpu": 1, "gpu": share}),
         tune_config=tune.TuneConfig(search_alg=asker, num_samples=-1, max_concurrent_trials=None, reuse_actors=True),

@@ -9,8 +9,8 @@ from nbclient import NotebookClient
 from rich.console import Console
 
 from nas.cli.progress import Screen
-from nas.pipeline import TrainingNotes
 from nas.rundir.log import PanelLine, StepLine
+from nas.watch import TrainingNotes
 
 SHOWN = """
 import threading

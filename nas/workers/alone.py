@@ -1,0 +1,135 @@
+"""Networks trained alone, side by side as Ray Tune trials: what a supernet's scores are held against."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ray import tune
+
+from nas.build import load_task, make_supernet
+from nas.children.alone import Alone
+from nas.children.evaluate import Evaluator, Judged
+from nas.config.experiment import Experiment, parse
+from nas.device import configure_process
+from nas.rundir.directory import RunDir
+from nas.rundir.fence import Fence
+from nas.space import Arch
+from nas.workers.session import check_room, gpus, has_gpus, on_ray, session
+
+Job = tuple[Arch, int]  # a network and a seed
+Trained = Callable[[Arch, int, Judged, float], None]
+
+
+class Stopped(Exception):
+    """The run is asked to end."""
+
+
+class Ending(tune.Stopper):
+    """Begins nothing new when the run is asked to end."""
+
+    def __init__(self, fence: Fence) -> None:
+        self.fence = fence
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.fence.stopping()
+
+
+class Learner(tune.Trainable):
+    """An actor that trains one network after another from fresh weights, and judges each on validation."""
+
+    def setup(  # type: ignore[override]
+        self, config: dict[str, Any], experiment: dict[str, Any], fence: Fence, gpu: bool
+    ) -> None:
+        self.fence, self.asked = fence, time.monotonic()
+        self.device = configure_process(gpu, 1)
+        self.settings = parse(experiment)
+        self.task = load_task(self.settings)
+        self.net = make_supernet(self.settings, self.task).to(self.device)
+        self.evaluator = Evaluator(self.net, self.task, self.settings.search, self.device)
+        self.job = config["job"]
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.job = new_config["job"]
+        return True
+
+    def step(self) -> dict[str, Any]:
+        began, (choices, seed) = time.monotonic(), self.job
+        recipe = self.settings.alone
+        assert recipe is not None
+        alone = Alone(self.settings, self.task, recipe, self.device, seed)
+        net = alone.fresh(self.net, Arch(choices))
+        try:
+            alone.train(net, max(1, round(recipe.epochs * alone.epoch)), self.evaluator.calibration, self._told)
+        except Stopped:
+            return {"done": True}
+        self.evaluator.net = net
+        metrics, parts = self.evaluator.judge(net.space.largest())
+        return {"metrics": metrics, "parts": parts, "seconds": time.monotonic() - began, "done": True}
+
+    def _told(self, step: int) -> None:
+        """Between two steps: whether the run is to end."""
+        if time.monotonic() - self.asked > 1:
+            self.asked = time.monotonic()
+            if self.fence.stopping():
+                raise Stopped
+
+
+class Notes(tune.Callback):
+    """Hands on what has been trained, as it comes."""
+
+    def __init__(self, fence: Fence, trained: Trained) -> None:
+        self.fence, self.trained = fence, trained
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks; nothing is ever read back from that."""
+        return {}
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        result, (choices, seed) = trial.last_result, trial.config["job"]
+        if "metrics" in result:
+            self.fence.check()
+            judged = Judged(result["metrics"], result["parts"])
+            self.trained(Arch(choices), seed, judged, result["seconds"])
+
+
+def train_alone(experiment: Experiment, run: RunDir, fence: Fence, jobs: Sequence[Job], trained: Trained) -> str:
+    """Train these, `search.trials` at a time.
+
+    Args:
+        trained: called with each that is done: network, seed, figures on validation, seconds.
+
+    Returns:
+        Why some are not done; empty where all are.
+
+    Raises:
+        TooLittle: the cluster has less than the experiment asks for.
+    """
+    with session():
+        check_room(experiment)
+        trials, gpu = experiment.search.trials, has_gpus(experiment.train.use_gpu)
+        share = min(1.0, gpus() / trials) if gpu else 0.0
+        learner = tune.with_parameters(Learner, experiment=experiment.model_dump(mode="json"), fence=fence, gpu=gpu)
+        given = tune.grid_search([(dict(arch), seed) for arch, seed in jobs])
+
+        tuner = tune.Tuner(
+            tune.with_resources(learner, {"cpu": 1, "gpu": share}),
+            param_space={"job": given},
+            tune_config=tune.TuneConfig(max_concurrent_trials=trials, reuse_actors=True),
+            run_config=tune.RunConfig(
+                name=f"fidelity-{fence.attempt}",
+                storage_path=str(run.ray),
+                verbose=0,
+                callbacks=[Notes(fence, trained)],
+                stop=Ending(fence),
+                failure_config=tune.FailureConfig(max_failures=0),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            ),
+        )
+        results = on_ray(tuner.fit, fence)
+    errors = [str(error).strip().splitlines()[-1] for error in results.errors]
+    return f"{len(errors)} of {len(jobs)} trainings failed, the last with: {errors[-1]}" if errors else ""

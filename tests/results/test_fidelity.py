@@ -1,0 +1,119 @@
+"""Whether scores are to be trusted: networks whose truth is known, scored well, badly, and not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nas.children.evaluate import Judged
+from nas.config import trust
+from nas.config.experiment import ExperimentError, load_experiment
+from nas.results.fidelity import Fidelity, Trials, read_fidelity
+from nas.rundir.directory import RunDir
+from nas.search.constraints import Constraints, evenly
+from nas.space import Arch
+from tests.synthetic import SPACE, cost
+
+ABOUT = {
+    "supernet": "5a" * 32,
+    "metric": "accuracy",
+    "better": "higher",
+    "cost": "macs",
+    "validation": 1000,
+    "test": 4000,
+}
+
+
+def measured(run: RunDir, networks: float, seeds_apart: float, noise: float, count: int = 40) -> Trials:
+    """Networks of rising cost that differ by `networks` at equal cost, scored with `noise`."""
+    rng = np.random.default_rng(0)
+    costs = {Arch({"width": width}): 1000.0 * 1.1**width for width in range(count)}
+    experiment = load_experiment("bignas-digits", ["search.rungs=[[1, 0], [0.5, 100]]", "fidelity.seeds=3"])
+    run.path.mkdir(exist_ok=True)
+    trials = Trials.open(run, experiment, ABOUT, costs)
+    truth = 80 + 3 * np.log(list(costs.values())) + rng.normal(0, networks, count)
+    known = {arch.id: value for arch, value in zip(costs, truth, strict=True)}
+    for arch, steps in trials.open_scores():
+        score = known[arch.id] + rng.normal(0, 0.1 if steps else noise)
+        trials.add_score(arch.id, steps, {"accuracy": score})
+    for arch, seed in trials.open_jobs():
+        value = known[arch.id] + rng.normal(0, seeds_apart)
+        trials.add_alone(arch.id, seed, Judged({"accuracy": value}, [{"accuracy": value + d} for d in (-1, 1)]), 1.0)
+    return trials
+
+
+def found(tmp_path: Path, networks: float, seeds_apart: float, noise: float) -> Fidelity:
+    fidelity = measured(RunDir(tmp_path), networks, seeds_apart, noise).fidelity()
+    assert fidelity
+    return fidelity
+
+
+def test_a_good_score_after_some_steps_and_a_bad_one_before(tmp_path: Path) -> None:
+    fidelity = found(tmp_path, networks=1.0, seeds_apart=0.2, noise=20.0)
+    assert fidelity.taus[100].value > 0.85 > 0.5 > abs(fidelity.taus[0].value)
+    assert fidelity.ceiling.value > 0.8 and fidelity.floor.value > 0.5
+    assert fidelity.at_equal_cost[100].low > 0.8 > fidelity.at_equal_cost[0].value
+    assert fidelity.spread.networks == pytest.approx(1.0, rel=0.3)
+    assert fidelity.spread.trainings == pytest.approx(0.2, rel=0.3)
+    assert 1.5 < fidelity.gain < 4.0 and f"{fidelity.gain:.3g} in accuracy" in fidelity.verdict
+    # 1.0 is the standard error of two parts that are 2 apart; a quarter of the variance on four times the examples
+    assert fidelity.shown_by_test == pytest.approx(
+        2.8 * np.sqrt(2) * np.hypot(0.5, fidelity.spread.trainings), rel=0.01
+    )
+
+
+def test_networks_that_differ_by_nothing_but_cost(tmp_path: Path) -> None:
+    fidelity = found(tmp_path, networks=0.0, seeds_apart=1.0, noise=0.1)
+    assert fidelity.spread.networks < 0.5
+    assert "nothing to find" in fidelity.verdict or "not shown" in fidelity.verdict
+
+
+def test_a_metric_that_falls(tmp_path: Path) -> None:
+    """Lower is better: agreement is agreement, and a cost that helps is a positive floor."""
+    trials = measured(RunDir(tmp_path), 1.0, 0.2, 0.2)
+    one = trials.fidelity()
+    trials.header = {**trials.header, "better": "lower"}
+    other = trials.fidelity()
+    assert one and other and other.taus[0].value == one.taus[0].value and other.floor.value == -one.floor.value
+
+
+def test_trials_go_on_where_they_ended_also_after_a_torn_line(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    trials = measured(run, 1.0, 0.2, 0.2, count=4)
+    lines = trials.path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + 4 * 2 + 4 * 3
+    trials.path.write_bytes(b"".join(lines[:-1]) + lines[-1][:10])
+    again = Trials.current(run)
+    assert again and len(again.open_jobs()) == 1 and not again.open_scores()
+    ((arch, seed),) = again.open_jobs()
+    again.add_alone(arch.id, seed, Judged({"accuracy": 1.0}, []), 1.0)
+    whole = Trials.current(run)
+    assert whole and not whole.open_jobs() and whole.alone[arch.id, seed] == {"accuracy": 1.0}
+    assert read_fidelity(run, "5a" * 32) and read_fidelity(run, "5b" * 32) is None
+
+
+def test_nothing_is_said_of_less_than_four_networks(tmp_path: Path) -> None:
+    assert measured(RunDir(tmp_path), 1.0, 0.2, 0.2, count=3).fidelity() is None
+    assert Trials.current(RunDir(tmp_path / "nowhere")) is None
+
+
+def test_networks_are_spread_over_the_cost_and_kept_within_bounds() -> None:
+    archs = evenly(SPACE, cost, "work", Constraints(), 12)
+    costs = np.log([cost(arch)["work"] for arch in archs])
+    steps = np.diff(costs)
+    assert len(set(archs)) == 12 and steps.max() < 2 * steps.mean()
+    low, high = (np.exp(costs[-1]) * share for share in (0.5, 0.505))
+    within = Constraints({"work": (low, high)})
+    narrow = evenly(SPACE, cost, "work", within, 12)
+    assert len(set(narrow)) == 12 and not any(within.violation(cost(arch)) for arch in narrow)
+    with pytest.raises(ValueError, match="12 are asked for"):
+        evenly(SPACE, cost, "work", Constraints({"work": (None, cost(SPACE.smallest())["work"])}), 12)
+
+
+def test_how_networks_learn_alone_may_name_modules_that_are_trusted_first() -> None:
+    tree = {"fidelity": {"recipe": {"name": "elsewhere:Recipe"}}}
+    assert trust.modules_of(tree) == {"elsewhere"}
+    with pytest.raises(ExperimentError, match="fidelity.recipe.name"):
+        load_experiment("bignas-digits", ["fidelity.recipe={name: sandwich}"])
