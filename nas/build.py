@@ -29,18 +29,22 @@ from nas.search.journal import Candidate, Journal
 from nas.search.rungs import Rung
 from nas.space import Arch, Measure
 from nas.supernet import Cost, CostModel, Supernet
+from nas.tasks.index import Index
 from nas.tasks.task import Task
 
 
-def load_task(experiment: Experiment) -> Task:
+def load_task(experiment: Experiment, index: Index | None = None) -> Task:
     """The task that the experiment's data set poses, its examples at hand.
+
+    Args:
+        index: what the run knows of its data.
 
     Raises:
         FileNotFoundError: the data set is not on this machine; the message says how to get it.
         ValueError: it is there, but cannot be used.
     """
     name = experiment.data.name
-    with plugins.telling(name, "reading the data"):
+    with plugins.telling(name, "reading the data"), (index or Index()).used():
         return plugins.find("task", name)(experiment.data, experiment.seed)
 
 

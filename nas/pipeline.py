@@ -34,6 +34,7 @@ from nas.results.choose import FINETUNED, choose, constraints_of, history_of, li
 from nas.results.fidelity import Fidelity, Trials
 from nas.results.history import History, outcome, standing, ties
 from nas.results.tracking import Tracker, address, default_uri
+from nas.rundir.atomic import write_atomic
 from nas.rundir.checkpoint import Checkpoint, newest_sha
 from nas.rundir.directory import RunDir, open_run
 from nas.rundir.fence import Fence, Gone
@@ -42,6 +43,7 @@ from nas.search.constraints import evenly
 from nas.search.journal import Record
 from nas.space import Arch
 from nas.supernet import Supernet
+from nas.tasks.index import Index
 from nas.tasks.task import Task
 from nas.training.loop import total_steps
 from nas.watch import TrainingNotes, Watcher
@@ -99,7 +101,8 @@ class Pipeline:
         device = driver_device(experiment.train.use_gpu)
         run = RunDir(directory.absolute())
         space_of(experiment.space.name, experiment.space.size)  # before the data are read, which takes longer
-        task = load_task(experiment)
+        index = Index(run.index)
+        task = load_task(experiment, index)
         net = make_supernet(experiment, task)
         if task.least_side < net.least_side:
             raise ValueError(
@@ -121,6 +124,9 @@ class Pipeline:
             kept = Mirror(mirror, run.path, watch.say)
             kept.bring()
         with open_run(experiment, run) as fence, kept or nullcontext():
+            index.shared = run.batches
+            if news := index.news:
+                write_atomic(run.index, news)
             tracker = Tracker(run, address(run, tracking.uri), tracking.experiment or experiment.name)
             try:
                 tracker.start()
@@ -453,14 +459,12 @@ class Pipeline:
         return history_of(self.experiment, self.run, self._supernet())
 
     def _evaluator(self) -> tuple[Evaluator, Batches]:
-        device = self.device
-        settings = self.experiment.search
+        device, settings, shared = self.device, self.experiment.search, self.run.batches
         self.net.load_state_dict(self._supernet().child_weights())
         net: Supernet = self.net.to(device)
-        alone = make_alone(self.experiment, self.task, device)
-        return Evaluator(net, self.task, settings, device, alone=alone), Batches(
-            self.task.test, len(self.task.test), settings.score_batch, device
-        )
+        alone, test = make_alone(self.experiment, self.task, device), self.task.test
+        evaluator = Evaluator(net, self.task, settings, device, None, shared, alone)
+        return evaluator, Batches(test, len(test), settings.score_batch, device, place=shared / "test")
 
 
 def finetune_experiment(

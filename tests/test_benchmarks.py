@@ -12,6 +12,7 @@ SMALL = {
     "train_step": ["--repeats", "4"],
     "multi_arch": ["--size", "d8", "--batch", "8", "--steps", "1", "--archs", "2"],
     "quant_step": ["--repeats", "1"],
+    "loading": ["--images", "60", "--batch", "4", "--turns", "1", "--batches", "1"],
     "search_synthetic": ["--seeds", "1", "--marks", "40"],
 }
 

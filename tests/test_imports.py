@@ -77,7 +77,7 @@ DIETS = {
     "nas/tasks/places.py": set(),
     "nas/tasks/options.py": {"pydantic", "nas.config.section", "nas.tasks.places"},
     "nas/tasks/*.py": {
-        *("torch", "torchvision", "numpy", "PIL", "sklearn", "pydantic"),
+        *("torch", "torchvision", "numpy", "PIL", "sklearn", "pydantic", "filelock"),
         *("nas.tasks", "nas.supernet", "nas.preprocess", "nas.draws", "nas.config.section"),
     },
     "nas/supernet.py": {"torch", "nas.space", "nas.config.section"},

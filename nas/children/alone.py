@@ -22,7 +22,7 @@ from nas.draws import bits
 from nas.recipes.recipe import AVERAGE, Recipe, Step
 from nas.space import Arch
 from nas.supernet import Supernet
-from nas.tasks.task import Task
+from nas.tasks.task import Task, pixels
 from nas.training.feeds import Feed, make_feeds
 
 Batch = tuple[Tensor, Tensor]
@@ -111,7 +111,7 @@ class Alone:
 
     def _load(self, feed: Feed, index: int) -> Batch:
         x, y = feed(index)
-        return x.to(self.device), y.to(self.device)
+        return pixels(x.to(self.device)), y.to(self.device)
 
 
 def make_alone(experiment: Experiment, task: Task, device: torch.device) -> Alone | None:

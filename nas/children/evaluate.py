@@ -4,28 +4,37 @@ ever judged."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.draws import permutation
 from nas.quantization.learned import fit
+from nas.rundir.atomic import write_directory
+from nas.rundir.checkpoint import tensors_in
 from nas.space import Arch, Space
 from nas.supernet import Supernet, inherit
-from nas.tasks.task import Examples, Task
+from nas.tasks.task import Examples, Task, compact, pixels
 
 if TYPE_CHECKING:
     from nas.children.alone import Alone
 
-CACHE_BYTES = 1 << 30
+FEW_BYTES = 1 << 26  # of batches, up to which every process keeps its own in memory
+CACHE_BYTES = 1 << 30  # the same where there is no place to share them
 PARTS = 16  # of the examples that a child is judged on, which its interval is computed from
 
 
 class Batches:
-    """`count` examples of a split in batches of `size`, always the same ones, kept in memory where they are few.
+    """`count` examples of a split in batches of `size`, always the same ones, decoded once where that can be.
+
+    Few are kept in memory. More are written to `place` by the first process that comes there, as grey levels, a file a
+    batch; all processes of a node map the same pages. Without a place they are decoded at each use.
 
     They are drawn at random, since folders come class after class and crops image after image: so every batch is of all
     kinds.
@@ -33,6 +42,7 @@ class Batches:
     Args:
         epoch: augmented as in that epoch of training; None for plain images.
         whole: drop the last batch where it is smaller than the others, so that every batch weighs the same.
+        place: a directory for these batches alone, there or not, whose parent's parent is there.
     """
 
     def __init__(
@@ -43,31 +53,55 @@ class Batches:
         device: torch.device,
         epoch: int | None = None,
         whole: bool = False,
+        place: Path | None = None,
     ) -> None:
         count, size = min(count, len(split)), min(size, split.at_once or size)
         self.split, self.device, self.epoch = split, device, epoch
         drawn = permutation(len(split), 0, "batches")[:count]
         starts = range(0, count - size + 1 if whole and count >= size else count, size)
         self.rows = [drawn[start : min(start + size, count)] for start in starts]
-        self.kept = self._keep()
+        self.kept = self._keep(CACHE_BYTES if place is None else FEW_BYTES)
+        self.files = [] if self.kept or place is None else self._written(place)
 
-    def _keep(self) -> list[tuple[Tensor, Tensor]]:
-        """All batches, or none where they take more than `CACHE_BYTES` together, by the mean of those that were
+    def _keep(self, most: int) -> list[tuple[Tensor, Tensor]]:
+        """All batches, or none where they take more than `most` bytes together, by the mean of those that were
         loaded."""
         kept, size = [], 0
         for rows in self.rows:
             kept.append(self._load(rows))
             size += sum(part.nbytes for part in kept[-1])
-            if size / len(kept) * len(self.rows) > CACHE_BYTES:
+            if size / len(kept) * len(self.rows) > most:
                 return []
         return kept
 
+    def _written(self, place: Path) -> list[Path]:
+        """The batches' files; whoever comes while another process writes them waits for it."""
+        names = [f"{number:06}.safetensors" for number in range(len(self.rows))]
+
+        def fill(directory: Path) -> None:
+            for name, rows in zip(names, self.rows, strict=True):
+                x, y = compact(self.split, rows, self.epoch)
+                save_file({"x": x.contiguous(), "y": y.contiguous()}, directory / name)
+
+        place.parent.mkdir(exist_ok=True)
+        with FileLock(place.with_name(f"{place.name}.lock")):
+            if not place.is_dir():
+                write_directory(place, fill, {})
+        return [place / name for name in names]
+
     def _load(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        x, y = self.split.batch(rows, self.epoch)
-        return x.to(self.device), y.to(self.device)
+        return self._sent(*compact(self.split, rows, self.epoch))
+
+    def _read(self, file: Path) -> tuple[Tensor, Tensor]:
+        return self._sent(**tensors_in(file))
+
+    def _sent(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return pixels(x.to(self.device)), y.to(self.device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return iter(self.kept) if self.kept else map(self._load, self.rows)
+        if self.kept:
+            return iter(self.kept)
+        return map(self._read, self.files) if self.files else map(self._load, self.rows)
 
 
 @torch.inference_mode()
@@ -147,6 +181,7 @@ class Evaluator:
         task: gives data, scores and metric.
         settings: the search section of an experiment: calibration, calibration_batch, validation, score_batch.
         limit: at most so many examples of either kind, for a quick look in training.
+        shared: a directory for batches that all processes of the run share, see `Batches`.
         alone: trains children that are to be scored after some steps by themselves.
     """
 
@@ -157,13 +192,19 @@ class Evaluator:
         settings: Any,
         device: torch.device,
         limit: int | None = None,
+        shared: Path | None = None,
         alone: Alone | None = None,
     ) -> None:
         self.net, self.task, self.alone = net, task, alone
         few = limit or 1 << 62
         calibration, validation = min(settings.calibration, few), min(settings.validation or len(task.validation), few)
-        self.calibration = Batches(task.train, calibration, settings.calibration_batch, device, epoch=0, whole=True)
-        self.validation = Batches(task.validation, validation, settings.score_batch, device)
+        size, score_size = settings.calibration_batch, settings.score_batch
+        places = [
+            shared and shared / f"{part}-{count}"
+            for part, count in (("calibration", calibration), ("validation", validation))
+        ]
+        self.calibration = Batches(task.train, calibration, size, device, 0, True, places[0])
+        self.validation = Batches(task.validation, validation, score_size, device, place=places[1])
 
     def cut(self, arch: Arch, steps: int = 0) -> tuple[Supernet, nn.Module]:
         """A child and what it was cut from: the supernet, or after `steps` by itself a space of its own.

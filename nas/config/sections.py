@@ -75,6 +75,13 @@ class TrainSettings(Section):
     )
     use_gpu: bool | None = Field(default=None, description="one GPU a worker; null: if the cluster has them")
     cpus_per_worker: PositiveFloat = Field(default=1.0, description="CPUs that each worker reserves")
+    loaders: Annotated[int, Field(ge=0, le=256)] | None = Field(
+        default=None,
+        description=(
+            "processes of each worker that decode images in files; 0: a thread; null: one less than its CPUs where it "
+            "has a GPU, else 0"
+        ),
+    )
     checkpoint_every: PositiveInt = Field(default=200, description="steps between checkpoints")
     keep: PositiveInt = Field(default=2, description="checkpoints kept")
     max_minutes: PositiveFloat | None = Field(

@@ -12,7 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -35,6 +35,7 @@ class State:
         step, total: optimizer steps done and planned.
         seconds: time spent in the loop so far, over all attempts.
         yardstick: the largest loss of the first steps.
+        recent: the last good losses, the newest at the end.
         best: the largest child's best metric on the panel so far, if there was a panel.
     """
 
@@ -42,6 +43,7 @@ class State:
     total: int
     seconds: float = 0.0
     yardstick: float = 0.0
+    recent: list[float] = field(default_factory=list)
     best: float | None = None
 
     def share_done(self, max_minutes: float | None) -> float:

@@ -161,6 +161,16 @@ class RunDir:
         return self.path / ".ray"
 
     @property
+    def batches(self) -> Path:
+        """Decoded examples that children are judged on, while an attempt goes on."""
+        return self.path / ".batches"
+
+    @property
+    def index(self) -> Path:
+        """What was found out about the files of the data."""
+        return self.path / ".data.json"
+
+    @property
     def ray_logs(self) -> Path:
         """What Ray said, where it has died."""
         return self.ray / "logs"
@@ -305,12 +315,14 @@ def open_run(experiment: Experiment, run: RunDir) -> Iterator[Fence]:
         fence = Fence.take(run.path)
         for folder in (run.path, run.training_log.parent, run.checkpoints, run.search, run.children):
             tidy(folder)
+        shutil.rmtree(run.batches, ignore_errors=True)  # of an attempt that was killed; the data may be others now
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         note = {"attempt": fence.attempt, "time": now, "changed": changed, "versions": versions()}
         with naming(run.history), run.history.open("a") as file:
             file.write(json.dumps(note) + "\n")
         yield fence
     finally:
+        shutil.rmtree(run.batches, ignore_errors=True)
         lock.release()
 
 

@@ -97,6 +97,7 @@ class Progress(Form):
     total: PositiveInt
     seconds: float = 0.0
     yardstick: float = 0.0
+    recent: Annotated[list[float], Field(max_length=1000)] = []
     best: float | None = None
 
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from nas.draws import bits, stratified, uniform
-from nas.preprocess import resampled
 from nas.supernet import Output, Target, main_head
-from nas.tasks import mixing
+from nas.tasks import augment, mixing
 from nas.tasks.datasets import load_images
 from nas.tasks.files import Files
 from nas.tasks.options import ClassificationOptions
-from nas.tasks.task import Task
-
-if TYPE_CHECKING:
-    from torchvision.transforms import v2
+from nas.tasks.task import Task, pixels
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,8 @@ class Split:
 
     Attributes:
         plain: uint8 ``(C, side, side)`` each, of the whole set, as networks are judged on them; perhaps still on disk.
-        varied: what augmentation starts from, uint8 ``(C, H, W)`` each.
+        varied: what augmentation starts from, uint8 ``(C, H, W)`` each; crops of any area come from the files' own
+            pictures.
         y: int64 ``(N,)``.
         rows: int64, which of them are this split.
         side: what `batch` gives, pixels square.
@@ -51,37 +47,57 @@ class Split:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def decodes(self) -> bool:
+        """Whether examples are decoded from files."""
+        return not isinstance(self.varied, Tensor)
+
     def batch(self, indices: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
         """Examples of this split: x float32 ``(n, C, side, side)`` in [0, 1], y int64 ``(n,)``.
 
         With an epoch each image is augmented; how depends on (seed, epoch, its index) alone, not on the batch. Without
         one it is what `nas.preprocess.Preprocess` makes of the picture.
         """
-        rows = torch.from_numpy(self.rows[indices])
-        if epoch is None:
-            x = torch.stack(list(self.plain[rows]))
-        else:
-            x = self._augment(self.varied[rows], np.asarray(indices), epoch)
-        return x.float() / 255, self.y[rows]
+        x, y = self.levels(indices, epoch)
+        return pixels(x), y
 
-    def _augment(self, pictures: Sequence[Tensor] | Tensor, indices: np.ndarray, epoch: int) -> Tensor:
-        """uint8 ``(C, H, W)`` each -> ``(n, C, side, side)``: cropped, mirrored, by RandAugment, a part erased, as the
-        settings say."""
+    def levels(self, indices: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
+        """The same with x as uint8, 0 to 255."""
+        rows = torch.from_numpy(self.rows[indices])
+        x = torch.stack(list(self.plain[rows])) if epoch is None else self._augment(rows, np.asarray(indices), epoch)
+        return x, self.y[rows]
+
+    def _augment(self, rows: Tensor, indices: np.ndarray, epoch: int) -> Tensor:
+        """uint8 ``(n, C, side, side)``: cropped, mirrored, by RandAugment, a part erased, as the settings say."""
 
         def draw(purpose: str) -> Tensor:
             return torch.from_numpy(uniform(self.seed, purpose, epoch, indices))
 
+        images: Iterable[Image.Image]
         if self.settings.resized_crop:
-            x = resized_crop(pictures, self.side, *(draw(purpose) for purpose in ("area", "ratio", "top", "left")))
-            x = torch.where((draw("flip") < 0.5)[:, None, None, None], x.flip(-1), x) if self.settings.flip else x
+            places = uniform(self.seed, "crop", epoch, indices[:, None], np.arange(augment.CROP_DRAWS))
+            mirrored = (draw("flip") < 0.5).tolist() if self.settings.flip else [False] * len(rows)
+            images = map(self._cropped, rows.tolist(), places, mirrored)
         else:
-            x = self._shifted(torch.stack(list(pictures)), draw)
+            x = self._shifted(torch.stack(list(self.varied[rows])), draw)
+            images = map(augment.image_of, x)
         if self.settings.rand_augment:
-            x = rand_augment(x, bits(self.seed, "rand_augment", epoch, indices))
+            images = map(augment.rand_augment, images, bits(self.seed, "rand_augment", epoch, indices))
+        if self.settings.resized_crop or self.settings.rand_augment:
+            x = augment.tensor_of(images)
         if self.settings.erase:
             chosen = (draw("erase") < self.settings.erase).nonzero().flatten()
-            x[chosen] = erased(x[chosen], bits(self.seed, "erased", epoch, indices[chosen.numpy()]))
+            x[chosen] = augment.erased(x[chosen], bits(self.seed, "erased", epoch, indices[chosen.numpy()]))
         return x
+
+    def _cropped(self, row: int, draws: np.ndarray, mirrored: bool) -> Image.Image:
+        """A crop of any area, out of the whole picture."""
+        if isinstance(self.varied, Tensor):
+            crop = augment.resized_crop(self.varied[row], self.side, draws)
+        else:
+            with self.varied.opened(row) as image:
+                crop = augment.crop_of(image, self.side, draws)
+        return ImageOps.mirror(crop) if mirrored else crop
 
     def _shifted(self, x: Tensor, draw: Callable[[str], Tensor]) -> Tensor:
         """Padded with black, cropped at a random place, mirrored."""
@@ -95,85 +111,6 @@ class Split:
             columns = torch.where(draw("flip")[:, None] < 0.5, columns.flip(1), columns)
         which, channel = torch.arange(len(x))[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None]
         return F.pad(x, (pad, pad, pad, pad))[which, channel, rows[:, None, :, None], columns[:, None, None, :]]
-
-
-def resized_crop(
-    pictures: Sequence[Tensor] | Tensor, side: int, area: Tensor, ratio: Tensor, top: Tensor, left: Tensor
-) -> Tensor:
-    """Crops of 8 to 100 % of the area and a side ratio of 3/4 to 4/3 (Szegedy et al. 2015, section 6), resized as
-    `nas.preprocess` does: uint8 ``(n, C, side, side)``.
-
-    Args:
-        pictures: uint8 ``(C, H, W)`` each.
-        side: of the result, pixels square.
-        area, ratio, top, left: uniform draws in [0, 1), ``(n,)``, one crop an image; one that would not fit is made to.
-    """
-    height, width = (torch.tensor([picture.shape[axis] for picture in pictures]) for axis in (-2, -1))
-    share, stretch = 0.08 + 0.92 * area, torch.exp((2 * ratio - 1) * math.log(4 / 3))
-    tall = (share * height * width / stretch).sqrt().round().clamp_min(1).long().minimum(height)
-    wide = (share * height * width * stretch).sqrt().round().clamp_min(1).long().minimum(width)
-    rows, columns = (top * (height - tall + 1)).long(), (left * (width - wide + 1)).long()
-    places = torch.stack((rows, columns, tall, wide), 1).tolist()
-    crops = []
-    for picture, (row, column, high, across) in zip(pictures, places, strict=True):
-        crop = resampled(picture[:, row : row + high, column : column + across], -1, side, 0, side)
-        crops.append(resampled(crop, -2, side, 0, side))
-    return torch.stack(crops)
-
-
-def erased(x: Tensor, seeds: np.ndarray) -> Tensor:
-    """Random erasing (arXiv:1708.04896): a rectangle of 2 to 33 % of each uint8 ``(n, C, H, W)`` becomes random
-    pixels, a seed an image."""
-    x = x.clone()
-    height, width = x.shape[-2:]
-    for image, seed in zip(x, seeds, strict=True):
-        rng = np.random.default_rng(seed)
-        share, stretch = rng.uniform(0.02, 1 / 3), math.exp(rng.uniform(-1, 1) * math.log(1 / 0.3))
-        tall, wide = (
-            min(size, max(1, round(length)))
-            for size, length in zip((height, width), _sides(share * height * width, stretch), strict=True)
-        )
-        top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
-        image[:, top : top + tall, left : left + wide] = torch.from_numpy(
-            rng.integers(0, 256, (len(image), tall, wide), dtype=np.uint8)
-        )
-    return x
-
-
-def _sides(area: float, stretch: float) -> tuple[float, float]:
-    """Height and width of a rectangle whose width is `stretch` times its height."""
-    return math.sqrt(area / stretch), math.sqrt(area * stretch)
-
-
-def rand_augment(x: Tensor, seeds: np.ndarray) -> Tensor:
-    """RandAugment (arXiv:1909.13719), 2 operations, of uint8 ``(n, C, H, W)``, a seed an image.
-
-    Their magnitude is 9 of 10 of the largest, as timm's m9 and so the recipes of transformers have it; torchvision
-    counts to 30.
-    """
-    from torchvision.transforms import v2
-
-    policy = v2.RandAugment(magnitude=27)
-    return torch.stack(
-        [_varied(policy, image, np.random.default_rng(seed)) for image, seed in zip(x, seeds, strict=True)]
-    )
-
-
-def _varied(policy: v2.RandAugment, image: Tensor, rng: np.random.Generator) -> Tensor:
-    """What `policy` does to an image, drawn from `rng`: it draws from torch's global generator itself, which other
-    threads use as well."""
-    space = policy._AUGMENTATION_SPACE
-    for _ in range(policy.num_ops):
-        name = list(space)[rng.integers(len(space))]
-        magnitudes, signed = space[name]
-        table = magnitudes(policy.num_magnitude_bins, *image.shape[-2:])
-        magnitude = 0.0 if table is None else float(table[policy.magnitude])
-        if signed and rng.random() < 0.5:
-            magnitude = -magnitude
-        image = policy._apply_image_or_video_transform(
-            image, name, magnitude, interpolation=policy.interpolation, fill=policy._fill
-        )
-    return image
 
 
 class Classification(Task):

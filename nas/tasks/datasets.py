@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from nas.draws import permutation, stratified
-from nas.preprocess import Preprocess, opened
-from nas.tasks.files import Files, decoded, readable
+from nas.preprocess import Preprocess
+from nas.tasks.files import MOST_BYTES, Files, readable
+from nas.tasks.index import current, stamp
 from nas.tasks.options import ClassificationOptions
 from nas.tasks.places import IMAGES, cifar10_root, fashion_root, folder_base, wheel
 
-SAMPLE = 5000  # images on disk that statistics are taken of
+SAMPLE = 5000  # images on disk of a part that are looked at before anything begins
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,24 @@ def load_images(settings: ClassificationOptions) -> Images:
 def _images(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: list[str]) -> Images:
     """A data set of images of one size, which networks take as they are."""
     x, preprocess = train[0], Preprocess(train[0].shape[1], train[0].shape[-1])
-    return Images(x, x, train[1].long(), test[0], test[1].long(), tuple(classes), *_statistics(x), preprocess)
+    return Images(x, x, train[1].long(), test[0], test[1].long(), tuple(classes), *_statistics([x]), preprocess)
 
 
-def _statistics(x: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of x / 255 for each channel of uint8 ``(N, C, H, W)``, exactly, from the
+def _statistics(parts: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of x / 255 for each channel of uint8 ``(N, C, H, W)`` in all, exactly, from the
     histogram."""
     value = torch.arange(256, dtype=torch.float64) / 255
-    share = torch.stack([torch.bincount(x[:, c].flatten(), minlength=256) for c in range(x.shape[1])]).double()
+    share = torch.stack([_histogram(x) for x in parts]).sum(0).double()
     share /= share.sum(1, keepdim=True)
     mean = share @ value
     std = ((share @ value**2) - mean**2).clamp_min(0).sqrt()
     std[std == 0] = 1.0  # a channel of one colour carries nothing, and must not be divided by 0
     return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _histogram(x: Tensor) -> Tensor:
+    """How often each grey level occurs: int64 ``(C, 256)``."""
+    return torch.stack([torch.bincount(x[:, c].flatten(), minlength=256) for c in range(x.shape[1])])
 
 
 def _digits(settings: ClassificationOptions) -> Images:
@@ -174,47 +181,82 @@ def _folder(settings: ClassificationOptions) -> Images:
     """
     assert settings.path is not None and settings.size is not None  # the experiment file sees to it
     base, test_name = folder_base(settings.path)
-    classes, files = _folder_files(base / "train", base / test_name)
     short = round(settings.size * 8 / 7)
     preprocess, wider = Preprocess(3, settings.size, short), Preprocess(3, short)
-    (train, train_y), (test, test_y) = [
-        ([Path(f) for f, _ in part], torch.tensor([y for _, y in part])) for part in files
-    ]
-    train_x, test_x = (
-        decoded(part, lambda image: preprocess.levels(image)[0], settings.size) for part in (train, test)
-    )
-    varied_x = Files(train, _original if settings.resized_crop else lambda image: wider.levels(image)[0])
-    some = train_x[torch.arange(0, len(train), -(-len(train) // SAMPLE))]
-    mean, std = _statistics(torch.stack(list(some)))
-    return Images(train_x, varied_x, train_y, test_x, test_y, tuple(classes), mean, std, preprocess)
+    parts = base / "train", base / test_name
+    known = current().recall(f"{base} {settings.size}", _as_it_was, lambda: _look(parts, preprocess))
+    classes = known["classes"]
+    (train, train_y), (test, test_y) = (_examples(part, preprocess) for part in known["parts"])
+    varied = Files(train.paths, wider, MOST_BYTES)
+    mean, std = (tuple(known[name]) for name in ("mean", "std"))
+    return Images(train, varied, train_y, test, test_y, tuple(classes), mean, std, preprocess)
 
 
-def _original(image: Image.Image) -> Tensor:
-    """uint8 ``(3, H, W)``."""
-    return opened(image)[0].expand(3, -1, -1)
-
-
-def _folder_files(train: Path, test: Path) -> tuple[list[str], tuple[list[tuple[str, int]], list[tuple[str, int]]]]:
-    """The classes of the training part, and ``(file, label)`` of every image in both parts.
+def _look(parts: tuple[Path, Path], preprocess: Preprocess) -> dict[str, Any]:
+    """Folders and names of all images, and statistics: plain values.
 
     Raises:
-        ValueError: a class without training images, one that only the test part has, or no test images at all.
+        ValueError: as `_check_classes`; or one of the files that are looked at is not a readable image.
     """
-    from torchvision.datasets.folder import make_dataset
+    classes = _classes(parts[0])
+    listed = [_listed(part, classes) for part in parts]
+    _check_classes(parts, classes, listed)
+    train, test = (_examples(part, preprocess)[0] for part in listed)
+    mean, std = _statistics(_some(train))
+    for _ in _some(test):
+        pass  # a file that cannot be read is told now, not after the training
+    some = {path: stamp(path) for files in (train, test) for path in files.paths[:: _every(files)]}
+    return {"classes": classes, "parts": listed, "mean": mean, "std": std, "some": some}
 
-    classes = _classes(train)
+
+def _as_it_was(known: dict[str, Any]) -> bool:
+    """Whether no folder has got or lost a file, and the files that were looked at are the same."""
+    folders = {folder: found["time"] for part in known["parts"] for folder, found in part.items()}
+    return all(os.stat(folder).st_mtime_ns == time for folder, time in folders.items()) and all(
+        stamp(path) == wanted for path, wanted in known["some"].items()
+    )
+
+
+def _listed(part: Path, classes: list[str]) -> dict[str, Any]:
+    """The names of a part's images by folder, with the time of each folder and its class; in the order of classes and
+    names."""
+    found: dict[str, Any] = {str(part): {"time": os.stat(part).st_mtime_ns, "label": 0, "names": []}}
+    for label, name in enumerate(classes):
+        for folder, _, names in sorted(os.walk(part / name, followlinks=True)):
+            images = sorted(file for file in names if file.lower().endswith(IMAGES))
+            found[folder] = {"time": os.stat(folder).st_mtime_ns, "label": label, "names": images}
+    return found
+
+
+def _examples(part: dict[str, Any], preprocess: Preprocess) -> tuple[Files, Tensor]:
+    """The images that were listed, and their labels."""
+    paths = [os.path.join(folder, name) for folder, found in part.items() for name in found["names"]]
+    counts = [len(found["names"]) for found in part.values()]
+    labels = torch.tensor([found["label"] for found in part.values()])
+    return Files(paths, preprocess), labels.repeat_interleave(torch.tensor(counts))
+
+
+def _every(files: Files) -> int:
+    """Each how manieth image is looked at: `SAMPLE` at most, spread over all of them."""
+    return max(1, -(-len(files) // SAMPLE))
+
+
+def _some(files: Files) -> Iterator[Tensor]:
+    """The images that are looked at: uint8 ``(n, C, side, side)``, some at a time."""
+    for rows in torch.arange(0, len(files), _every(files)).split(64):
+        yield torch.stack(files[rows])
+
+
+def _check_classes(parts: tuple[Path, Path], classes: list[str], listed: list[dict[str, Any]]) -> None:
+    """Raises: ValueError, where a class has no training images, one is in the test part alone, or nothing is there."""
+    train, test = parts
     if stray := sorted(set(_classes(test)) - set(classes)):
         raise ValueError(f"{test} has classes that {train} has not: {', '.join(stray[:10])}")
-    labels = {name: label for label, name in enumerate(classes)}
-    parts = (
-        make_dataset(train, labels, IMAGES, allow_empty=True),
-        make_dataset(test, labels, IMAGES, allow_empty=True),
-    )
-    empty = [name for name, label in labels.items() if label not in {y for _, y in parts[0]}]
-    if empty or not parts[1]:
+    there = [{found["label"] for found in part.values() if found["names"]} for part in listed]
+    empty = [name for label, name in enumerate(classes) if label not in there[0]]
+    if empty or not there[1]:
         where = f"the classes {', '.join(empty[:10])} of {train}" if empty else test
         raise ValueError(f"no images in {where}; files are images when they end in {' '.join(IMAGES)}")
-    return classes, parts
 
 
 def _classes(folder: Path) -> list[str]:

@@ -7,6 +7,8 @@ the figures that MATLAB's imresize gives within 0.02 dB. torch's differs by a gr
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,17 +23,28 @@ from nas.tasks import quality
 from nas.tasks.files import MOST_BYTES, readable
 from nas.tasks.options import SuperResolutionOptions
 from nas.tasks.places import IMAGES, TEST_PHOTOS, TRAIN_PHOTOS, wheel
+from nas.tasks.stored import StoredPhoto, stored
 
 SMALLEST = 32  # sides of a test image, pixels: what metrics need when a border is cut off
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One image: its name, uint8 ``(H, W, 3)``, and whether its file has one channel alone."""
+    """One image in memory: its name, uint8 ``(H, W, 3)``, and whether its file has one channel alone."""
 
     name: str
     pixels: np.ndarray
     grey: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+    @property
+    def sums(self) -> np.ndarray:
+        """Of each colour's grey levels: int64 ``(3,)``."""
+        return self.pixels.sum((0, 1), dtype=np.int64)
 
 
 def bicubic(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -75,7 +88,7 @@ class Crops:
         seed: of the augmentation.
     """
 
-    photos: list[Photo]
+    photos: Sequence[Photo | StoredPhoto]
     cells: np.ndarray
     side: int
     settings: SuperResolutionOptions
@@ -121,7 +134,7 @@ class Wholes:
         at_once: most examples in a batch.
     """
 
-    photos: list[Photo]
+    photos: Sequence[Photo | StoredPhoto]
     scale: int
     at_once: int | None = 1
 
@@ -136,13 +149,13 @@ class Wholes:
         return tensor([degrade(pixels, self.scale) for pixels in high]), tensor(high)[:, : 1 if grey else 3]
 
 
-def cells(photos: list[Photo], rows: np.ndarray, side: int) -> np.ndarray:
+def cells(photos: Sequence[Photo | StoredPhoto], rows: np.ndarray, side: int) -> np.ndarray:
     """Some images in cells of at least `side` pixels square that cover them: int64 ``(N, 5)``; an image smaller than
     that is one cell."""
     found = [np.empty((0, 5), np.int64)]
     for image in rows:
         ends = []
-        for size in photos[image].pixels.shape[:2]:
+        for size in photos[image].shape:
             edges = np.linspace(0, size, max(1, size // side) + 1).round().astype(np.int64)
             ends.append(np.stack((edges[:-1], edges[1:]), 1))
         grid = [(image, top, left, bottom, right) for top, bottom in ends[0] for left, right in ends[1]]
@@ -150,7 +163,7 @@ def cells(photos: list[Photo], rows: np.ndarray, side: int) -> np.ndarray:
     return np.concatenate(found)
 
 
-def divide(photos: list[Photo], settings: SuperResolutionOptions, seed: int) -> tuple[Crops, Crops]:
+def divide(photos: Sequence[Photo | StoredPhoto], settings: SuperResolutionOptions, seed: int) -> tuple[Crops, Crops]:
     """Training and validation crops, of different images: a tenth of them, two at least, is held out, or more where
     they hold too few crops.
 
@@ -164,15 +177,15 @@ def divide(photos: list[Photo], settings: SuperResolutionOptions, seed: int) -> 
     crop = settings.patch * settings.scale
     cell = 4 * crop
     for photo in photos:
-        if min(photo.pixels.shape[:2]) < crop:
-            height, width = photo.pixels.shape[:2]
+        if min(photo.shape) < crop:
+            height, width = photo.shape
             raise ValueError(
                 f"{photo.name} is {width} x {height} pixels; data.patch {settings.patch} at scale {settings.scale} "
                 f"needs {crop}: lower data.patch or remove it"
             )
     order = permutation(len(photos), seed, "validation")
     order = np.array(
-        sorted(order, key=lambda row: min(photos[row].pixels.shape[:2]) < cell), int
+        sorted(order, key=lambda row: min(photos[row].shape) < cell), int
     )  # those that hold whole cells first
     fit = np.empty((0, 5), np.int64)
     for held in range(min(max(2, -(-len(photos) // 10)), len(photos) - 1), len(photos)):
@@ -189,25 +202,27 @@ def divide(photos: list[Photo], settings: SuperResolutionOptions, seed: int) -> 
     )
 
 
-def load_photos(settings: SuperResolutionOptions) -> tuple[list[Photo], list[Photo]]:
-    """The images to train on and those to be tested on.
+def load_photos(settings: SuperResolutionOptions) -> tuple[Sequence[Photo | StoredPhoto], list[Photo]]:
+    """The images to train on and those to be tested on; the first in a file where memory would be short of room.
 
     Raises:
         DataMissing: they are not there (a `FileNotFoundError`).
-        ValueError: a file is not a readable image, a test image is too small, there are none, or more than memory may
-            take.
+        ValueError: a file is not a readable image, a test image is too small or trained on too, there are none, or
+            those to be tested on are more than memory may take.
     """
     base = settings.locate()
     if base is None:
         parts = [[wheel() / name for name in names] for names in (TRAIN_PHOTOS, TEST_PHOTOS)]
     else:
         parts = [_files(base / settings.train), _files(base / settings.test)]
-    _guard_memory([file for part in parts for file in part])
-    learnt, judged = ([_photo(file) for file in part] for part in parts)
+        _guard_test(*parts)
+    _guard_memory(parts[1])
+    judged = [_photo(file) for file in parts[1]]
+    learnt = [_photo(file) for file in parts[0]] if _size(parts[0]) <= MOST_BYTES else stored(parts[0], _photo)
     border = settings.scale if settings.border is None else settings.border
     least = max(SMALLEST, 2 * border + quality.WINDOW + settings.scale)  # what is left of it must hold a window of SSIM
     for photo in judged:
-        if min(photo.pixels.shape[:2]) < least:
+        if min(photo.shape) < least:
             raise ValueError(
                 f"the test image {photo.name} is smaller than {least} pixels (with data.border {border}); remove it"
             )
@@ -223,16 +238,36 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _guard_memory(files: list[Path]) -> None:
+def _guard_test(train: list[Path], test: list[Path]) -> None:
+    """Refuse a test image that is among those to train on and to choose by, in whichever folder it lies."""
+    sizes = {file.stat().st_size for file in test}
+    known = {_digest(file) for file in train if file.stat().st_size in sizes}
+    if both := [file for file in test if _digest(file) in known]:
+        raise ValueError(
+            f"{len(both)} of {len(test)} test images are in data.train too, such as {both[0]}: test on others, or "
+            "remove them from one of the folders"
+        )
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _size(files: list[Path]) -> int:
+    """Bytes of the pixels of images."""
     size = 0
     for file in files:
         with readable(file) as image:
             size += image.width * image.height * 3
-    if size > MOST_BYTES:
+    return size
+
+
+def _guard_memory(files: list[Path]) -> None:
+    if (size := _size(files)) > MOST_BYTES:
         raise ValueError(
-            f"{len(files)} images would take {size / 1024**3:.1f} GiB; every process keeps them in memory, at most "
-            f"{MOST_BYTES / 1024**3:.0f} GiB "
-            "is allowed: give fewer, or parts cut out of them"
+            f"{len(files)} test images would take {size / 1024**3:.1f} GiB; every process keeps them in memory, at "
+            f"most {MOST_BYTES / 1024**3:.0f} GiB is allowed: give fewer, or parts cut out of them"
         )
 
 

@@ -58,7 +58,7 @@ class SuperResolution(Task):
         self.network = {"scale": options.scale, "channels": 3, "image": COST_SIDE, "mean": _mean(self.train)}
         self.about = {"scale": options.scale, **options.place}
         self.preprocess = Preprocess(3)
-        sides = [options.patch, *(min(photo.pixels.shape[:2]) // options.scale for photo in judged)]
+        sides = [options.patch, *(min(photo.shape) // options.scale for photo in judged)]
         self.least_side = min(sides if options.tile is None else [*sides, options.tile // 2 + options.overlap])
         self.chance = self._bicubic(self.validation)
         self.learnt = self.chance + CLEARLY
@@ -166,6 +166,6 @@ with that of `whole`, without {border} pixels at each edge, and are means over t
 
 def _mean(crops: Crops) -> tuple[float, ...]:
     """Mean of each colour over the images that are trained on, in [0, 1]."""
-    photos = [crops.photos[row].pixels for row in np.unique(crops.cells[:, 0])]
-    total = np.sum([photo.sum((0, 1), dtype=np.int64) for photo in photos], axis=0)
+    photos = [crops.photos[row] for row in np.unique(crops.cells[:, 0])]
+    total = np.sum([photo.sums for photo in photos], axis=0)
     return tuple(float(value) for value in total / (255 * sum(photo.shape[0] * photo.shape[1] for photo in photos)))

@@ -17,7 +17,12 @@ from nas.tasks.pictures import Picture
 
 
 class Examples(Protocol):
-    """One of the three parts of the data."""
+    """One of the three parts of the data.
+
+    It may have a method ``levels`` as well, which gives what `batch` gives with inputs as uint8 grey levels, a quarter
+    of the bytes to send and to keep; and a flag ``decodes``, that examples are decoded from files, which several
+    processes shall do side by side: then it can be pickled.
+    """
 
     @property
     def at_once(self) -> int | None:
@@ -27,6 +32,17 @@ class Examples(Protocol):
 
     def batch(self, indices: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
         """Inputs and targets; with an epoch augmented, as a function of (seed, epoch, index) alone."""
+
+
+def compact(examples: Examples, indices: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
+    """A batch as it is sent and kept: inputs as grey levels where the examples have them. `pixels` undoes that."""
+    found: tuple[Tensor, Tensor] = getattr(examples, "levels", examples.batch)(indices, epoch)
+    return found
+
+
+def pixels(x: Tensor) -> Tensor:
+    """Inputs as networks take them: grey levels uint8 as float32 in [0, 1], all else as it is."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
 class Task:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.supernet import Output, Supernet, main_head
-from nas.tasks.task import Examples, Task
+from nas.tasks.task import Examples, Task, compact, pixels
 
 EXAMPLES = 8  # of a part that are looked at
 SEED = 0
@@ -101,6 +101,11 @@ def check_batch(subject: Subject) -> None:
             parts_of = parts(subject.make(SEED))[name] if epoch == 1 else examples
             for index in reversed(range(count)):
                 one, its = parts_of.batch(np.array([index]), epoch)
+                sent, _ = compact(parts_of, np.array([index]), epoch)
+                assert torch.equal(pixels(sent), one), (
+                    f"example {index} of {name} in epoch {epoch} has other pixels in `levels` than in `batch`: there "
+                    "these are whole numbers / 255"
+                )
                 assert torch.equal(one[0], x[index]) and torch.equal(its[0], target[index]), (
                     f"example {index} of {name} in epoch {epoch} is another one by itself than in a batch of {count}: "
                     f"inputs {float((one[0] - x[index]).abs().max()):.4g} apart"

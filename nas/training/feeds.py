@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from multiprocessing.connection import wait
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from nas.draws import permutation
 from nas.recipes.recipe import Recipe
-from nas.tasks.task import Examples
+from nas.tasks.task import Examples, compact
+
+PRELOADED = (__name__, "nas.tasks.classification", "torchvision.transforms.v2")  # imported once for all loaders
+Batches = dict[str, tuple[Tensor, Tensor]]
 
 
 class Feed:
@@ -31,11 +42,15 @@ class Feed:
         self.mine = slice(rank * batch // world, (rank + 1) * batch // world)
         self.an_epoch = len(rows) // batch
 
+        self._ordered: tuple[int, np.ndarray] = -1, rows
+
     def __call__(self, number: int) -> tuple[Tensor, Tensor]:
+        """Inputs, as `compact` gives them, and targets."""
         epoch, place = divmod(number, self.an_epoch)
-        order = permutation(len(self.rows), self.seed, f"order {self.name}", epoch)
-        rows = self.rows[order[place * self.batch : (place + 1) * self.batch][self.mine]]
-        return self.split.batch(rows, epoch)
+        if epoch != self._ordered[0]:  # a million examples take a tenth of a second
+            self._ordered = epoch, self.rows[permutation(len(self.rows), self.seed, f"order {self.name}", epoch)]
+        rows = self._ordered[1][place * self.batch : (place + 1) * self.batch][self.mine]
+        return compact(self.split, rows, epoch)
 
 
 def make_feeds(recipe: Recipe, split: Examples, batch: int, rank: int, world: int, seed: int) -> dict[str, Feed]:
@@ -48,15 +63,85 @@ def make_feeds(recipe: Recipe, split: Examples, batch: int, rank: int, world: in
     return feeds
 
 
-def prefetched(feeds: Mapping[str, Feed], first: int) -> Generator[dict[str, tuple[Tensor, Tensor]]]:
-    """The batches of step `first` and on, one prepared ahead in a thread."""
+class Steps(Dataset[Batches | Exception]):
+    """What all feeds give for a step, by its number; or the exception that came instead, to be raised elsewhere."""
+
+    def __init__(self, feeds: Mapping[str, Feed]) -> None:
+        self.feeds = dict(feeds)
+
+    def __getitem__(self, number: int) -> Batches | Exception:
+        try:
+            return {name: feed(number) for name, feed in self.feeds.items()}
+        except Exception as error:
+            return error
+
+
+def prefetched(feeds: Mapping[str, Feed], first: int, loaders: int = 0, pin: bool = False) -> Generator[Batches]:
+    """The batches of step `first` and on, prepared ahead: the same ones whoever prepares them.
+
+    Args:
+        loaders: processes that prepare them, each a whole step, two ahead; 0: a thread, one ahead.
+        pin: into memory from which a GPU can fetch them by itself.
+    """
+    found = _by_processes(feeds, first, loaders, pin) if loaders else _by_thread(feeds, first)
+    for batches in found:
+        if isinstance(batches, Exception):
+            raise batches
+        yield batches
+
+
+def _by_thread(feeds: Mapping[str, Feed], first: int) -> Iterator[Batches | Exception]:
+    steps = Steps(feeds)
     with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(steps.__getitem__, first)
+        for number in count(first + 1):
+            batches, ahead = ahead.result(), pool.submit(steps.__getitem__, number)
+            yield batches
 
-        def load(number: int) -> dict[str, tuple[Tensor, Tensor]]:
-            return {name: feed(number) for name, feed in feeds.items()}
 
-        ahead = pool.submit(load, first)
-        while True:
-            first += 1
-            batch, ahead = ahead.result(), pool.submit(load, first)
-            yield batch
+def _by_processes(feeds: Mapping[str, Feed], first: int, loaders: int, pin: bool) -> Iterator[Batches | Exception]:
+    """From processes of one thread each, which end with this one, however that ends.
+
+    They are forked from a process that has no threads: this one has those of gloo, DeepSpeed and Ray, whose locks a
+    fork would copy as they stand.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    loader = DataLoader(
+        Steps(feeds),
+        batch_size=None,
+        sampler=count(first),
+        num_workers=loaders,
+        pin_memory=pin,
+        worker_init_fn=_begin,
+        multiprocessing_context=context,
+        generator=torch.Generator(),  # its seed is drawn from the global one otherwise
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"a process that loads images has died: {error}; where memory ran short, lower train.loaders (0: a thread)"
+        ) from error
+
+
+def _begin(loader: int) -> None:
+    """What a loader does first. Ctrl-C reaches all processes of a terminal; this one ends with the one that it works
+    for, which torch's own watch would not see: it looks at the parent, and that is the process that has forked it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    served = multiprocessing.parent_process()
+    assert served is not None
+
+    def follow() -> None:
+        wait([served.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def loaders_of(wanted: int | None, cpus: float, split: Examples, device: torch.device) -> int:
+    """How many processes decode a worker's images: as many as wanted, or one less than its CPUs where a GPU does the
+    computing; none where nothing is decoded."""
+    if not getattr(split, "decodes", False):
+        return 0
+    return max(0, int(cpus) - 1 if device.type == "cuda" else 0) if wanted is None else wanted

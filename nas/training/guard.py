@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from statistics import median
 
 from nas.rundir.checkpoint import State
 from nas.tasks.task import Task
 
-FIRST_LOSSES = 20  # steps whose largest loss is the yardstick for an exploding one
-EXPLODED = 4.0  # times that yardstick
+FIRST_LOSSES = 20  # steps whose largest loss is where training began
+RECENT = 100  # good losses that the next one is held against
+EXPLODED = 4.0  # times their median
 LOST = 0.1  # share of what the largest child had gained over chance, below which it has collapsed
 
 
@@ -23,18 +25,23 @@ def worst_of(losses: Mapping[str, float]) -> float:
 
 
 def check_loss(state: State, worst: float) -> None:
-    """Hold the worst loss of all ranks against those of the first steps, which it becomes one of.
+    """Hold the worst loss of all ranks against the recent good ones, which it becomes one of.
+
+    A loss near zero may be many times the median for one odd example: none has exploded that is not above where
+    training began. Nor may it creep up to many times that.
 
     Raises:
         Diverged: it is not finite, or far above what it was.
     """
-    if state.step == 0 and math.isfinite(worst):
-        state.yardstick = worst
-    if state.step < FIRST_LOSSES and worst <= EXPLODED * state.yardstick:
-        state.yardstick = max(state.yardstick, worst)
-    elif worst > EXPLODED * state.yardstick:
-        exploded = f"exploded to {worst:.3g} from {state.yardstick:.3g} in the first steps"
-        raise Diverged(f"at step {state.step} the loss {exploded if math.isfinite(worst) else 'is not finite'}")
+    if not math.isfinite(worst):
+        raise Diverged(f"at step {state.step} the loss is not finite")
+    usual = median(state.recent or [worst])
+    began = state.yardstick or worst  # 0 before the first step
+    if worst > max(began, EXPLODED * min(usual, began)):
+        raise Diverged(f"at step {state.step} the loss exploded to {worst:.3g} from {usual:.3g} in the steps before")
+    state.recent = [*state.recent, worst][-RECENT:]
+    if state.step < FIRST_LOSSES:
+        state.yardstick = max(began, worst)
 
 
 def check_panel(state: State, now: float, task: Task) -> None:

@@ -26,8 +26,10 @@ from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.rundir.log import EventLine, Line, Log, PanelLine, StepLine
 from nas.supernet import Supernet
+from nas.tasks.index import Index
+from nas.tasks.task import pixels
 from nas.training.engine import Engine
-from nas.training.feeds import make_feeds, prefetched
+from nas.training.feeds import loaders_of, make_feeds, prefetched
 from nas.training.guard import Diverged, check_loss, check_panel, worst_of
 
 PANEL_EXAMPLES = 1000
@@ -77,7 +79,7 @@ class Loop:
             world,
             device,
         )
-        self.task = load_task(experiment)
+        self.task = load_task(experiment, Index(run.index, run.batches))
         fence.check()
         self.log = Log(run.training_log) if rank == 0 else None
 
@@ -149,7 +151,8 @@ class Attempt:
         self.began, self.asked = time.monotonic() - self.state.seconds, time.monotonic()
         random = np.random.default_rng(bits(self.experiment.seed, "panel"))
         self.panel = panel(net.space, random)
-        self.evaluator = Evaluator(net, self.task, self.experiment.search, loop.device, PANEL_EXAMPLES)
+        search, shared = self.experiment.search, loop.run.batches
+        self.evaluator = Evaluator(net, self.task, search, loop.device, PANEL_EXAMPLES, shared)
 
     def close(self) -> None:
         self.engine.close()
@@ -173,8 +176,10 @@ class Attempt:
     def to_the_end(self) -> None:
         """Steps until the schedule or the time is used up, or the run is asked to end; a checkpoint every so often
         and at the end."""
-        limit, every = self.experiment.train.max_minutes, self.experiment.train.checkpoint_every
-        with closing(prefetched(self.feeds, self.state.step)) as batches:
+        settings, device = self.experiment.train, self.loop.device
+        limit, every = settings.max_minutes, settings.checkpoint_every
+        loaders = loaders_of(settings.loaders, settings.cpus_per_worker, self.task.train, device)
+        with closing(prefetched(self.feeds, self.state.step, loaders, device.type == "cuda")) as batches:
             while self.state.share_done(limit) < 1 and not self.stopping:
                 self._step(next(batches))
                 if self.state.step % every == 0 or self.state.share_done(limit) >= 1:
@@ -192,9 +197,7 @@ class Attempt:
         for part in range(parts):
             step = self._facts(part)
             rows = slice(part * self.micro, (part + 1) * self.micro)
-            here = {
-                name: (x[rows].to(self.loop.device), y[rows].to(self.loop.device)) for name, (x, y) in batches.items()
-            }
+            here = {name: (pixels(self._sent(x[rows])), self._sent(y[rows])) for name, (x, y) in batches.items()}
             losses = self.recipe.losses(self.engine, self.engine.module, here, step)
             for name in self.recipe.names:
                 with self.engine.autocast():
@@ -216,6 +219,10 @@ class Attempt:
             )
             how_far = round(epoch, 3), round(state.seconds, 2), round(done, 5)
             self.loop.note(StepLine(state.step, state.total, *how_far, lr, sums))
+
+    def _sent(self, part: Tensor) -> Tensor:
+        """On the device; the copy from pinned memory goes on beside what it computes."""
+        return part.to(self.loop.device, non_blocking=True)
 
     def _facts(self, micro_step: int) -> Step:
         seed, index, rank = self.experiment.seed, self.state.step, self.loop.rank

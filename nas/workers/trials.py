@@ -31,6 +31,7 @@ from nas.search.core import Exhausted, Search
 from nas.search.journal import Candidate, Journal, Record
 from nas.space import Arch
 from nas.supernet import Supernet
+from nas.tasks.index import Index
 from nas.tasks.task import Task
 from nas.workers.session import check_room, gpus, has_gpus, on_ray, session
 
@@ -50,17 +51,18 @@ class Scored(tune.Trainable):
         config: dict[str, Any],
         weights: Mapping[str, np.ndarray],
         experiment: dict[str, Any],
+        run: str,
         metric: str,
         gpu: bool,
     ) -> None:
         device = configure_process(gpu, 1)
         settings = parse(experiment)
-        task = load_task(settings)
+        at = RunDir(run)
+        task = load_task(settings, Index(at.index, at.batches))
         net = make_supernet(settings, task)
         net.load_state_dict({name: shared(array) for name, array in weights.items()}, assign=True)
-        self.evaluator = Evaluator(
-            net.to(device), task, settings.search, device, alone=make_alone(settings, task, device)
-        )
+        alone = make_alone(settings, task, device)
+        self.evaluator = Evaluator(net.to(device), task, settings.search, device, None, at.batches, alone)
         self.metric = metric
         self.candidates = config["candidates"]
 
@@ -299,8 +301,8 @@ def _run(experiment: Experiment, run: RunDir, fence: Fence, asker: Asker, traine
     share = min(1.0, gpus() / trials) if gpu else 0.0
     check_room(experiment)
     arrays = {name: tensor.numpy() for name, tensor in trained.child_weights().items()}
-    plain, metric = experiment.model_dump(mode="json"), asker.search.objective.metric
-    scored = tune.with_parameters(Scored, weights=arrays, experiment=plain, metric=metric, gpu=gpu)
+    told = {"experiment": experiment.model_dump(mode="json"), "run": str(run.path), "gpu": gpu}
+    scored = tune.with_parameters(Scored, weights=arrays, metric=asker.search.objective.metric, **told)
     tuner = tune.Tuner(
         tune.with_resources(scored, {"cpu": 1, "gpu": share}),
         tune_config=tune.TuneConfig(search_alg=asker, num_samples=-1, max_concurrent_trials=None, reuse_actors=True),

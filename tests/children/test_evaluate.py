@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ import nas.children.evaluate
 import nas.workers.session
 from nas.children.evaluate import Batches
 from nas.config.experiment import load_experiment
+from nas.rundir.checkpoint import tensors_in
 from nas.workers.trials import Asker
 
 CPU = torch.device("cpu")
@@ -54,6 +56,49 @@ def test_what_is_kept_counts_targets_too_and_is_given_up_early(monkeypatch: pyte
         batches = Batches(split, 400, 40, CPU)
         assert len(batches.kept) == kept and split.loaded == loaded
         assert len(list(batches)) == 10
+
+
+class Levels(Sorted):
+    """Pictures, as they are sent."""
+
+    def levels(self, rows: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
+        self.loaded += 1
+        return torch.from_numpy(rows % 256).to(torch.uint8)[:, None].repeat(1, 3000), torch.from_numpy(rows)
+
+    def batch(self, rows: np.ndarray, epoch: int | None = None) -> tuple[Tensor, Tensor]:
+        x, y = self.levels(rows, epoch)
+        return x.float() / 255, y
+
+
+@pytest.mark.parametrize("kind", [Sorted, Levels])
+def test_many_are_written_once_for_all(kind: type[Sorted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read from files is what is loaded, to the bit; levels are mapped, not copied into each process."""
+    wanted = list(Batches(kind(), 400, 48, CPU))
+    monkeypatch.setattr(nas.children.evaluate, "FEW_BYTES", 1000)
+    place = tmp_path / "shared" / "validation"
+    first, second = kind(), kind()
+    for split in (first, second):
+        batches = Batches(split, 400, 48, CPU, place=place)
+        for _ in range(2):
+            for (x, y), (same, target) in zip(batches, wanted, strict=True):
+                assert torch.equal(x, same) and torch.equal(y, target) and x.dtype == same.dtype
+    assert first.loaded == 1 + 9 and second.loaded == 1, "one looked how much it is"
+    if kind is Levels:
+        assert sum(file.stat().st_size for file in place.glob("*.safetensors")) < 400 * 3100
+        mapped = tensors_in(place / "000000.safetensors")["x"]
+        maps = Path("/proc/self/maps").read_text()
+        assert str(place / "000000.safetensors") in maps and len(mapped) == 48
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nas.children.evaluate, "FEW_BYTES", 1000)
+    split: Any = Sorted()
+    split.batch = lambda rows, epoch=None: Sorted().batch(rows) if split.left.pop() else 1 / 0
+    split.left = [False, True, True, True]
+    with pytest.raises(ZeroDivisionError):
+        Batches(split, 400, 40, CPU, place=tmp_path / "shared" / "test")
+    assert [path.name for path in (tmp_path / "shared").iterdir() if path.is_dir()] == []
+    assert len(list(Batches(Sorted(), 400, 40, CPU, place=tmp_path / "shared" / "test"))) == 10
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import onnxruntime
@@ -32,11 +34,13 @@ from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.space import Arch, Choice, Space
 from nas.supernet import CostModel, PartCost, Pass, Supernet, fp32
-from nas.tasks import quality
+from nas.tasks import pairs, quality
+from nas.tasks.index import Index
 from nas.tasks.options import SuperResolutionOptions
 from nas.tasks.pairs import Crops, Photo, cells, enlarge, load_photos
 from nas.tasks.pictures import most_different
 from nas.tasks.places import TRAIN_PHOTOS, DataMissing
+from nas.tasks.stored import Store, StoredPhoto
 from nas.tasks.super_resolution import SuperResolution
 from nas.tasks.tiles import in_tiles
 from nas.testing.space import ready
@@ -88,17 +92,16 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
 def test_bicubic_is_as_good_as_published(name: str, scale: int) -> None:
     """The whole chain of file, low-resolution image, luma, border and mean. Grey `bridge` alone moves Set14 by 0.09
     dB."""
-    base = benchmark(name)
-    task = SuperResolution(
-        settings(name="sr-folder", path=str(base), train="Set5", test=name, scale=scale, patch=8, validation=4), 0
-    )
+    train = "Set14" if name == "Set5" else "Set5"
+    given = {"name": "sr-folder", "path": str(benchmark(name)), "train": train, "test": name}
+    task = SuperResolution(settings(**given, scale=scale, patch=8, validation=4), 0)
     found = score(task.baselines()["bicubic"], Batches(task.test, 1000, 1000, torch.device("cpu")), task)
     assert found["psnr"] == pytest.approx(PUBLISHED[name][scale - 2], abs=0.021)
 
 
 def test_bicubic_of_each_image_of_set5() -> None:
     task = SuperResolution(
-        settings(name="sr-folder", path=str(benchmark("Set5")), train="Set5", test="Set5", patch=8, validation=4), 0
+        settings(name="sr-folder", path=str(benchmark("Set5")), train="Set14", test="Set5", patch=8, validation=4), 0
     )
     for row, name in enumerate(task.titles):
         x, y = task.test.batch(np.array([row]))
@@ -199,9 +202,9 @@ def test_a_low_resolution_image_is_pillows_bicubic(photos: SuperResolution) -> N
 
 
 def test_sides_that_the_scale_does_not_divide(nowhere: Path) -> None:
-    for folder in ("train", "test"):
+    for folder, seeds in (("train", range(3, 6)), ("test", range(3))):
         (nowhere / "mine" / folder).mkdir(parents=True)
-        for i in range(3):
+        for i in seeds:
             Image.fromarray(noise(101 + i, 97, i)).save(nowhere / "mine" / folder / f"{i}.png")
     task = SuperResolution(settings(name="sr-folder", path="mine", scale=3, patch=8, validation=2), 0)
     x, y = task.test.batch(np.array([1]))
@@ -321,10 +324,53 @@ def test_broken_folders_are_told(nowhere: Path) -> None:
     assert len(task.train) == 4 and len(task.validation) == 2
     with pytest.raises(ValueError, match=r"0 is 70 x 70 pixels; data.patch 40 at scale 2 needs 80"):
         SuperResolution(wanted.model_copy(update={"patch": 40}), 0)
+    shutil.copy(nowhere / "mine" / "train" / "deep" / "1.png", nowhere / "mine" / "test" / "other.png")
+    with pytest.raises(ValueError, match=r"1 of 2 test images are in data.train too, such as .*other.png"):
+        SuperResolution(wanted, 0)
+    (nowhere / "mine" / "test" / "other.png").unlink()
     file = nowhere / "mine" / "train" / "deep" / "1.png"
     file.write_bytes(file.read_bytes()[:-900])
     with pytest.raises(ValueError, match=r"cannot read the image .*1\.png"):
         SuperResolution(wanted, 0)
+
+
+def test_many_photographs_lie_in_one_file(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a batch holds does not depend on where they lie; the file is written once, whatever the process."""
+    for folder, seeds in (("train", range(6)), ("test", range(6, 8))):
+        (nowhere / "mine" / folder).mkdir(parents=True)
+        for i in seeds:
+            Image.fromarray(noise(70 + i, 80, i)).save(nowhere / "mine" / folder / f"{i}.png")
+    given, run = settings(name="sr-folder", path="mine", patch=8, validation=3), nowhere / "run"
+    run.mkdir()
+    here = SuperResolution(given, 0)
+    monkeypatch.setattr(pairs, "MOST_BYTES", 2 * 77 * 80 * 3)  # for the test part
+    first = Index(run / "index.json")
+    with first.used():
+        there = SuperResolution(given, 0)
+    (run / "index.json").write_text(str(first.news))
+    rows = np.arange(len(here.train))
+
+    def same(task: SuperResolution) -> bool:
+        pairs_of = ((here.train, task.train, rows, 3), (here.validation, task.validation, np.arange(3), None))
+        return all(
+            torch.equal(a, b)
+            for one, two, which, epoch in pairs_of
+            for a, b in zip(one.batch(which, epoch), two.batch(which, epoch), strict=True)
+        )
+
+    assert here.network == there.network and here.chance == there.chance and isinstance(there.train, Crops)
+    assert isinstance(there.train.photos[0], StoredPhoto) and not isinstance(here.train.photos[0], StoredPhoto)
+    assert same(there), "decoded at each use where there is no run yet"
+    first.shared = run / "shared"
+    assert same(there) and (run / "shared" / "photographs").stat().st_size == sum(3 * 80 * (70 + i) for i in range(6))
+    again = Index(run / "index.json", run / "shared")
+    reads = mock.Mock(side_effect=AssertionError("it was looked at before"))
+    with again.used(), monkeypatch.context() as patch:
+        patch.setattr(Store, "_write", reads)
+        assert same(SuperResolution(given, 0)) and again.news is None and not reads.called
+    monkeypatch.setattr(pairs, "MOST_BYTES", 77 * 80 * 3)
+    with pytest.raises(ValueError, match="2 test images would take"):
+        SuperResolution(given, 0)
 
 
 # --- the experiment file

@@ -6,9 +6,9 @@ import gzip
 import os
 import struct
 from collections import Counter
+from io import BytesIO
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,14 +17,26 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import v2
 
+import nas.tasks.datasets as datasets
 import nas.tasks.files as files
 import nas.tasks.places as places
 from nas.build import load_task
 from nas.config.experiment import load_experiment
 from nas.draws import _mix, bits, permutation, stratified, uniform
 from nas.preprocess import Preprocess
-from nas.tasks.classification import Classification, Split, erased, resized_crop
+from nas.tasks.augment import (
+    CROP_DRAWS,
+    OPERATIONS,
+    crop_of,
+    crop_place,
+    erased,
+    rand_augment,
+    resized_crop,
+    tensor_of,
+)
+from nas.tasks.classification import Classification, Split
 from nas.tasks.datasets import TEXTURES, load_images
+from nas.tasks.index import Index
 from nas.tasks.options import ClassificationOptions
 from nas.tasks.places import DataMissing
 
@@ -231,27 +243,38 @@ def test_rand_augment_draws_from_nothing_that_others_draw_from() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(5)
     assert torch.equal(some.batch(np.arange(40), 0)[0], x)
-    turned: list[float] = []
-    with mock.patch.object(
-        v2.RandAugment,
-        "_apply_image_or_video_transform",
-        lambda _, image, name, size, **how: turned.append((name, size)) or image,
-    ):  # type: ignore[func-returns-value]
-        some.batch(np.arange(40), 1)
-    assert {abs(size) for name, size in turned if name == "Rotate"} == {27.0} and len({name for name, _ in turned}) > 10  # type: ignore[misc]
-    assert {size for name, size in turned if name == "Rotate"} == {-27.0, 27.0} and len(turned) == 80  # type: ignore[misc]
+
+
+def test_rand_augment_has_the_operations_of_torchvision() -> None:
+    """All that torchvision's makes of a picture by one operation at magnitude 27 of 30, and nothing else."""
+    picture = v2.functional.to_pil_image(split(images=1, height=24, width=24, side=24).varied[0])
+    theirs = v2.RandAugment(num_ops=1, magnitude=27)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        wanted = {np.asarray(theirs(picture)).tobytes() for _ in range(400)}
+    ours = {np.asarray(operation(picture, m)).tobytes() for operation in OPERATIONS for m in (-0.9, 0.9)}
+    assert len(ours) > 20 and ours == wanted
+    twice = {
+        np.asarray(second(first(picture, m), n)).tobytes()
+        for first in OPERATIONS
+        for second in OPERATIONS
+        for m in (-0.9, 0.9)
+        for n in (-0.9, 0.9)
+    }
+    found = {np.asarray(rand_augment(picture, seed)).tobytes() for seed in bits(0, "some", np.arange(40))}
+    assert found <= twice and len(found) > 30
 
 
 def test_grey_images_of_16_bits_keep_their_range(nowhere: Path) -> None:
     deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     Image.fromarray(deep).save(nowhere / "deep.png")
-    assert torch.equal(
-        files.decoded([nowhere / "deep.png"], lambda image: Preprocess(3).levels(image)[0], 8)[0, 1],
-        torch.from_numpy((deep >> 8).astype(np.uint8)),
-    )
+    read = files.Files([str(nowhere / name) for name in ("deep.png", "float.tiff")], Preprocess(3))
+    assert torch.equal(read[torch.tensor([0])][0][1], torch.from_numpy((deep >> 8).astype(np.uint8)))
+    with read.opened(0) as image:
+        assert (np.asarray(crop_of(image, 1, np.full(CROP_DRAWS, 0.5))) == 128).all()
     Image.fromarray(deep.astype(np.float32)).save(nowhere / "float.tiff")
     with pytest.raises(ValueError, match=r"float\.tiff: pixels of mode F have no range"):
-        files.decoded([nowhere / "float.tiff"], Preprocess(3).levels, 8)
+        read[torch.tensor([1])]
 
 
 # --- losses
@@ -401,11 +424,7 @@ def test_a_folder_of_images(nowhere: Path, kind: str, test: str) -> None:
     (nowhere / "mine" / "train" / ".hidden").mkdir()
     (nowhere / "mine" / "train" / "ant" / "notes.txt").write_text("not an image")
     task = Classification(folder_settings("mine"), 0)  # found under RAYNAS_DATA
-    assert (
-        task.classes == ("ant", "bee", "cat")
-        and task.input_shape == (3, 14, 14)
-        and task.train.plain.shape == (20, 3, 14, 14)
-    )
+    assert task.classes == ("ant", "bee", "cat") and task.input_shape == (3, 14, 14) and len(task.train.plain) == 20
     assert (len(task.train), len(task.validation), len(task.test)) == (16, 4, 3)
     for which in (task.train, task.validation, task.test):
         x, y = which.batch(np.arange(len(which)))
@@ -414,15 +433,13 @@ def test_a_folder_of_images(nowhere: Path, kind: str, test: str) -> None:
     assert torch.equal(task.test.y, torch.tensor([0, 0, 1]))
 
 
-def test_many_images_stay_on_disk(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a batch holds does not depend on where its images lie."""
+def test_what_is_kept_is_what_would_be_decoded(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part, count in (("train", 9), ("test", 3)):
         pictures(nowhere / "mine" / part, {"ant": count, "bee": count})
     settings = folder_settings("mine", shift=1, flip=True)
     here = Classification(settings, 0)
-    monkeypatch.setattr(files, "MOST_BYTES", 3 * 16 * 16 * 2)  # of which two squares fit
+    monkeypatch.setattr(datasets, "MOST_BYTES", 3 * 16 * 16 * 2)  # for two squares
     there = Classification(settings, 0)
-    assert isinstance(there.train.plain, files.Files) and isinstance(here.train.plain, torch.Tensor)
     assert here.network == there.network
     for epoch in (None, 3, 3):  # what was kept is given again
         pairs = zip(
@@ -434,22 +451,64 @@ def test_many_images_stay_on_disk(nowhere: Path, monkeypatch: pytest.MonkeyPatch
         there.test.batch(np.arange(6))
 
 
-def test_crops_of_any_area_and_ratio() -> None:
-    """A crop of a ramp keeps its slope over what it cuts out: areas from 8 to 100 %, ratios from 3/4 to 4/3, all
-    within the image."""
+@pytest.mark.parametrize(("height", "width"), [(100, 100), (60, 140), (30, 200), (200, 30)])
+def test_crops_are_drawn_as_torchvision_draws_them(height: int, width: int) -> None:
+    """In distribution, the middle included where ten draws have not fitted; and all lie within the picture."""
+    ours = np.array([crop_place(height, width, draws) for draws in np.random.default_rng(0).random((4000, CROP_DRAWS))])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        picture, law = torch.empty(3, height, width), v2.RandomResizedCrop(8)
+        drawn = [law.make_params([picture]) for _ in range(4000)]
+    theirs = np.array([[place[key] for key in ("top", "left", "height", "width")] for place in drawn])
+    assert (ours >= 0).all() and (ours[:, 2:] > 0).all() and (ours[:, :2] + ours[:, 2:] <= (height, width)).all()
+    for quantile in (0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98):
+        apart = np.abs(np.quantile(ours, quantile, axis=0) - np.quantile(theirs, quantile, axis=0))
+        assert (apart <= 0.05 * max(height, width)).all(), quantile
+
+
+def test_a_crop_of_a_ramp_keeps_its_slope() -> None:
     ramp = torch.arange(0, 256, 2, dtype=torch.uint8)
-    x = torch.stack((ramp.expand(128, 128), ramp[:, None].expand(128, 128)))[None].repeat(300, 1, 1, 1)  # columns, rows
-    draws = [torch.from_numpy(uniform(0, purpose, np.arange(300))) for purpose in ("area", "ratio", "top", "left")]
-    crops = resized_crop(x, 64, *draws).float()
-    assert crops.shape == (300, 2, 64, 64)
-    wide = (crops[:, 0, 32, 56] - crops[:, 0, 32, 8]) / 2 * 64 / 48
-    tall = (crops[:, 1, 56, 32] - crops[:, 1, 8, 32]) / 2 * 64 / 48
-    area, ratio = wide * tall / 128**2, wide / tall
-    assert 0.06 < area.min() < 0.13 and 0.9 < area.max() < 1.03 and abs(area.mean() - 0.54) < 0.04
-    assert 0.7 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.4 and abs(ratio.log().mean()) < 0.03
-    assert crops[:, 0].flatten(1).min(1).values.std() > 10, "they lie at different places"
-    whole = resized_crop(x[:1], 128, torch.ones(1), torch.full((1,), 0.5), torch.zeros(1), torch.zeros(1))
-    assert torch.equal(whole, x[:1])
+    x = torch.stack((ramp.expand(128, 128), ramp[:, None].expand(128, 128), torch.zeros(128, 128, dtype=torch.uint8)))
+    for draws in np.random.default_rng(0).random((50, CROP_DRAWS)):
+        top, left, tall, wide = crop_place(128, 128, draws)
+        crop = v2.functional.pil_to_tensor(resized_crop(x, 64, draws)).float() / 2
+        for channel, (first, length) in enumerate(((left, wide), (top, tall))):
+            line = crop[0, 32] if channel == 0 else crop[1, :, 32]
+            wanted = first + (torch.arange(64) + 0.5) * length / 64 - 0.5
+            assert (line - wanted)[4:-4].abs().max() < 1
+    whole = resized_crop(x[None, 0], 128, np.array([*[0.9999999] * 10, *[0.5] * 10, 0, 0]))
+    assert torch.equal(tensor_of([whole])[0], x[None, 0])
+
+
+def jpeg(size: tuple[int, int], turned: int = 1) -> Image.Image:
+    """A smooth picture as a file of it is opened, whose left is dark, and turned by EXIF."""
+    across = np.linspace(0, 255, size[0])[None, :, None].repeat(size[1], 0).repeat(3, 2)
+    file, exif = BytesIO(), Image.Exif()
+    exif[0x0112] = turned
+    Image.fromarray(across.astype(np.uint8)).save(file, "JPEG", quality=95, exif=exif)
+    file.seek(0)
+    return Image.open(file)
+
+
+@pytest.mark.parametrize(("share", "less"), [(0.9999999, 8), (0.4, 4), (0.05, 2), (0.0, 1)])
+def test_a_jpeg_is_decoded_as_small_as_the_crop_allows(share: float, less: int) -> None:
+    """Never smaller than what is asked for; and it shows what the crop of the whole one shows."""
+    side = {0.9999999: 100, 0.4: 100, 0.05: 100, 0.0: 200}[share]
+    draws = np.array([*[share] * 10, *[0.5] * 10, 0.5, 0.9])
+    image = jpeg((1200, 900))
+    found = tensor_of([crop_of(image, side, draws)])[0].float()
+    assert image.size == (1200 // less, -(-900 // less))
+    whole = tensor_of([resized_crop(v2.functional.pil_to_tensor(jpeg((1200, 900))), side, draws)])[0].float()
+    assert found.shape == (3, side, side) and (found - whole).abs().max() < 4
+
+
+def test_a_turned_jpeg_is_cropped_upright() -> None:
+    draws = np.array([*[0.2] * 10, *[0.5] * 10, 0.9, 0.1])
+    upright = Preprocess(3).levels(jpeg((640, 480), turned=6))[0]
+    assert upright.shape == (3, 640, 480)
+    found = crop_of(jpeg((640, 480), turned=6), 60, draws)
+    one, other = tensor_of([found, resized_crop(upright, 60, draws)]).float()
+    assert (one - other).abs().max() < 4
 
 
 def test_crops_are_of_the_original_picture(nowhere: Path) -> None:
@@ -524,6 +583,44 @@ def test_broken_folders_are_told(nowhere: Path) -> None:
         file.unlink()
     with pytest.raises(ValueError, match="no images in the classes bee"):
         load_images(folder_settings(base))
+
+
+def test_a_folder_is_looked_at_once_a_run(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a folder gets or loses a file, or one of those that were looked at changes."""
+    for part, count in (("train", 9), ("test", 3)):
+        pictures(nowhere / "mine" / part, {"ant": count, "bee": count})
+    (nowhere / "mine" / "train" / "bee" / "deep").mkdir()
+    (nowhere / "mine" / "train" / "bee" / "8.jpg").rename(nowhere / "mine" / "train" / "bee" / "deep" / "z.jpg")
+    look, looked, kept = datasets._look, [0], nowhere / "index.json"
+
+    def counted(*given: Any) -> Any:
+        looked[0] += 1
+        return look(*given)
+
+    monkeypatch.setattr(datasets, "_look", counted)
+
+    def made(*changes: object) -> tuple[Classification, int]:
+        index = Index(kept)
+        with index.used():
+            task = Classification(folder_settings("mine", resized_crop=True), 0)
+        if index.news:
+            kept.write_text(index.news)
+        return task, looked[0]
+
+    first, again, alone = made(), made(), Classification(folder_settings("mine", resized_crop=True), 0)
+    assert (first[1], again[1], looked[0]) == (1, 1, 2), "who has no index looks"
+    for task in (again[0], alone):
+        assert task.network == first[0].network and task.train.plain.paths == first[0].train.plain.paths
+        assert torch.equal(task.train.y, first[0].train.y) and task.test.y.tolist() == [0] * 3 + [1] * 3
+    assert first[0].train.plain.paths[-1].endswith("train/bee/deep/z.jpg") and len(first[0].train.plain.paths) == 18
+    (nowhere / "mine" / "train" / "ant" / "new.jpg").write_bytes((nowhere / "mine/train/ant/0.jpg").read_bytes())
+    assert made()[1] == 3 and len(made()[0].train) == 19 - 4
+    Image.new("L", (30, 30), 99).save(nowhere / "mine" / "test" / "bee" / "0.jpg")
+    assert made()[1] == 4 and made()[1] == 4
+    for damaged in ("[]", "{", '{"%s 14": {"parts": 3}}' % (nowhere / "mine")):
+        kept.write_text(damaged)
+        made()
+    assert looked[0] == 7
 
 
 def test_caltech() -> None:
