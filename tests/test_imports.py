@@ -24,6 +24,7 @@ HOMES = {
         "nas/workers/local.py",
         "nas/cli/doctor.py",
         "nas/workers/trials.py",
+        "nas/workers/alone.py",
         "cluster/*",
     },
     "onnx": {"nas/children/formats.py", "nas/children/quantize.py"},
@@ -37,6 +38,7 @@ HOMES = {
     "onnxscript": {"nas/children/formats.py"},
     "typer": {
         *("nas/cli/commands.py", "nas/cli/check.py", "nas/cli/cluster.py", "nas/cli/init.py", "nas/cli/latency.py"),
+        "nas/cli/fidelity.py",
         "nas/cli/results.py",
     },
     "matplotlib": {"nas/results/plots.py"},
@@ -247,6 +249,7 @@ def test_only_commands_print() -> None:
             "nas/cli/cluster.py",
             "nas/cli/init.py",
             "nas/cli/latency.py",
+            "nas/cli/fidelity.py",
             "nas/cli/results.py",
             "nas/cli/progress.py",
             "nas/cli/schema.py",

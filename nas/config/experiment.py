@@ -85,8 +85,7 @@ class Experiment(Section):
             wrong += _shares(self.finetune.recipe, self.train, "finetune.recipe")
         if self.search.rungs[-1][1] and not self.finetune:
             wrong.append(
-                "search.rungs trains children before it scores them, and there is no finetune.recipe that says how: "
-                "give one, with finetune.children: 0 if no other child shall be trained on"
+                "search.rungs trains children, and no finetune.recipe says how: give one (with finetune.children: 0)"
             )
         if (self.search.validation or 0) > self.data.validation:
             wrong.append(

@@ -16,6 +16,7 @@ from nas.device import configure_process
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.space import Arch
+from nas.tasks.index import Index
 from nas.workers.session import check_room, gpus, has_gpus, on_ray, session
 
 Job = tuple[Arch, int]  # a network and a seed
@@ -43,14 +44,14 @@ class Learner(tune.Trainable):
     """An actor that trains one network after another from fresh weights, and judges each on validation."""
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, Any], experiment: dict[str, Any], fence: Fence, gpu: bool
+        self, config: dict[str, Any], experiment: dict[str, Any], run: RunDir, fence: Fence, gpu: bool
     ) -> None:
         self.fence, self.asked = fence, time.monotonic()
         self.device = configure_process(gpu, 1)
         self.settings = parse(experiment)
-        self.task = load_task(self.settings)
+        self.task = load_task(self.settings, Index(run.index, run.batches))
         self.net = make_supernet(self.settings, self.task).to(self.device)
-        self.evaluator = Evaluator(self.net, self.task, self.settings.search, self.device)
+        self.evaluator = Evaluator(self.net, self.task, self.settings.search, self.device, shared=run.batches)
         self.job = config["job"]
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -113,7 +114,8 @@ def train_alone(experiment: Experiment, run: RunDir, fence: Fence, jobs: Sequenc
         check_room(experiment)
         trials, gpu = experiment.search.trials, has_gpus(experiment.train.use_gpu)
         share = min(1.0, gpus() / trials) if gpu else 0.0
-        learner = tune.with_parameters(Learner, experiment=experiment.model_dump(mode="json"), fence=fence, gpu=gpu)
+        plain = experiment.model_dump(mode="json")
+        learner = tune.with_parameters(Learner, experiment=plain, run=run, fence=fence, gpu=gpu)
         given = tune.grid_search([(dict(arch), seed) for arch, seed in jobs])
 
         tuner = tune.Tuner(

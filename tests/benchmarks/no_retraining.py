@@ -51,6 +51,7 @@ from nas.search.journal import Record
 from nas.search.pareto import front
 from nas.space import Arch
 from nas.supernet import Pass
+from nas.tasks.task import pixels
 from nas.training.loop import make_feeds, total_steps
 from searchspaces.bignas import BigNAS
 from tests.benchmarks.trainings import CPU, Trainer, searched
@@ -85,7 +86,7 @@ def alone(experiment: Experiment, evaluator: Evaluator, arch: Arch, lr: float) -
             group["lr"] = lr * schedule(o.schedule, step / total, o.warmup_epochs / o.epochs)
         x, y = feed(step)
         optimizer.zero_grad()
-        task.loss(net(x, only, Pass(dropout=o.dropout, generator=generator)), y, o.label_smoothing).backward()
+        task.loss(net(pixels(x), only, Pass(dropout=o.dropout, generator=generator)), y, o.label_smoothing).backward()
         optimizer.step()
     child = net.extract(only)
     recalibrate(child, evaluator.calibration)

@@ -16,6 +16,7 @@ import nas.workers.session
 from nas.children.evaluate import Batches
 from nas.config.experiment import load_experiment
 from nas.rundir.checkpoint import tensors_in
+from nas.search.rungs import INHERITED
 from nas.workers.trials import Asker
 
 CPU = torch.device("cpu")
@@ -123,9 +124,11 @@ def test_one_worker_for_each_gpu_where_there_are_fewer(
 def test_no_more_trials_fly_than_are_allowed() -> None:
     """Tune begins as many as the cluster has CPUs for."""
     numbers: Any = iter(range(100))
-    search: Any = SimpleNamespace(window=32, next_k=0, ask=lambda: SimpleNamespace(k=next(numbers), arch={}))
+    search: Any = SimpleNamespace(
+        window=32, next_k=0, rungs=INHERITED, ask=lambda: SimpleNamespace(k=next(numbers), arch={})
+    )
     written: list[Any] = []
-    journal: Any = SimpleNamespace(records=[], append_proposals=written.extend)
+    journal: Any = SimpleNamespace(records=[], climbing={}, append_proposals=written.extend)
     fence: Any = SimpleNamespace(stopping=lambda: False, check=lambda: None)
     asker = Asker(search, journal, [], 50, 2, 1, float("inf"), lambda _: None, fence)
     given = [asker.suggest(str(trial)) for trial in range(4)]
