@@ -37,7 +37,11 @@ def json_schema(spaces: Mapping[str, Sequence[str]]) -> Json:
         properties = parts[section.__name__]["properties"] if section.model_fields else {}
         for name, field in section.model_fields.items():
             if mark := next((each for each in field.metadata if isinstance(each, OptionsOf)), None):
-                properties[name] = _by_name(named(mark.kind, mark.base), _ref(mark.base), properties[name])
+                of_plug_in = _by_name(named(mark.kind, mark.base), _ref(mark.base), properties[name])
+                if type(None) in get_args(field.annotation):
+                    told = of_plug_in.pop("description", "")
+                    of_plug_in = {"description": told, "anyOf": [of_plug_in, {"type": "null"}]}
+                properties[name] = of_plug_in
     for section in OPEN:
         del parts[section.__name__]["additionalProperties"]
     parts[CostOptions.__name__]["properties"]["name"] |= OWN

@@ -95,7 +95,7 @@ def test_odd_costs_are_refused(text: str) -> None:
 def test_an_unknown_key_is_told_with_near_misses_and_the_sections_keys() -> None:
     text = told("recipe.lrr=3")
     assert "recipe.lrr: unknown key" in text and "did you mean recipe.lr?" in text and "weight_decay" in text
-    assert "did you mean recipe.lr or finetune.recipe.lr?" in told("lr=0.1")
+    assert "did you mean recipe.lr or finetune.recipe.lr or fidelity.recipe.lr?" in told("lr=0.1")
     assert "search.constraints.macs.maxx: unknown key" in told("search.constraints.macs.maxx=3")
     assert "keys at the top: name, seed, space" in told("nothing_like_it=1")
 
@@ -253,7 +253,10 @@ def test_every_field_has_a_kind_and_a_description() -> None:
         inner = {k for k in keys if any(o.startswith(k + ".") for o in keys)} - (
             {"finetune"} if experiment.finetune is None else set()
         )
+        alone = experiment.fidelity.recipe is None
+        inner -= {"fidelity.recipe"} if alone else set()
         nothing = {k for k in keys if experiment.finetune is None and k.startswith("finetune.")}
+        nothing |= {k for k in keys if alone and k.startswith("fidelity.recipe.")}
         assert leaves == keys - inner - nothing
 
 
