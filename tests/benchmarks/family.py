@@ -1,0 +1,128 @@
+"""A family of children cut out of one supernet against the same networks trained alone: for as many steps each, and for
+as much computing as the supernet cost, shared among a family of 5 and of 20.
+
+    python -m tests.benchmarks.family --preset bignas-textures --seeds 3
+
+The networks are fixed before anything is trained: five, evenly spread over the logarithm of MACs. Supernet and networks
+learn in one process from the same examples in the same order; a network alone as the preset's `fidelity.recipe` says,
+whose rate was chosen on validation of seed 0. Every one is calibrated and scored by the same code, on the whole test
+part. The unit is the supernet: a seed gives one mean difference over the five. Each training is a line of
+tests/benchmarks/records/family-<preset>.jsonl, and one that stands there is not done again.
+
+RESULTS
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nas.build import load_task, make_supernet
+from nas.children.alone import Alone
+from nas.children.evaluate import Batches, Evaluator, judge
+from nas.config.experiment import load_experiment
+from nas.search.constraints import Constraints, evenly
+from nas.space import Arch
+from nas.supernet import Supernet
+from nas.tasks.task import Task
+
+CPU = torch.device("cpu")
+RECORDS = Path(__file__).parent / "records"
+FAMILIES = (5, 20)  # whose members share what the supernet cost
+NETWORKS = 5
+
+
+def supernet_macs(net: Supernet) -> float:
+    """MACs of one example in a sandwich step, in the mean over 1,000 draws."""
+    rng = np.random.default_rng(0)
+    drawn = np.mean([net.cost(net.space.sample(rng))["macs"] for _ in range(1000)])
+    ends = net.cost(net.space.largest())["macs"] + net.cost(net.space.smallest())["macs"]
+    return float(ends + 2 * drawn)
+
+
+def trainings(
+    preset: str, seed: int, overrides: list[str], done: set[tuple[int, str, str]]
+) -> Iterator[dict[str, Any]]:
+    """The records of a seed that are not there yet."""
+    experiment = load_experiment(preset, [*overrides, f"seed={seed}"])
+    task, alone_options = load_task(experiment), experiment.alone
+    assert alone_options is not None
+    net = make_supernet(experiment, task)
+    archs = evenly(net.space, net.cost, "macs", Constraints(), NETWORKS)
+    test = Batches(task.test, len(task.test), experiment.search.score_batch, CPU)
+    evaluator = Evaluator(net, task, experiment.search, CPU)
+
+    def told(kind: str, arch: Arch, of: Supernet, steps: int) -> dict[str, Any]:
+        evaluator.net = of
+        child = evaluator.child(arch if of is net else of.space.largest())
+        judged = judge(child, test, task)
+        macs = net.cost(arch)["macs"]
+        return {"seed": seed, "kind": kind, "id": arch.id, "macs": macs, "steps": steps, **judged.metrics}
+
+    if any((seed, "cut", arch.id) not in done for arch in archs):
+        learner = Alone(experiment, task, experiment.recipe, CPU, seed)
+        steps = round(experiment.recipe.epochs * learner.epoch)
+        learner.train(net, steps, [])
+        yield from (told("cut", arch, net, steps) for arch in archs)
+    learner = Alone(experiment, task, alone_options, CPU, seed)
+    steps = round(alone_options.epochs * learner.epoch)
+    whole = supernet_macs(net) / (len(archs) * float(np.mean([net.cost(arch)["macs"] for arch in archs])))
+    lengths = {"alone": steps} | {
+        f"alone, one of {family}": round(steps * whole * len(archs) / family) for family in FAMILIES
+    }
+    for kind, length in lengths.items():
+        for arch in archs:
+            if (seed, kind, arch.id) not in done:
+                fresh = learner.fresh(net, arch)
+                learner.train(fresh, length, evaluator.calibration)
+                yield told(kind, arch, fresh, length)
+
+
+def table(records: list[dict[str, Any]], task: Task) -> Iterator[str]:
+    """Differences cut minus alone: the mean over seeds of a seed's mean, its standard error, what would have shown."""
+    seeds = sorted({record["seed"] for record in records})
+    by = {(r["seed"], r["kind"], r["id"]): r for r in records}
+    ids = list(dict.fromkeys(r["id"] for r in sorted(records, key=lambda r: r["macs"])))
+    for metric in task.metrics:
+        yield f"\n{metric}"
+        for id in ids:
+            kinds = dict.fromkeys(r["kind"] for r in records)
+            means = [f"{kind} {np.mean([by[s, kind, id][metric] for s in seeds]):.4g}" for kind in kinds]
+            yield f"  {id} {by[seeds[0], 'cut', id]['macs']:>10,}: {' | '.join(means)}"
+        for kind in list(dict.fromkeys(r["kind"] for r in records))[1:]:
+            for name, some in (("all", ids), ("smallest", ids[:1]), ("largest", ids[-1:])):
+                gaps = [np.mean([by[s, "cut", i][metric] - by[s, kind, i][metric] for i in some]) for s in seeds]
+                error = np.std(gaps, ddof=1) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.nan
+                told = ", ".join(f"{gap:+.4f}" for gap in gaps)
+                gap = f"{np.mean(gaps):+.4f} +- {error:.4f} ({told})"
+                yield f"  cut - {kind}, {name}: {gap}; shown from {2.8 * error:.4f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="bignas-textures")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    file = RECORDS / f"family-{options.preset}.jsonl"
+    records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    for seed in range(options.seeds):
+        done = {(r["seed"], r["kind"], r["id"]) for r in records}
+        for record in trainings(options.preset, seed, options.set, done):
+            records.append(record)
+            with file.open("a") as log:
+                log.write(json.dumps(record) + "\n")
+            print(json.dumps(record), flush=True)
+    print("\n".join(table(records, load_task(load_experiment(options.preset)))))
+
+
+if __name__ == "__main__":
+    main()
