@@ -46,8 +46,10 @@ def test_candidates_are_scored_after_steps_and_children_trained_alone_judge_that
     while not (list(run.glob("fidelity/*.jsonl")) and trainings(run)):
         assert killed.poll() is None and time.monotonic() < until, (tmp_path / "said.txt").read_text()
         time.sleep(0.2)
-    killed.kill()
-    killed.wait()
+    killed.terminate()
+    assert killed.wait(60) == 130
+    said = (tmp_path / "said.txt").read_text()
+    assert "SIGTERM: saving and ending" in said and "***" not in said, "Ray's own handler would end it after 3 s"
     ended = command("fidelity", run, cwd=tmp_path, patience=PATIENCE)
     assert ended.code == 0, ended.text
     assert len(trainings(run)) == len(set(trainings(run))) == 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -65,6 +66,7 @@ def session(logs: Path | None = None, check: Callable[[], None] = lambda: None) 
         thread.start()
         try:
             wait_for(started, check)
+            _take_back(signal.SIGTERM)
             with local.marked():
                 yield
         except (RayDied, Gone, Fenced) as end:
@@ -76,6 +78,13 @@ def session(logs: Path | None = None, check: Callable[[], None] = lambda: None) 
             if not left:  # to end Ray in order while a thread still works on it may take a minute, or crash
                 over.set()
                 thread.join(END_S)
+
+
+def _take_back(number: signal.Signals) -> None:
+    """Put Python's handler of a signal back into its place. As it starts, Ray puts one before it that prints the stack
+    and, whatever comes after, ends the process three seconds later: too soon for a checkpoint to be saved."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(number, signal.getsignal(number))
 
 
 def _hold(started: Future[None], over: threading.Event) -> None:
