@@ -59,14 +59,16 @@ class ElasticConv2d(nn.Conv2d):
             groups = channels // self.group_width
             out = groups * (self.out_channels // self.groups)
         bias = None if self.bias is None else self.bias[:out]
-        if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-            edge = (largest - kernel) // 2
-            weight = self.weight[:out, : channels // groups, edge : edge + kernel, edge : edge + kernel]
-            return F.conv2d(x, weight, bias, self.stride, kernel // 2, 1, groups)
-        if kernel == self.stride[0] == groups == 1 and x.is_contiguous(memory_format=torch.channels_last):
+        stride, quick = self.stride[0], x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        if quick and kernel == stride == groups == 1 and x.is_contiguous(memory_format=torch.channels_last):
             y = _Pointwise.apply(x, self.weight, out)
+        elif quick and groups == out == channels and (kernel > 3 or 3 == kernel > min(x.shape[2:])):
+            y = _Depthwise.apply(x, self.weight, kernel, stride)
         else:
-            y = _OnCPU.apply(x, self.weight, out, kernel, self.stride[0], groups)
+            edge = (largest - kernel) // 2
+            weight = self.weight[:out, : channels // groups]
+            weight = weight[:, :, edge : edge + kernel, edge : edge + kernel] if edge else weight
+            return F.conv2d(x, weight, bias, stride, kernel // 2, 1, groups)
         return y if bias is None else y + bias.view(-1, 1, 1)
 
 
@@ -92,31 +94,14 @@ def _image(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(like.shape[0], *like.shape[2:], rows.shape[1]).permute(0, 3, 1, 2)
 
 
-def convolve(x: Tensor, weight: Tensor, stride: int, groups: int) -> Tensor:
-    """``F.conv2d`` with padding ``kernel // 2`` on a CPU; autograd is as quick as torch's own alone.
-
-    - 1x1 of stride 1 on channels_last is a matrix product: 0.4 of the time of oneDNN's convolution.
-    - Taps that see nothing but padding are left out: on a single pixel a 5x5 takes oneDNN 5 ms. What is left of a
-      depthwise kernel there is a factor for each channel.
-    """
-    kernel, last = weight.shape[-1], x.is_contiguous(memory_format=torch.channels_last)
-    if kernel == stride == groups == 1 and last:
-        return _image(_rows(x).mm(weight[:, :, 0, 0].t()), x)
-    edge = max(0, (kernel + 1) // 2 - max(x.shape[2:]))
-    used = weight[:, :, edge : kernel - edge, edge : kernel - edge] if edge else weight
-    if groups == len(weight) == x.shape[1] and x.shape[2:] == (1, 1):
-        return x * used[:, 0]
-    return F.conv2d(x, used, None, stride, kernel // 2 - edge, 1, groups)
-
-
 class _Pointwise(torch.autograd.Function):
-    """`convolve` for 1x1 of stride 1 on channels_last."""
+    """1x1 of stride 1 on channels_last, which is a matrix product: 0.4 of the time of oneDNN's convolution."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, out: int) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.out = out
-        return convolve(x, _window(weight, out, x.shape[1], 1), 1, 1)
+        return _image(_rows(x).mm(_window(weight, out, x.shape[1], 1)[:, :, 0, 0].t()), x)
 
     @staticmethod
     @once_differentiable
@@ -128,40 +113,38 @@ class _Pointwise(torch.autograd.Function):
         return of_x, of_weight, None
 
 
-class _OnCPU(torch.autograd.Function):
-    """`convolve` for all others.
+class _Depthwise(torch.autograd.Function):
+    """Depthwise kernels of 5x5 and more, and 3x3 on fewer than three pixels.
 
-    oneDNN has a quick weight gradient of depthwise kernels up to 3 taps wide, and however high, on images not smaller
-    than that: a larger kernel's is put together from strips, and small images are padded. (5x5, 96 channels of 8x8, 32
-    of them: 2.4 ms as it comes, 0.4 a strip.)
+    - Taps that see nothing but padding are left out: on a single pixel a 5x5 takes oneDNN 5 ms. What is left there is a
+      factor for each channel.
+    - oneDNN has a quick weight gradient of kernels up to 3 taps wide, and however high, on images not smaller than
+      that: a larger kernel's is put together from strips, and small images are padded. (5x5, 96 channels of 8x8, 32 of
+      them: 2.4 ms as it comes, 0.4 a strip.)
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, out: int, kernel: int, stride: int, groups: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, kernel: int, stride: int) -> Tensor:
         ctx.save_for_backward(x, weight)
-        kernel = min(kernel, 2 * max(x.shape[2:]) - 1)
-        ctx.window, ctx.stride, ctx.groups = (out, x.shape[1] // groups, kernel), stride, groups
-        return convolve(x, _window(weight, *ctx.window), stride, groups)
+        ctx.window, ctx.stride = (x.shape[1], 1, min(kernel, 2 * max(x.shape[2:]) - 1)), stride
+        used = _window(weight, *ctx.window)
+        if x.shape[2:] == (1, 1):
+            return x * used[:, 0]
+        return F.conv2d(x, used, None, stride, ctx.window[2] // 2, 1, x.shape[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        (x, weight), (out, _, kernel), stride, groups = ctx.saved_tensors, ctx.window, ctx.stride, ctx.groups
-        used, of_weight, of_x = _window(weight, *ctx.window), torch.zeros_like(weight), None
+        (x, weight), (channels, _, kernel), of_x = ctx.saved_tensors, ctx.window, None
+        used, of_weight = _window(weight, *ctx.window), torch.zeros_like(weight)
         into = _window(of_weight, *ctx.window)
-        depthwise = groups == out == x.shape[1]
-        if depthwise and x.shape[2:] == (1, 1):
+        if x.shape[2:] == (1, 1):
             into[:, 0, 0, 0] = (gradient * x).sum((0, 2, 3))
-            of_x = gradient * used[:, 0]
-        elif depthwise and (kernel > 3 or 3 == kernel > min(x.shape[2:])):
-            if ctx.needs_input_grad[0]:
-                of_x, _ = _gradients(gradient, x, used, stride, kernel // 2, groups, (True, False))
-            _strips(gradient, x, stride, into)
-        else:
-            which = (ctx.needs_input_grad[0], True)
-            of_x, found = _gradients(gradient, x, used, stride, kernel // 2, groups, which)
-            into.copy_(found)
-        return of_x, of_weight, None, None, None, None
+            return gradient * used[:, 0], of_weight, None, None
+        if ctx.needs_input_grad[0]:
+            of_x = _gradients(gradient, x, used, ctx.stride, kernel // 2, channels, (True, False))[0]
+        _strips(gradient, x, ctx.stride, into)
+        return of_x, of_weight, None, None
 
 
 def _strips(gradient: Tensor, x: Tensor, stride: int, into: Tensor) -> None:
