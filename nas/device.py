@@ -28,8 +28,11 @@ def configure_process(use_gpu: bool, cpus: int) -> torch.device:
     """Call first in every worker process: choose the device, and take no more threads than CPUs were given.
 
     Spinning OpenMP barriers of two threads beside a busy process cost a factor of forty, hence the passive wait policy.
+    oneDNN keeps 1,024 compiled operations by default, and makes anew whatever falls out: sub-networks of a large space
+    have more shapes than that. It reads the number at its first operation.
     """
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     if not use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(max(1, cpus))

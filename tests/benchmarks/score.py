@@ -5,6 +5,7 @@ thread.
 
 Three runs: 10.0, 10.8 and 11.3 candidates/s, 1.23 to 1.28 times the bare forward passes of the same child, most of the
 rest being the extraction (11 to 13 ms). Before the child's weights were put in channels_last order it was 6.6 to 8.2.
+Since then extraction draws no weights: 1.5 to 1.7 times as fast, scoring 1.05 times, both in turn with the code before.
 """
 
 from __future__ import annotations

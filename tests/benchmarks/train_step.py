@@ -2,10 +2,9 @@
 
     python -m tests.benchmarks.train_step
 
-Seven runs: elastic over static 1.05 to 1.16, median 1.11 (single steps from 0.79 to 1.54), 130 to 178 images/s, 5 to 7
-% of a convolution peak of 115 to 120 GFLOP/s. Where the time goes (--profile): some
-55 % is the backward of convolutions, most of it depthwise ones, which are bound by memory; oneDNN's weight gradient of
-a 5x5 depthwise kernel takes 14 times that of a 3x3 (1.37 against 0.10 ms at 96 channels, 8x8, batch 32).
+Two runs beside other processes: elastic over static 0.65 and 0.71, and 1.12 between them by the code before, which left
+all convolutions to torch: on a CPU elastic ones are quicker (`nas/elastic/conv.py`). What was tried: NOTES.md.
+Where the time goes: --profile.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,12 @@ from torch import Tensor
 
 import nas.children.evaluate
 import nas.workers.session
+from nas.build import load_supernet
 from nas.children.evaluate import Batches
 from nas.config.experiment import load_experiment
 from nas.rundir.checkpoint import tensors_in
 from nas.search.rungs import INHERITED
+from nas.supernet import undrawn, window
 from nas.workers.trials import Asker
 
 CPU = torch.device("cpu")
@@ -136,3 +139,19 @@ def test_no_more_trials_fly_than_are_allowed() -> None:
     asker.flying.pop("0")
     assert asker.suggest("4")
     assert [each.k for each in written] == [0, 1, 2], "a candidate is written down before it is given out"
+
+
+def test_an_extracted_child_draws_no_weights_and_other_threads_draw_theirs() -> None:
+    net = load_supernet("bignas", "d8")
+    drawn = torch.get_rng_state()
+    child = net.extract(net.space.smallest())
+    assert torch.equal(torch.get_rng_state(), drawn)
+    for name, parameter in child.named_parameters():
+        assert torch.equal(parameter, window(net.get_parameter(name), parameter.shape)), name
+    made: list[torch.nn.Linear] = []
+    with undrawn():
+        thread = threading.Thread(target=lambda: made.append(torch.nn.Linear(64, 64)))
+        thread.start()
+        thread.join()
+    assert made[0].weight.std() > 0.01 and made[0].weight.abs().max() <= 0.125
+    assert not torch.equal(torch.nn.Linear(64, 64).weight, torch.nn.Linear(64, 64).weight)

@@ -90,14 +90,68 @@ def test_a_small_kernel_is_the_centre_of_the_large_one() -> None:
     assert shown.sum() == 6 + 7 + 8 + 11 + 12 + 13 + 16 + 17 + 18
 
 
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("sides", [(8, 8), (7, 7), (4, 4), (3, 3), (2, 2), (1, 1), (2, 5), (6, 1)])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("channels", "kernel"), [(8, 5), (8, 3), (3, 5), (1, 1)])
-def test_depthwise_convolution(channels: int, kernel: int, stride: int) -> None:
-    elastic = randomised(ElasticConv2d(8, 8, 5, stride, group_width=1))
-    edge = (5 - kernel) // 2
+@pytest.mark.parametrize(("channels", "kernel"), [(8, 7), (8, 5), (8, 3), (3, 7), (3, 5), (1, 3), (8, 1), (1, 1)])
+def test_depthwise_convolution(
+    channels: int, kernel: int, stride: int, sides: tuple[int, int], memory: torch.memory_format
+) -> None:
+    elastic = randomised(ElasticConv2d(8, 8, 7, stride, group_width=1))
+    edge = (7 - kernel) // 2
     plain = nn.Conv2d(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False)
-    window: Window = {"weight": lambda w: w[:channels, :, edge : 5 - edge, edge : 5 - edge]}
-    assert_is_window(elastic, lambda t: elastic(t, kernel=kernel), plain, window, images(channels, 7))
+    window: Window = {"weight": lambda w: w[:channels, :, edge : 7 - edge, edge : 7 - edge]}
+    x = images(channels, 8)[:, :, : sides[0], : sides[1]].contiguous(memory_format=memory)
+    assert_is_window(elastic, lambda t: elastic(t, kernel=kernel), plain, window, x)
+
+
+@pytest.mark.parametrize("side", [9, 4, 2, 1])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("depthwise", "kernel"), [(True, 3), (True, 5), (True, 7), (False, 1), (False, 3)])
+def test_single_precision_loses_no_more_than_in_torch(depthwise: bool, kernel: int, stride: int, side: int) -> None:
+    """Output and gradients in fp32 against those in fp64. (Longer sums: oneDNN's own 3x3 passes 4e-7 too.)"""
+    elastic = randomised(ElasticConv2d(48, 48, 7, stride, group_width=1 if depthwise else None))
+    edge, x = (7 - kernel) // 2, images(40, side, rows=4).contiguous(memory_format=torch.channels_last)
+
+    def plain(t: Tensor, weight: Tensor) -> Tensor:
+        used = weight[:40, : 1 if depthwise else 40, edge : 7 - edge, edge : 7 - edge]
+        return nn.functional.conv2d(t, used, None, stride, kernel // 2, 1, 40 if depthwise else 1)
+
+    def results(run: Callable[[Tensor, Tensor], Tensor], dtype: torch.dtype) -> list[Tensor]:
+        t, weight = x.to(dtype, copy=True).requires_grad_(), elastic.weight.detach().to(dtype).requires_grad_()
+        out = run(t, weight)
+        out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(dtype))
+        assert t.grad is not None and weight.grad is not None
+        return [out.detach(), t.grad, weight.grad]
+
+    def ours(t: Tensor, weight: Tensor) -> Tensor:
+        return torch.func.functional_call(elastic, {"weight": weight}, (t, 40, kernel))
+
+    exact = results(plain, torch.float64)
+    for found, torchs, wanted in zip(results(ours, torch.float32), results(plain, torch.float32), exact, strict=True):
+        error, allowed = ((value - wanted).norm() / wanted.norm() for value in (found, torchs))
+        assert error <= max(4e-7, 1.5 * allowed.item())
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_gradients_of_gradients_are_refused(depthwise: bool) -> None:
+    """They would be wrong: the gradients are not made of functions that autograd sees."""
+    elastic = ElasticConv2d(4, 4, 5, group_width=1 if depthwise else None)
+    x = images(4, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    (slope,) = torch.autograd.grad(elastic(x, 4, 5 if depthwise else 1).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        slope.square().sum().backward()
+
+
+@pytest.mark.parametrize("kernel", [1, 5])
+def test_autocast_is_heeded(kernel: int) -> None:
+    elastic = randomised(ElasticConv2d(8, 8, 5))
+    x = images(8, 6).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = elastic(x, 8, kernel)
+    assert out.dtype == torch.bfloat16
+    out.float().sum().backward()
+    assert elastic.weight.grad is not None and elastic.weight.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize("groups", [1, 2, 3])
@@ -189,6 +243,8 @@ def test_layers_that_cannot_be(arguments: Any, options: Any, message: str) -> No
     "call",
     [
         lambda: ElasticConv2d(4, 4, 3)(images(5, 4)),
+        lambda: ElasticConv2d(4, 8, 1)(images(5, 4), 2),
+        lambda: ElasticConv2d(4, 8, 1)(images(5, 4).contiguous(memory_format=torch.channels_last), 2),
         lambda: ElasticConv2d(8, 8, 3, group_width=4)(images(6, 4)),
         lambda: ElasticConv2d(8, 8, 3, group_width=4)(images(12, 4)),
         lambda: ElasticLinear(4, 4)(torch.randn(2, 5)),
