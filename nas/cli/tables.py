@@ -55,8 +55,7 @@ def children(rows: list[dict[str, Any]], costs: Mapping[str, Measure]) -> Table:
     for row in rows:
         validation = row["validation"] if row["validation"] is not None else row["exported_validation"]
         figures = [validation, *(row["tested"].get(name) for name in tested)]
-        widths = [row["interval"], *(row["intervals"].get(name) if name == metric else None for name in tested)]
-        told = [_figure(*pair) for pair in zip(figures, widths, strict=True)]
+        told = [_figure(value, row["interval"] if not at else None) for at, value in enumerate(figures)]
         told[0] += "\N{NO-BREAK SPACE}=" if row["tied"] else ""
         table.add_row(row["id"], *(human(row[name]) for name in costs), *told)
     return table

@@ -41,7 +41,14 @@ def test_it_is_the_same_run(run: RunDir) -> None:
     old = load_experiment(run.experiment)
     preset = load_experiment(
         "bignas-digits",
-        ["recipe.epochs=6", "search.candidates=24", "export.children=2", "train.keep=1", "export.onnx=false"],
+        [
+            "recipe.epochs=6",
+            "search.candidates=24",
+            "export.children=2",
+            "train.keep=1",
+            "export.onnx=false",
+            "fidelity.recipe=null",
+        ],
     )
     assert difference(old, preset) == []
     (run.path / "again.yaml").write_text(dump(old))
