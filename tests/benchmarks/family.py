@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[])
     options = parser.parse_args()
     torch.set_num_threads(1)
+    RECORDS.mkdir(exist_ok=True)
     file = RECORDS / f"family-{options.preset}.jsonl"
     records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for seed in range(options.seeds):
