@@ -50,15 +50,20 @@ def children(rows: list[dict[str, Any]], costs: Mapping[str, Measure]) -> Table:
     heads += [
         head.replace("_", " ") for head in (f"validation {metric}", *(f"test {name}" for name in tested))
     ]  # so that it may be broken
-    columns = [Column(head, min_width=max(map(len, head.split()))) for head in heads]
+    told = [_told(row, tested) for row in rows]
+    wide = {len(costs): max(len(cells[0]) for cells in told)}  # what the search saw, with its interval, is not broken
+    columns = [Column(head, min_width=max(wide.get(at, 0), *map(len, head.split()))) for at, head in enumerate(heads)]
     table = Table(Column("child", no_wrap=True, min_width=max(len(row["id"]) for row in rows)), *columns, box=None)
-    for row in rows:
-        validation = row["validation"] if row["validation"] is not None else row["exported_validation"]
-        figures = [validation, *(row["tested"].get(name) for name in tested)]
-        told = [_figure(value, row["interval"] if not at else None) for at, value in enumerate(figures)]
-        told[0] += "\N{NO-BREAK SPACE}=" if row["tied"] else ""
-        table.add_row(row["id"], *(human(row[name]) for name in costs), *told)
+    for row, cells in zip(rows, told, strict=True):
+        table.add_row(row["id"], *(human(row[name]) for name in costs), *cells)
     return table
+
+
+def _told(row: dict[str, Any], tested: list[str]) -> list[str]:
+    """A child's figures: on validation, with ``=`` where it is tied, and the test ones."""
+    validation = row["validation"] if row["validation"] is not None else row["exported_validation"]
+    seen = _figure(validation, row["interval"]) + ("\N{NO-BREAK SPACE}=" if row["tied"] else "")
+    return [seen, *(_figure(row["tested"].get(name), None) for name in tested)]
 
 
 def _figure(value: float | None, width: float | None) -> str:
