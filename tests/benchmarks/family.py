@@ -9,7 +9,17 @@ whose rate was chosen on validation of seed 0. Every one is calibrated and score
 part. The unit is the supernet: a seed gives one mean difference over the five. Each training is a line of
 tests/benchmarks/records/family-<preset>.jsonl, and one that stands there is not done again.
 
-RESULTS
+`bignas-textures`, seeds 0 to 2, 792 steps of 64 images, 2,720 test images: cut minus alone, the mean over supernets and
+its standard error; what is further from 0 than 2.8 of these would have shown four times out of five.
+
+| networks alone have | accuracy, points: all five | smallest | largest | cross-entropy, nats: all five |
+| --- | --- | --- | --- | --- |
+| as many steps as the supernet | -2.3 +- 0.7 | -0.3 +- 1.2 | -2.9 +- 0.2 | +0.065 +- 0.018 |
+| a fifth of what the supernet cost (676 steps) | -1.4 +- 0.5 | +0.6 +- 0.9 | -2.4 +- 0.4 | +0.044 +- 0.020 |
+| a twentieth (169 steps) | +7.2 +- 0.6 | +9.0 +- 0.8 | +7.0 +- 0.5 | -0.213 +- 0.019 |
+
+So one network that is wanted is better trained alone, by two points; the smallest as well cut. Five networks cost alone
+what the supernet costs, and are as good or better; twenty are far behind. A supernet is for a front, not for a point.
 """
 
 from __future__ import annotations
