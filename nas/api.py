@@ -21,6 +21,7 @@ from nas.results.choose import budget, pick_of
 from nas.results.history import exported_from, front_table, read_history
 from nas.rundir.directory import RunDir
 from nas.search.journal import Record
+from nas.statistics import half_width
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -58,7 +59,7 @@ class Run:
     @property
     def candidates(self) -> DataFrame:
         """Every candidate of the newest search by its number ``k``: ``id``, its metrics on validation, its costs,
-        its choices, ``error``."""
+        its choices, ``interval`` (of the search's metric: what other examples would change), ``rung``, ``error``."""
         from pandas import DataFrame
 
         history = read_history(self.directory)
@@ -136,6 +137,8 @@ def _row(record: Record) -> dict[str, Any]:
         **(record.metrics or {}),
         **record.cost,
         **record.arch,
+        "interval": half_width(record.parts),
+        "rung": len(record.lower),
         "error": record.error,
     }
 
