@@ -112,6 +112,7 @@ class Pipeline:
             )
         check_constraints(experiment, net, objective_of(experiment, task, net))
         recipe = load_recipe(task, experiment.recipe)
+        make_alone(experiment, task, device)  # refuses what the search could not train
         if newest_sha(run.checkpoints) is None:  # else it has trained it; torch's optimizers take a second to import
             recipe.optimizer(net)  # refuses a network that it cannot train
             if told := made_smaller(net, task):

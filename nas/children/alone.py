@@ -37,6 +37,9 @@ class Alone:
 
     Attributes:
         epoch: steps that see each training example once.
+
+    Raises:
+        ValueError: a batch is more than all training examples.
     """
 
     def __init__(
@@ -49,6 +52,10 @@ class Alone:
             self.teacher = load_child(recipe.taught_by, child_packages(experiment.space.name)).to(device)
         self.feeds = make_feeds(recipe, task.train, options.batch, 0, 1, seed)
         self.epoch = next(iter(self.feeds.values())).an_epoch
+        if not self.epoch:
+            raise ValueError(
+                f"a network alone learns from batches of {options.batch}; there are {len(task.train)} examples"
+            )
         self._kept: list[dict[str, Batch]] = []
 
     def _recipe(self) -> Recipe:

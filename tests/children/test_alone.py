@@ -83,3 +83,9 @@ def test_the_parts_of_a_score_add_up_to_it() -> None:
     assert len(judged.parts) == PARTS
     for name, value in judged.metrics.items():
         assert np.mean([part[name] for part in judged.parts]) == pytest.approx(value, rel=1e-5)
+
+
+def test_a_batch_that_is_more_than_all_examples_is_refused() -> None:
+    experiment = load_experiment("bignas-digits", [*FEW, "finetune.recipe.batch=1300"])
+    with pytest.raises(ValueError, match="batches of 1300; there are 1200"):
+        make_alone(experiment, load_task(experiment), CPU)
