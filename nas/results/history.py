@@ -83,6 +83,7 @@ class History:
         measures: what its costs are for people, by name.
         window: so many candidates were proposed before any record was known; 0 until the header is read.
         rungs: (share, steps) of each, see `nas.search.rungs`.
+        expected: the metric that a predictor guessed of candidates, by k.
         records: by k; of two records of one candidate the first counts.
         progress: a point for each candidate that did not fail, in the order of k, as far as there is no gap.
     """
@@ -95,6 +96,7 @@ class History:
         self.measures: Mapping[str, Measure] = COSTS
         self.window = 0
         self.rungs: Sequence[Rung] = INHERITED
+        self.expected: dict[int, float] = {}
         self.records: dict[int, Record] = {}
         self.progress: list[Progress] = []
         self._lines = Lines(path)
@@ -108,6 +110,8 @@ class History:
         for line in self._lines.new():
             if "raynas_journal" in line:
                 self._begin(line)
+            elif isinstance(line.get("expected"), float) and isinstance(line.get("proposed"), int):
+                self.expected[line["proposed"]] = line["expected"]
             elif "k" in line:
                 record = Record.from_json(line)
                 self.records.setdefault(record.k, record)

@@ -202,6 +202,28 @@ def _tip(history: History, record: Record) -> str:
     return f"{record.id} (candidate {record.k}): {what.metric} {_metric(history, record):.4g}, {costs}"
 
 
+def foreseen(history: History) -> tuple[list[float], list[float]]:
+    """What a predictor guessed of candidates, and the scores that they then had."""
+    known = {k: metric for k, record in history.records.items() if (metric := history.metric(record)) is not None}
+    ks = [k for k in history.expected if k in known and history.final(history.records[k])]
+    return [history.expected[k] for k in ks], [known[k] for k in ks]
+
+
+def foreseen_picture(history: History) -> str:
+    """The predictor's guesses against the scores."""
+    guessed, scored = foreseen(history)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        ends = [min(*guessed, *scored), max(*guessed, *scored)]
+        axes.plot(ends, ends, color=GREY, linewidth=1)
+        axes.scatter(guessed, scored, s=16, c=BLUE, alpha=0.6, linewidths=0)
+        axes.set_xlabel(f"{history.objective.metric} as the predictor expected")
+        axes.set_ylabel("as scored, validation")
+
+    return _svg(draw, "foreseen", 3.2)
+
+
 def progress_picture(history: History) -> str:
     """The best metric and the hypervolume over candidates."""
     ks = [point.k for point in history.progress]

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from nas.results.fidelity import Fidelity, read_fidelity, told
 from nas.results.history import (
+    FEW,
     History,
     agreements,
     exported_from,
@@ -26,11 +27,21 @@ from nas.results.history import (
     read_pictures,
     shown_costs,
 )
-from nas.results.plots import bounds_told, fidelity_picture, human, progress_picture, search_picture, training_picture
+from nas.results.plots import (
+    bounds_told,
+    fidelity_picture,
+    foreseen,
+    foreseen_picture,
+    human,
+    progress_picture,
+    search_picture,
+    training_picture,
+)
 from nas.rundir.atomic import write_atomic
 from nas.rundir.directory import RunDir
 from nas.rundir.log import Training, read_training
 from nas.search.journal import Record
+from nas.statistics import tau
 
 SHOWN = ("raynas", "torch", "deepspeed", "ray", "mlflow", "numpy")
 STYLE = """
@@ -157,6 +168,7 @@ def _search(run: RunDir, history: History | None) -> Iterator[str]:
     yield f'<p class="quiet">{told}</p>'
     yield search_picture(history, exported_from(run, history))
     yield from _front(history)
+    yield from _foreseen(history)
     yield from _fidelity(read_fidelity(run, history.supernet))
     told = "Progress. The hypervolume is the area under the front, in units of the metric times decades of cost."
     yield f'<p class="quiet">{told}</p>'
@@ -180,6 +192,16 @@ def _front(history: History) -> Iterator[str]:
         heads = "<tr><th>choice</th><th>value</th><th>of the front</th><th>of all candidates</th></tr>"
         yield "<details><summary>What the front agrees on</summary>"
         yield f'<div class="wide"><table><thead>{heads}</thead><tbody>{rows}</tbody></table></div></details>'
+
+
+def _foreseen(history: History) -> Iterator[str]:
+    """Whether the predictor knew what would come."""
+    guessed, scored = foreseen(history)
+    if len(guessed) < FEW:
+        return
+    told = f"of {len(guessed)} candidates what the predictor expected and what was scored"
+    yield f"<details><summary>The predictor: Kendall's tau {tau(guessed, scored):.2f} {told}</summary>"
+    yield f"{foreseen_picture(history)}</details>"
 
 
 def _fidelity(found: Fidelity | None) -> Iterator[str]:

@@ -164,6 +164,10 @@ class Search(ABC):
             rng: of candidate k alone.
         """
 
+    def expected(self, arch: Arch) -> float | None:
+        """The metric that an algorithm with a predictor guesses of what it has just proposed; None without one."""
+        return None
+
     @property
     def next_k(self) -> int:
         """The number of the next candidate to be proposed."""
@@ -230,7 +234,8 @@ class Search(ABC):
             arch = self.space.arch(proposed)
         self._archs.append(arch)
         self._seen.add(arch)
-        return Candidate(k, arch, self._front(self._ladder.scored[-1].first(known)))
+        expected = None if proposed else self.expected(arch)
+        return Candidate(k, arch, self._front(self._ladder.scored[-1].first(known)), expected)
 
     def _known(self, k: int) -> int:
         """Of how many candidates candidate k may know the records."""

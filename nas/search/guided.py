@@ -67,6 +67,11 @@ class Guided(Search):
     options: GuidedOptions
     _turn: tuple[int, Constraints] | None = None
     _picked: Sequence[Arch] = ()
+    _expected: dict[Arch, float]
+
+    def expected(self, arch: Arch) -> float | None:
+        guess = self._expected.get(arch) if self._turn else None
+        return -guess if guess is not None and self.objective.better == "higher" else guess
 
     def draws(
         self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
@@ -163,6 +168,7 @@ class Guided(Search):
 
     def _best(self, found: Guesses, known: np.ndarray, seen: set[Arch]) -> list[Arch]:
         """Those of largest gain, each as if those before had come as guessed."""
+        self._expected = {}
         left = np.array([arch not in seen for arch in found.archs]) & (found.violation == 0)
         picked: list[Arch] = []
         while left.any() and len(picked) < self.options.every + SPARE:
@@ -173,6 +179,7 @@ class Guided(Search):
                 at = short[np.argmax(volumes(found.points[short], known))]
             left[at] = False
             picked.append(found.archs[at])
+            self._expected[found.archs[at]] = float(found.points[at, 0])
             known = np.vstack((known, found.points[at]))
         return picked
 

@@ -1,11 +1,11 @@
 """The history of a search: candidates, records, and the append-only file that keeps them.
 
 The file is JSON lines. The first is the header, ``{"raynas_journal": 1, ...}``: what the history belongs to. Every
-other line is a proposal, ``{"proposed": 12, "id": ..., "arch": {...}}``, written before the candidate is given out, the
-record of a candidate, what a candidate that climbs to the next rung has so far, ``{"climbs": {...}}``, or constraints,
-``{"from_k": 200, "constraints": {"macs": [null, 600000]}}``. What is written is fsynced before anything else is, so a
-crash can damage the last line only; that one is cut off when the file is opened again. Journals from before there were
-proposals have none.
+other line is a proposal, ``{"proposed": 12, "id": ..., "arch": {...}}``, with the metric that was ``expected`` of it
+where one was, written before the candidate is given out; the record of a candidate; what a candidate that climbs to the
+next rung has so far, ``{"climbs": {...}}``; or constraints, ``{"from_k": 200, "constraints": {"macs": [null, 6000]}}``.
+What is written is fsynced before anything else is, so a crash can damage the last line only; that one is cut off when
+the file is opened again. Journals from before there were proposals have none.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ class Candidate:
         bar: the front that candidate k may be measured against, by rising cost: figures of the objectives, metric and
             cost first, to be *minimised*, so a metric that is better when higher stands negated. The only thing that an
             early stop may look at.
+        expected: the metric that a predictor guesses; None where none has.
     """
 
     k: int
     arch: Arch
     bar: tuple[tuple[float, ...], ...]
+    expected: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON: ``{"k", "arch", "bar"}``."""
@@ -261,7 +263,10 @@ class Journal:
             ValueError: one was proposed as another architecture.
         """
         new = [candidate for candidate in candidates if self.proposals.get(candidate.k) != candidate.arch]
-        forms = [{"proposed": each.k, "id": each.arch.id, "arch": dict(each.arch)} for each in new]
+        forms: list[dict[str, Any]] = [{"proposed": c.k, "id": c.arch.id, "arch": dict(c.arch)} for c in new]
+        for form, candidate in zip(forms, new, strict=True):
+            if candidate.expected is not None:
+                form["expected"] = round(candidate.expected, 6)
         for candidate in new:
             self._propose(candidate.k, candidate.arch, candidate.arch.id)
         if new:

@@ -18,8 +18,9 @@ from nas.results.report import write_report
 from nas.rundir.directory import RunDir
 from nas.rundir.log import Lines, read_training
 from nas.search.constraints import ANYTHING
-from nas.search.journal import Journal, Record
+from nas.search.journal import Candidate, Journal, Record
 from nas.space import Arch, Choice, Space
+from nas.statistics import half_width
 
 SPACE = Space([Choice("width", tuple(range(1, 3000)))])
 SUPERNET = "5a" * 32
@@ -384,3 +385,37 @@ def test_it_tells_where_the_front_came_from_and_what_it_agrees_on(tmp_path: Path
     page = Page(write_report(RunDir(tmp_path)).read_text())
     assert "Of the 5 on the front 2 were proposed before any result was known" in page.text
     assert ["kernel", "3", "5 of 5", "60%"] in page.rows and ["depth", "2", "4 of 5", "80%"] in page.rows
+
+
+def test_intervals_ties_and_what_a_predictor_expected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Candidate 1 is 1.0 better than 0 on every part; 2 is 0.5 better than 1, but not on the same parts."""
+    (tmp_path / "search").mkdir()
+    parts = [
+        tuple(80.0 + n for n in range(16)),
+        tuple(81.0 + n for n in range(16)),
+        tuple(81.5 + (15 - n) for n in range(16)),
+    ]
+    path = tmp_path / "search" / "journal-5a5a5a5a.jsonl"
+    with Journal(path, {"supernet": SUPERNET, "window": 4}) as journal:
+        for k, each in enumerate(parts):
+            arch, mean = Arch({"width": k + 1}), sum(each) / 16
+            journal.append_proposals([Candidate(k, arch, (), mean + 1)])
+            journal.append(Record(k, arch, {"accuracy": mean}, {"macs": 1000 + k}, 1.0, None, (), each))
+        for k in range(3, 9):
+            arch = Arch({"width": k + 1})
+            journal.append_proposals([Candidate(k, arch, (), 50.0 + k)])
+            journal.append(Record(k, arch, {"accuracy": 40.0 + k}, {"macs": 2000 + k}, 1.0, None))
+    rows = front_table(RunDir(tmp_path))
+    assert [row["tied"] for row in rows] == ["", "", rows[1]["id"]]
+    width = half_width(list(parts[0]))
+    assert [row["interval"] for row in rows] == pytest.approx([width] * 3)
+    show(RunDir(tmp_path))
+    said = capsys.readouterr().out
+    assert f"87.50\N{NO-BREAK SPACE}±{width:.2f}" in said and said.count("\N{NO-BREAK SPACE}=") == 1
+    page = Page(write_report(RunDir(tmp_path)).read_text())
+    assert [row[3] for row in page.rows if "±" in "".join(row)] == [
+        f"87.50 ± {width:.2f}",
+        f"88.50 ± {width:.2f}",
+        f"89.00 ± {width:.2f} =",
+    ]
+    assert "Kendall's tau 1.00 of 9 candidates what the predictor expected" in page.text

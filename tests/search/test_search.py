@@ -685,3 +685,26 @@ def test_the_identity_is_plain_json(name: str) -> None:
     identity = fresh(name).identity
     assert json.loads(json.dumps(identity)) == identity
     assert identity["algorithm"] == name and identity["window"] == 8
+
+
+def test_what_a_predictor_expected_stands_in_the_journal(tmp_path: Path) -> None:
+    """Of what it has picked, and nothing of the ends, of random draws and of what a journal gives back."""
+    search = searcher("guided", SPACE, cost, OBJECTIVE, seed=2, window=8, initial=20)
+    flying: list[Candidate] = []
+    with Journal(tmp_path / "journal", HEADER) as journal:
+        for _ in range(44):
+            while (candidate := search.ask()) is None:
+                record = evaluate(flying.pop(0))
+                search.tell(record)
+                journal.append(record)
+            flying.append(candidate)
+            journal.append_proposals([candidate])
+            picked = candidate.k >= 28  # the first turn that begins with enough records
+            assert (candidate.expected is not None) == picked
+    lines = [json.loads(line) for line in (tmp_path / "journal").read_text().splitlines()]
+    expected = {line["proposed"]: line["expected"] for line in lines if "expected" in line}
+    assert sorted(expected) == list(range(28, 44))
+    assert all(abs(expected[each.k] - accuracy(each.arch)) < 5 for each in flying)
+    again = searcher("guided", SPACE, cost, OBJECTIVE, seed=2, window=8, initial=20)
+    with Journal(tmp_path / "journal", HEADER) as journal:
+        assert all(each.expected is None for each in resume(again, journal))
