@@ -292,8 +292,8 @@ def open_journal(
     space = f"{experiment.space.name} {experiment.space.size}".strip()
     own = costs_of(experiment, net).identity
     header = {"supernet": supernet, **search.identity, "space": space, **({"costs": own} if own else {})}
-    if experiment.finetune and experiment.search.rungs[-1][1]:
-        header["finetune"] = experiment.finetune.recipe.model_dump(mode="json")
+    if experiment.search.recipe:
+        header["recipe"] = experiment.search.recipe.model_dump(mode="json")
     journal = Journal(run.begin_search(supernet), header)
     if not journal.constraints:
         journal.append_constraints(0, search.constraints(0))

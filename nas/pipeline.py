@@ -236,7 +236,7 @@ class Pipeline:
         `target`; trained for so many steps by themselves, as the search has scored them."""
         supernet = self._supernet().sha
         places = {arch: target or self.run.child(arch.id).path for arch in archs}
-        open_ = [arch for arch in archs if not exported(places[arch], supernet)]
+        open_ = [arch for arch, steps in archs.items() if not exported(places[arch], supernet, steps)]
         if not open_:
             self.watch.say(f"export: done before ({len(archs)} children)")
             return
@@ -322,7 +322,7 @@ class Pipeline:
             return None
         if name == "largest":
             arch = self.net.space.largest()
-            self._export({arch: 0})
+            self._export({arch: self.experiment.search.rungs[-1][1]})
             name = arch.id
         child = self.run.child(name)
         if not child.arch.is_file():
@@ -347,19 +347,14 @@ class Pipeline:
         objective, costs = objective_of(experiment, self.task, self.net), costs_of(experiment, self.net)
         constraints = constraints_of(experiment).without(set(objective.names) - costs.measures.keys())
         archs = evenly(space, costs, objective.cost, constraints, experiment.fidelity.children)
-        about = {
-            "supernet": self._supernet().sha,
-            "metric": objective.metric,
-            "better": objective.better,
-            "cost": objective.cost,
-            "validation": len(self.task.validation),
-            "test": len(self.task.test),
-        }
-        trials = Trials.open(self.run, experiment, about, {arch: costs(arch)[objective.cost] for arch in archs})
+        judged = len(self.task.validation)
+        about = {"validation": min(experiment.search.validation or judged, judged), "test": len(self.task.test)}
+        prices = {arch: costs(arch)[objective.cost] for arch in archs}
+        trials = Trials.open(self.run, experiment, self._supernet().sha, objective, about, prices)
         self._score_for(trials)
-        if open_ := trials.open_jobs():
+        if open_ := trials.open_jobs(experiment.fidelity.seeds):
             self._train_for(trials, open_)
-        return trials.fidelity()
+        return trials.fidelity(experiment.search.candidates)
 
     def _score_for(self, trials: Trials) -> None:
         """What the supernet says of the children, as the search would score them on each of its rungs."""
@@ -379,10 +374,11 @@ class Pipeline:
         self._begin("fidelity", "starting the workers")
         self._ray()
 
-        def trained(arch: Arch, seed: int, judged: Judged, seconds: float) -> None:
-            trials.add_alone(arch.id, seed, judged, seconds)
+        def trained(arch: Arch, seed: int, judged: Judged) -> None:
+            trials.add_alone(arch.id, seed, judged)
+            left = len(trials.open_jobs(self.experiment.fidelity.seeds))
             done = len(trials.alone)
-            self.watch.advance(done, done + len(trials.open_jobs()), f"{arch.id}, seed {seed}", "trainings", None)
+            self.watch.advance(done, done + left, f"{arch.id}, seed {seed}", "trainings", None)
 
         if failed := train_alone(self.experiment, self.run, self.fence, open_, trained):
             raise RuntimeError(f"{failed}; the same command goes on")
@@ -487,7 +483,9 @@ def finetune_experiment(
         "experiment": experiment.tracking.experiment or experiment.name,
     }
     tracking = experiment.tracking.model_copy(update=tracked)
-    search = experiment.search.model_copy(update={"constraints": {}, "propose_from": (), "rungs": ((1.0, 0),)})
+    search = experiment.search.model_copy(
+        update={"constraints": {}, "propose_from": (), "rungs": ((1.0, 0),), "recipe": None}
+    )
     changed = {
         "name": f"{experiment.name}-{record.id}",
         "space": space,

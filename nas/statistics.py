@@ -13,6 +13,7 @@ from scipy.special import ndtri, stdtrit
 LEVEL = 0.95  # of all intervals
 POWER = 0.8  # with which a difference shows that is as large as `smallest_difference`
 DRAWS = 2000  # of a bootstrap
+LEAST = 1e-9  # a cost of zero has no logarithm; this counts in its place
 
 
 def standard_error(parts: Sequence[float]) -> float:
@@ -75,9 +76,9 @@ def beside(figures: np.ndarray, cost: np.ndarray) -> np.ndarray:
 
     Args:
         figures: shape ``(networks,)`` or ``(networks, trainings)``.
-        cost: shape ``(networks,)``, above 0.
+        cost: shape ``(networks,)``, 0 or more.
     """
-    line = np.vander(np.log(cost), 2)
+    line = np.vander(np.log(np.maximum(cost, LEAST)), 2)
     return figures - line @ np.linalg.lstsq(line, figures, rcond=None)[0]
 
 

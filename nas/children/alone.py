@@ -123,6 +123,5 @@ class Alone:
 
 def make_alone(experiment: Experiment, task: Task, device: torch.device) -> Alone | None:
     """What trains the children of a search that scores them after some steps; None for one that trains nobody."""
-    if not experiment.search.rungs[-1][1] or experiment.finetune is None:
-        return None
-    return Alone(experiment, task, experiment.finetune.recipe, device, experiment.seed)
+    recipe = experiment.search.recipe
+    return Alone(experiment, task, recipe, device, experiment.seed) if recipe else None

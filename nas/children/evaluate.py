@@ -3,6 +3,7 @@ ever judged."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -160,7 +161,16 @@ def judge(child: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Ten
         for number in range(min(PARTS, len(y))):
             _add(parts[(seen + number) % PARTS], task.scores(output[number::PARTS], y[number::PARTS]))
         seen += len(y)
-    return Judged(task.summarise(sums), [task.summarise(part) for part in parts if part])
+    return Judged(task.summarise(sums), _of_parts(parts, task))
+
+
+def _of_parts(parts: list[dict[str, float]], task: Task) -> list[dict[str, float]]:
+    """The figures of the parts; none where one has none of its own, such as a class that is not in it."""
+    try:
+        found = [task.summarise(part) for part in parts if part]
+    except (ArithmeticError, ValueError, LookupError):
+        return []
+    return found if all(math.isfinite(value) for part in found for value in part.values()) else []
 
 
 def _add(sums: dict[str, float], more: Mapping[str, float]) -> None:
@@ -214,7 +224,7 @@ class Evaluator:
         net = self.net
         if steps:
             assert self.alone is not None
-            net = net.fix(arch)
+            net = net.fix(arch).to(next(net.parameters()).device)
             self.alone.train(net, steps, self.calibration)
             arch = net.space.largest()
         child = net.extract(arch).to(memory_format=torch.channels_last)

@@ -101,14 +101,16 @@ def export_child(
         save_pictures(pictures, directory)
         here.card.write_text(card(figures, identity, task, costs.measures))
 
-    atomic.write_directory(target, fill, {"id": target.name, "supernet": about["supernet"]}, fence.check)
+    trained = {"steps": steps} if steps else {}
+    atomic.write_directory(target, fill, {"id": target.name, "supernet": about["supernet"], **trained}, fence.check)
     return figures
 
 
-def exported(target: Path, supernet: str) -> bool:
-    """Whether a whole child of this supernet stands there."""
+def exported(target: Path, supernet: str, steps: int = 0) -> bool:
+    """Whether a whole child of this supernet stands there, trained for so many steps by itself."""
     try:
-        return atomic.verify(target)["supernet"] == supernet
+        found = atomic.verify(target)
+        return found["supernet"] == supernet and found.get("steps", 0) == steps
     except (atomic.Damaged, KeyError):
         return False
 

@@ -48,8 +48,8 @@ def fidelity(
     if found is None:
         console.print(f"too few networks are whole yet; the same command goes on: nas fidelity {os.path.relpath(run)}")
         return
-    many = f"{len(found.archs)} networks, each trained alone {found.header['seeds']} times"
-    console.print(f"how far scores agree with {found.header['metric']} of {many} (95 % intervals)")
+    many = f"{len(found.archs)} networks, each trained alone {found.alone.shape[1]} times"
+    console.print(f"how far scores agree with {found.head.metric} of {many} (95 % intervals)")
     console.print(shown(found))
     console.print(found.verdict)
 
@@ -71,7 +71,7 @@ def shown(found: Fidelity) -> Table:
     from nas.results.fidelity import told
 
     heads = (Column("score", no_wrap=True), Column("Kendall's tau", no_wrap=True))
-    table = Table(*heads, f"correlation at equal {found.header['cost']}", box=None)
+    table = Table(*heads, f"correlation at equal {found.head.cost}", box=None)
     equal = {name: told(value) for name, value in zip(found.taus, found.at_equal_cost.values(), strict=True)}
     for (name, value), steps in zip(found.rows(), [*found.taus, None, None], strict=True):
         table.add_row(name, told(value), equal.get(steps, "") if steps is not None else "")

@@ -83,10 +83,6 @@ class Experiment(Section):
         wrong = _shares(self.recipe, self.train, "recipe")
         if self.finetune and self.finetune.children:  # else it may still be mended before nas finetune
             wrong += _shares(self.finetune.recipe, self.train, "finetune.recipe")
-        if self.search.rungs[-1][1] and not self.finetune:
-            wrong.append(
-                "search.rungs trains children, and no finetune.recipe says how: give one (with finetune.children: 0)"
-            )
         if (self.search.validation or 0) > self.data.validation:
             wrong.append(
                 f"search.validation {self.search.validation} is more than the {self.data.validation} examples of "

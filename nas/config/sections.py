@@ -238,10 +238,15 @@ class SearchSettings(Section):
     ] = Field(
         default=((1.0, 0),),
         description=(
-            "[share, steps]: who is scored, after how many steps by itself as finetune.recipe says: [[1, 0], [0.25, "
+            "[share, steps]: who is scored, after how many steps by itself as search.recipe says: [[1, 0], [0.25, "
             "100]] trains the better quarter"
         ),
     )
+    recipe: Annotated[
+        SerializeAsAny[ChildOptions] | None,
+        OptionsOf("recipe", ChildOptions, "a recipe that trains one network"),
+        Kind.IDENTITY,
+    ] = Field(default=None, description="how children learn in the steps of rungs; its schedule is laid over them")
     calibration: Annotated[PositiveInt, Kind.IDENTITY] = Field(
         default=2048, description="training images for a child's batch statistics"
     )
@@ -294,6 +299,15 @@ class SearchSettings(Section):
             named = " and ".join(name for name in ("metric", "cost") if getattr(self, name))
             raise ValueError(
                 f"objectives {', '.join(self.objectives)} stand in place of {named}: give one or the other"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _trained_somehow(self) -> SearchSettings:
+        if self.rungs[-1][1] and not self.recipe:
+            raise ValueError(
+                f"rungs {[list(rung) for rung in self.rungs]} train children, and no search.recipe says how; for "
+                "example {name: single, epochs: 10, batch: 64, lr: 0.02, weight_decay: 1e-4}"
             )
         return self
 

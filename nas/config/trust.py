@@ -28,7 +28,7 @@ def _plug_ins(tree: Any) -> Iterator[str]:
     search = _in(tree, "search")
     costs = _in(search, "costs")
     sections = [_in(tree, key) for key in ("space", "data", "recipe")]
-    sections += [_in(_in(tree, key), "recipe") for key in ("finetune", "fidelity")]
+    sections += [_in(_in(tree, key), "recipe") for key in ("finetune", "fidelity", "search")]
     sections += costs if isinstance(costs, list | tuple) else ()
     for name in (_in(search, "algorithm"), *(_in(section, "name") for section in sections)):
         if isinstance(name, str):

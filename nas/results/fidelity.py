@@ -7,23 +7,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 
 import numpy as np
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from nas.config.experiment import Experiment
 from nas.config.section import ChildOptions
 from nas.rundir.atomic import naming, write_atomic
 from nas.rundir.directory import RunDir
+from nas.rundir.forms import Form, Text
 from nas.rundir.log import Lines
+from nas.search.core import Objective
 from nas.space import COSTS, Arch, Measure
 from nas.statistics import (
     Between,
@@ -43,50 +46,104 @@ if TYPE_CHECKING:
 FEW = 4  # networks, of which nothing can be said
 
 
+class Head(Form):
+    """The first line of a file of trials: what they are of. `recipe` is how networks learn alone, `tuned` how children
+    do before the supernet's scores of later rungs; `validation` is how many examples figures are of."""
+
+    raynas_fidelity: Literal[1] = 1
+    supernet: Text
+    metric: Text
+    better: Literal["higher", "lower"]
+    cost: Text
+    validation: PositiveInt
+    test: PositiveInt
+    recipe: dict[Text, JsonValue]
+    tuned: dict[Text, JsonValue] | None = None
+    steps: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    archs: list[dict[Text, int | float]]
+    costs: list[float]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Head:
+        if len(self.archs) != len(self.costs):
+            raise ValueError(f"{len(self.archs)} networks and {len(self.costs)} costs")
+        return self
+
+
+class Training(Form):
+    """What came of one training; `error` is the standard error of the metric."""
+
+    id: Text
+    seed: NonNegativeInt
+    metrics: dict[Text, float]
+    error: float | None
+
+
+class Score(Form):
+    """What the supernet says of a child, after so many steps."""
+
+    id: Text
+    steps: NonNegativeInt
+    metrics: dict[Text, float]
+
+
 @dataclass
 class Trials:
     """Trainings of networks alone, and the supernet's scores of the same ones; lines are added and never changed.
 
     Attributes:
-        header: what they are of, plain JSON.
-        alone: figures by (id, seed).
-        errors: standard errors of the metric in these, from the parts of validation.
-        scored: the supernet's figures by (id, steps that the child was trained for before).
+        head: what they are of.
+        alone: by (id, seed).
+        scored: by (id, steps that the child was trained for before).
+
+    Raises:
+        ValueError: the file is damaged.
     """
 
     run: RunDir
-    header: Mapping[str, Any]
-    alone: dict[tuple[str, int], Mapping[str, float]] = field(default_factory=dict)
-    errors: dict[tuple[str, int], float] = field(default_factory=dict)
-    scored: dict[tuple[str, int], Mapping[str, float]] = field(default_factory=dict)
+    head: Head
+    alone: dict[tuple[str, int], Training] = field(default_factory=dict)
+    scored: dict[tuple[str, int], Score] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, run: RunDir, experiment: Experiment, about: Mapping[str, Any], costs: Mapping[Arch, float]) -> Self:
+    def open(
+        cls,
+        run: RunDir,
+        experiment: Experiment,
+        supernet: str,
+        objective: Objective,
+        examples: Mapping[str, int],
+        costs: Mapping[Arch, float],
+    ) -> Self:
         """Those of an experiment and a supernet, which are the run's current ones from now on.
 
         Args:
-            about: ``supernet`` (sha256), ``metric``, ``better``, ``cost``; how many examples ``validation`` and
-                ``test`` have.
+            supernet: sha256 of its weights.
+            examples: how many ``validation`` and ``test`` have.
             costs: of the networks.
 
         Raises:
             ValueError: nobody says how the networks learn.
         """
-        recipe = check_recipe(experiment)
-        header = {
-            "raynas_fidelity": 1,
-            **about,
-            "seeds": experiment.fidelity.seeds,
-            "recipe": recipe.model_dump(mode="json"),
-            "steps": [steps for _, steps in experiment.search.rungs],
-            "candidates": experiment.search.candidates,
-            "archs": [dict(arch) for arch in costs],
-            "costs": list(costs.values()),
-        }
-        found = cls(run, json.loads(json.dumps(header)))
+        recipe, steps = check_recipe(experiment), [steps for _, steps in experiment.search.rungs]
+        tuned = experiment.search.recipe
+        head = Head(
+            supernet=supernet,
+            metric=objective.metric,
+            better=objective.better,
+            cost=objective.cost,
+            validation=examples["validation"],
+            test=examples["test"],
+            recipe=recipe.model_dump(mode="json"),
+            tuned=tuned.model_dump(mode="json") if tuned else None,
+            steps=steps,
+            archs=[dict(arch) for arch in costs],
+            costs=list(costs.values()),
+        )
+        found = cls(run, head)
         run.fidelity.mkdir(exist_ok=True)
         if not found.path.exists():
-            write_atomic(found.path, json.dumps(found.header) + "\n")
+            write_atomic(found.path, head.model_dump_json() + "\n")
         write_atomic(run.fidelity / "current", found.path.name)
         found._read()
         return found
@@ -95,80 +152,106 @@ class Trials:
     def current(cls, run: RunDir) -> Self | None:
         """The run's current ones; None where there are none."""
         try:
-            path = run.fidelity / (run.fidelity / "current").read_text().strip()
+            name = (run.fidelity / "current").read_text().strip()
         except (OSError, UnicodeDecodeError):
             return None
-        header = next(iter(Lines(path).new()), None)
-        if header is None or "raynas_fidelity" not in header:
+        lines = Lines(run.fidelity / name).new() if re.fullmatch(r"[0-9a-f]{12}\.jsonl", name) else []
+        if not lines:
             return None
-        found = cls(run, header)
+        found = cls(run, _held(Head, lines[0], run.fidelity / name))
+        if found.path.name != name:
+            raise ValueError(f"{run.fidelity / name} is not of what its first line says")
         found._read()
         return found
 
     @property
     def path(self) -> Path:
-        digest = hashlib.sha256(json.dumps(self.header, sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256(self.head.model_dump_json().encode()).hexdigest()
         return self.run.fidelity / f"{digest[:12]}.jsonl"
 
     @property
     def archs(self) -> list[Arch]:
-        return [Arch(choices) for choices in self.header["archs"]]
+        return [Arch(choices) for choices in self.head.archs]
 
     def _read(self) -> None:
-        for line in Lines(self.path).new():
-            if "metrics" not in line:
-                continue
+        for line in Lines(self.path).new()[1:]:
             if "seed" in line:
-                self.alone[line["id"], line["seed"]] = line["metrics"]
-                self.errors[line["id"], line["seed"]] = line["error"]
+                training = _held(Training, line, self.path)
+                self.alone[training.id, training.seed] = training
             else:
-                self.scored[line["id"], line["steps"]] = line["metrics"]
+                score = _held(Score, line, self.path)
+                self.scored[score.id, score.steps] = score
 
-    def open_jobs(self) -> list[tuple[Arch, int]]:
+    def open_jobs(self, seeds: int) -> list[tuple[Arch, int]]:
         """The trainings that are not done: seed after seed, so that the first is whole soon."""
-        seeds = range(self.header["seeds"])
-        return [(arch, seed) for seed in seeds for arch in self.archs if (arch.id, seed) not in self.alone]
+        return [(arch, seed) for seed in range(seeds) for arch in self.archs if (arch.id, seed) not in self.alone]
 
     def open_scores(self) -> list[tuple[Arch, int]]:
         """The children that the supernet has not been asked for, and after how many steps."""
-        return [(a, steps) for steps in self.header["steps"] for a in self.archs if (a.id, steps) not in self.scored]
+        return [(a, steps) for steps in self.head.steps for a in self.archs if (a.id, steps) not in self.scored]
 
-    def add_alone(self, id: str, seed: int, judged: Judged, seconds: float) -> None:
+    def add_alone(self, id: str, seed: int, judged: Judged) -> None:
         """Write down what came of a training."""
-        error = standard_error([part[self.header["metric"]] for part in judged.parts])
-        self.alone[id, seed], self.errors[id, seed] = judged.metrics, error
-        told = {"metrics": judged.metrics, "error": error, "seconds": round(seconds, 2)}
-        self._write({"id": id, "seed": seed, **told})
+        error = standard_error([part[self.head.metric] for part in judged.parts])
+        known = error if math.isfinite(error) else None
+        self.alone[id, seed] = Training(id=id, seed=seed, metrics=judged.metrics, error=known)
+        self._write(self.alone[id, seed])
 
     def add_score(self, id: str, steps: int, metrics: Mapping[str, float]) -> None:
-        self.scored[id, steps] = metrics
-        self._write({"id": id, "steps": steps, "metrics": dict(metrics)})
+        self.scored[id, steps] = Score(id=id, steps=steps, metrics=dict(metrics))
+        self._write(self.scored[id, steps])
 
-    def _write(self, form: Mapping[str, Any]) -> None:
-        line = json.dumps(form).encode() + b"\n"
+    def _write(self, form: Form) -> None:
+        line = form.model_dump_json().encode() + b"\n"
         with naming(self.path), open(self.path, "ab+") as file:
             file.seek(-1, os.SEEK_END)
             file.write(line if file.read(1) == b"\n" else b"\n" + line)  # a crash tore the last one
             file.flush()
             os.fsync(file.fileno())
 
-    def fidelity(self) -> Fidelity | None:
-        """What follows; None while less than `FEW` networks have all of their trainings and scores."""
-        head = self.header
-        whole = [
-            arch
-            for arch in self.archs
-            if all((arch.id, seed) in self.alone for seed in range(head["seeds"]))
-            and all((arch.id, steps) in self.scored for steps in head["steps"])
-        ]
+    def fidelity(self, candidates: int) -> Fidelity | None:
+        """What follows for a search over so many candidates; None while less than `FEW` networks have two trainings and
+        all of their scores."""
+        head = self.head
+        scored = [a for a in self.archs if all((a.id, steps) in self.scored for steps in head.steps)]
+        counts = [next(n for n in count() if (a.id, n) not in self.alone) for a in scored]
+        seeds = max(2, min(counts, default=0))
+        whole = [arch for arch, trained in zip(scored, counts, strict=True) if trained >= seeds]
         if len(whole) < FEW:
             return None
-        name, sign = head["metric"], 1.0 if head["better"] == "higher" else -1.0
-        alone = np.array([[sign * self.alone[a.id, s][name] for s in range(head["seeds"])] for a in whole])
-        scored = {n: np.array([sign * self.scored[a.id, n][name] for a in whole]) for n in head["steps"]}
-        costs = {arch.id: cost for arch, cost in zip(self.archs, head["costs"], strict=True)}
-        error = float(np.mean([self.errors[a.id, s] for a in whole for s in range(head["seeds"])]))
-        return Fidelity(head, whole, np.array([costs[a.id] for a in whole], dtype=float), alone, scored, error)
+        name, sign = head.metric, 1.0 if head.better == "higher" else -1.0
+        costs = {arch.id: cost for arch, cost in zip(self.archs, head.costs, strict=True)}
+        trained = [[self.alone[a.id, seed] for seed in range(seeds)] for a in whole]
+        errors = [each.error for row in trained for each in row if each.error is not None]
+        try:
+            return Fidelity(
+                head,
+                whole,
+                np.array([costs[a.id] for a in whole], dtype=float),
+                sign * np.array([[each.metrics[name] for each in row] for row in trained]),
+                {n: sign * np.array([self.scored[a.id, n].metrics[name] for a in whole]) for n in head.steps},
+                float(np.mean(errors)) if errors else math.nan,
+                candidates,
+            )
+        except KeyError as error:
+            raise ValueError(f"{self.path} has figures without {error}") from None
+
+
+T = TypeVar("T", bound=Form)
+
+
+def _held(form: type[T], line: object, path: Path) -> T:
+    """A line in its form.
+
+    Raises:
+        ValueError: it has another.
+    """
+    try:
+        return form.model_validate(line)
+    except ValidationError as error:
+        told = error.errors(include_url=False)[0]
+        where = ".".join(map(str, told["loc"]))
+        raise ValueError(f"{path} is damaged: {where}: {told['msg']}; delete it, and train anew") from None
 
 
 @dataclass(frozen=True)
@@ -176,20 +259,22 @@ class Fidelity:
     """What networks trained alone say of the supernet's scores, of the cost, and of themselves.
 
     Attributes:
-        header: of the `Trials`.
+        head: of the `Trials`.
         archs: the networks.
         cost: of each, shape ``(networks,)``.
         alone: the metric of each training, higher is better, shape ``(networks, seeds)``.
         scored: the supernet's, by steps of training before, shape ``(networks,)``.
         error: standard error of a metric on validation.
+        candidates: that the search judges.
     """
 
-    header: Mapping[str, Any]
+    head: Head
     archs: Sequence[Arch]
     cost: np.ndarray
     alone: np.ndarray
     scored: Mapping[int, np.ndarray]
     error: float
+    candidates: int
 
     @cached_property
     def taus(self) -> dict[int, Between]:
@@ -238,19 +323,19 @@ class Fidelity:
         """What the best of as many candidates as the run has can be expected to have over a random network of its
         cost, in the metric."""
         best = max((each.value for each in self.at_equal_cost.values() if math.isfinite(each.value)), default=0.0)
-        return max(best, 0.0) * self.spread.networks * best_of(self.header["candidates"])
+        return max(best, 0.0) * self.spread.networks * best_of(self.candidates)
 
     @property
     def shown_by_test(self) -> float:
         """The smallest difference of two networks, each trained once, that the test part can show."""
-        of_examples = self.error * math.sqrt(self.header["validation"] / self.header["test"])
+        of_examples = self.error * math.sqrt(self.head.validation / self.head.test)
         return smallest_difference(math.sqrt(2) * math.hypot(of_examples, self.spread.trainings))
 
     @property
     def verdict(self) -> str:
         """Whether a search in this space, on these data, can find anything."""
-        metric = self.header["metric"]
-        cost = COSTS.get(self.header["cost"], Measure(self.header["cost"])).label
+        metric, name = self.head.metric, self.head.cost
+        cost = COSTS.get(name, Measure(name)).label
         test = f"The test part shows differences of {self.shown_by_test:.3g} or more between two trained networks."
         if not self.spread.networks:
             return (
@@ -258,7 +343,6 @@ class Fidelity:
                 f"is nothing to find here. {test}"
             )
         low = max(between.low for between in self.at_equal_cost.values())
-        candidates = self.header["candidates"]
         if not low > 0:
             return (
                 f"Networks of equal {cost} differ by {self.spread.networks:.3g}, but that the supernet tells them apart"
@@ -266,8 +350,8 @@ class Fidelity:
                 f"steps (search.rungs), or take more networks (--children). {test}"
             )
         return (
-            f"The best of {candidates:,} candidates can be expected to have {self.gain:.3g} in {metric} over a random "
-            f"network of its {cost}. {test}"
+            f"The best of {self.candidates:,} candidates can be expected to have {self.gain:.3g} in {metric} over a "
+            f"random network of its {cost}. {test}"
         )
 
     def rows(self) -> Iterator[tuple[str, Between]]:
@@ -275,7 +359,7 @@ class Fidelity:
         for steps, value in self.taus.items():
             yield f"supernet, {steps} steps alone" if steps else "supernet", value
         yield "another training (ceiling)", self.ceiling
-        yield f"{self.header['cost']} (floor)", self.floor
+        yield f"{self.head.cost} (floor)", self.floor
 
 
 def check_recipe(experiment: Experiment) -> ChildOptions:
@@ -297,7 +381,10 @@ def told(between: Between) -> str:
     return f"{between.value:.2f} [{between.low:.2f}, {between.high:.2f}]"
 
 
-def read_fidelity(run: RunDir, supernet: str) -> Fidelity | None:
-    """That of a supernet, as far as it is measured."""
-    trials = Trials.current(run)
-    return trials.fidelity() if trials and trials.header.get("supernet") == supernet else None
+def read_fidelity(run: RunDir, supernet: str, candidates: int) -> Fidelity | None:
+    """That of a supernet, as far as it is measured; None where its file is damaged, which `nas fidelity` tells."""
+    try:
+        trials = Trials.current(run)
+        return trials.fidelity(candidates) if trials and trials.head.supernet == supernet else None
+    except ValueError:
+        return None

@@ -114,6 +114,8 @@ class History:
                 self.expected[line["proposed"]] = line["expected"]
             elif "k" in line:
                 record = Record.from_json(line)
+                if len(record.lower) >= len(self.rungs):
+                    raise ValueError(f"{self.path}: candidate {record.k} has been on more rungs than there are")
                 self.records.setdefault(record.k, record)
         while self._next in self.records:  # records come as they finish; progress is told in the order of k
             self._advance(self.records[self._next])
@@ -128,8 +130,10 @@ class History:
             costs = header.get("costs", {}).items()
             self.window = int(header.get("window", 0))
             self.rungs = tuple(Rung(float(share), int(steps)) for share, steps in header.get("rungs", INHERITED))
+            if not self.rungs:
+                raise ValueError("no rung")
             own = {name: Measure(str(each["label"]), str(each["unit"])) for name, each in costs}
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"{self.path} is no journal: its header is damaged ({error})") from error
         self.supernet, self.measures = str(header.get("supernet", "")), {**COSTS, **own}
 

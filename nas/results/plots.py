@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from nas.results.fidelity import Fidelity
-from nas.results.history import History
+from nas.results.history import LEAST, History
 from nas.rundir.log import Training
 from nas.search.journal import Record
 from nas.space import COSTS, Measure
@@ -242,20 +242,20 @@ def progress_picture(history: History) -> str:
 
 def fidelity_picture(found: Fidelity) -> str:
     """The supernet's scores against the mean of the trainings, whose range a line shows; a panel for each rung."""
-    head, sign = found.header, 1 if found.header["better"] == "higher" else -1
-    alone = sign * found.alone
+    head, sign = found.head, 1 if found.head.better == "higher" else -1
+    alone, decades = sign * found.alone, np.log10(np.maximum(found.cost, LEAST))
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(1, len(found.scored), sharey=True, squeeze=False)[0]
         for axes, (steps, scores) in zip(grid, found.scored.items(), strict=True):
             axes.vlines(sign * scores, alone.min(axis=1), alone.max(axis=1), color=BLUE, alpha=0.45, linewidth=1)
-            dots = axes.scatter(sign * scores, alone.mean(axis=1), c=np.log10(found.cost), cmap="viridis", s=26)
+            dots = axes.scatter(sign * scores, alone.mean(axis=1), c=decades, cmap="viridis", s=26)
             after = f" after {steps} steps alone" if steps else ", weights inherited"
-            axes.set_xlabel(f"{head['metric']} by the supernet{after}")
-        grid[0].set_ylabel(f"{head['metric']}, trained alone")
-        bar = figure.colorbar(dots, ax=grid, ticks=np.log10(found.cost[[0, -1]]))
+            axes.set_xlabel(f"{head.metric} by the supernet{after}")
+        grid[0].set_ylabel(f"{head.metric}, trained alone")
+        bar = figure.colorbar(dots, ax=grid, ticks=decades[[0, -1]])
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _round(human(10**value))))
-        bar.set_label(COSTS.get(head["cost"], Measure(head["cost"])).title)
+        bar.set_label(COSTS.get(head.cost, Measure(head.cost)).title)
 
     return _svg(draw, "fidelity", 3.6)
 

@@ -28,6 +28,7 @@ from nas.results.history import (
     shown_costs,
 )
 from nas.results.plots import (
+    MANY,
     bounds_told,
     fidelity_picture,
     foreseen,
@@ -169,7 +170,7 @@ def _search(run: RunDir, history: History | None) -> Iterator[str]:
     yield search_picture(history, exported_from(run, history))
     yield from _front(history)
     yield from _foreseen(history)
-    yield from _fidelity(read_fidelity(run, history.supernet))
+    yield from _fidelity(read_fidelity(run, history.supernet, len(history.records)))
     told = "Progress. The hypervolume is the area under the front, in units of the metric times decades of cost."
     yield f'<p class="quiet">{told}</p>'
     yield progress_picture(history)
@@ -196,11 +197,11 @@ def _front(history: History) -> Iterator[str]:
 
 def _foreseen(history: History) -> Iterator[str]:
     """Whether the predictor knew what would come."""
-    guessed, scored = foreseen(history)
+    guessed, scored = (figures[-MANY:] for figures in foreseen(history))
     if len(guessed) < FEW:
         return
-    told = f"of {len(guessed)} candidates what the predictor expected and what was scored"
-    yield f"<details><summary>The predictor: Kendall's tau {tau(guessed, scored):.2f} {told}</summary>"
+    told = f"Kendall's tau {tau(guessed, scored):.2f} of what it expected and what was scored"
+    yield f"<details><summary>The predictor: {told}, of the last {len(guessed):,} that it picked</summary>"
     yield f"{foreseen_picture(history)}</details>"
 
 
@@ -213,7 +214,7 @@ def _fidelity(found: Fidelity | None) -> Iterator[str]:
     heads = "<tr><th>agrees with networks trained alone</th><th>Kendall's tau, and where it lies (95 %)</th></tr>"
     yield f"<p>{escape(found.verdict)}</p>"
     yield f'<div class="wide"><table><thead>{heads}</thead><tbody>{rows}</tbody></table></div>'
-    yield f'<p class="quiet">{len(found.archs)} networks, each trained alone {found.header["seeds"]} times.</p>'
+    yield f'<p class="quiet">{len(found.archs)} networks, each trained alone {found.alone.shape[1]} times.</p>'
     yield fidelity_picture(found)
 
 

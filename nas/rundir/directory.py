@@ -29,7 +29,7 @@ from nas.config.experiment import (
 from nas.config.section import Kind
 from nas.rundir.atomic import MANIFEST, Damaged, naming, tidy, write_atomic
 from nas.rundir.checkpoint import newest_sha
-from nas.rundir.fence import Fence
+from nas.rundir.fence import Fence, Gone
 from nas.rundir.log import parsed
 
 
@@ -320,9 +320,13 @@ def open_run(experiment: Experiment, run: RunDir) -> Iterator[Fence]:
         note = {"attempt": fence.attempt, "time": now, "changed": changed, "versions": versions()}
         with naming(run.history), run.history.open("a") as file:
             file.write(json.dumps(note) + "\n")
-        yield fence
+        try:
+            yield fence
+        finally:
+            with suppress(Gone, Damaged):
+                if fence.current() == fence.attempt:  # else they are the next one's, where storage does not lock
+                    shutil.rmtree(run.batches, ignore_errors=True)
     finally:
-        shutil.rmtree(run.batches, ignore_errors=True)
         lock.release()
 
 

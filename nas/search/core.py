@@ -322,6 +322,9 @@ def resume(search: Search, journal: Journal) -> list[Candidate]:
                 f"{journal.path} has candidate {last}, but not all that candidate {search.next_k} waits for"
             )
         record = records.get(candidate.k)
+        climbing = journal.climbing.get(candidate.k)
+        if climbing and (climbing.arch != candidate.arch or not search.climbs(climbing)):
+            raise ValueError(f"{journal.path}: candidate {candidate.k} does not climb as the file has it")
         if record is None:
             missing.append(candidate)
         elif record.arch != candidate.arch:

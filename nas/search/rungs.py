@@ -58,7 +58,7 @@ class Ladder:
     def climbs(self, point: Point, rung: int, known: int) -> bool:
         """Whether less than the next rung's share of what the first `known` candidates had on this rung, and of
         `point`, have a lower nondominated rank than `point`."""
-        if rung + 1 == len(self.rungs) or not all(map(math.isfinite, point)):
+        if rung + 1 >= len(self.rungs) or not all(map(math.isfinite, point)):
             return False
         others = self.scored[rung].first(known)
         found = ranks(np.vstack((others[np.isfinite(others).all(axis=1)], point)))

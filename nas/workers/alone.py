@@ -20,7 +20,7 @@ from nas.tasks.index import Index
 from nas.workers.session import check_room, gpus, has_gpus, on_ray, session
 
 Job = tuple[Arch, int]  # a network and a seed
-Trained = Callable[[Arch, int, Judged, float], None]
+Trained = Callable[[Arch, int, Judged], None]
 
 
 class Stopped(Exception):
@@ -59,7 +59,7 @@ class Learner(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        began, (choices, seed) = time.monotonic(), self.job
+        choices, seed = self.job
         recipe = self.settings.alone
         assert recipe is not None
         alone = Alone(self.settings, self.task, recipe, self.device, seed)
@@ -70,7 +70,7 @@ class Learner(tune.Trainable):
             return {"done": True}
         self.evaluator.net = net
         metrics, parts = self.evaluator.judge(net.space.largest())
-        return {"metrics": metrics, "parts": parts, "seconds": time.monotonic() - began, "done": True}
+        return {"metrics": metrics, "parts": parts, "done": True}
 
     def _told(self, step: int) -> None:
         """Between two steps: whether the run is to end."""
@@ -94,15 +94,14 @@ class Notes(tune.Callback):
         result, (choices, seed) = trial.last_result, trial.config["job"]
         if "metrics" in result:
             self.fence.check()
-            judged = Judged(result["metrics"], result["parts"])
-            self.trained(Arch(choices), seed, judged, result["seconds"])
+            self.trained(Arch(choices), seed, Judged(result["metrics"], result["parts"]))
 
 
 def train_alone(experiment: Experiment, run: RunDir, fence: Fence, jobs: Sequence[Job], trained: Trained) -> str:
     """Train these, `search.trials` at a time.
 
     Args:
-        trained: called with each that is done: network, seed, figures on validation, seconds.
+        trained: called with each that is done: network, seed, figures on validation.
 
     Returns:
         Why some are not done; empty where all are.

@@ -17,6 +17,13 @@ CPU = torch.device("cpu")
 FEW = ["search.calibration=64", "search.calibration_batch=32", "search.rungs=[[1, 0], [0.5, 8]]"]
 
 
+def few(preset: str, *changes: str) -> Experiment:
+    """A preset whose children are trained for some steps as its section finetune says."""
+    finetune = load_experiment(preset).finetune
+    assert finetune
+    return load_experiment(preset, [*FEW, f"search.recipe={finetune.recipe.model_dump_json()}", *changes])
+
+
 def evaluator(experiment: Experiment) -> Evaluator:
     task = load_task(experiment)
     net = make_supernet(experiment, task)
@@ -25,13 +32,13 @@ def evaluator(experiment: Experiment) -> Evaluator:
 
 @pytest.mark.parametrize("preset", ["bignas-digits", "vit-resnas-digits", "quantnas-photos"])
 def test_steps_alone_are_repeated_to_the_bit_and_leave_the_supernet_as_it_is(preset: str) -> None:
-    at = evaluator(load_experiment(preset, FEW))
+    at = evaluator(few(preset))
     before = copy.deepcopy(at.net.state_dict())
     arch = at.net.space.sample(np.random.default_rng(0))
     plain = at.judge(arch)
     first, again = at.judge(arch, 8), at.judge(arch, 8)
     assert first == again and first.metrics != plain.metrics
-    other = evaluator(load_experiment(preset, FEW)).judge(arch, 8)
+    other = evaluator(few(preset)).judge(arch, 8)
     assert other == first, "whoever does it"
     assert all(torch.equal(value, before[name]) for name, value in at.net.state_dict().items())
     assert at.judge(arch) == plain
@@ -39,7 +46,7 @@ def test_steps_alone_are_repeated_to_the_bit_and_leave_the_supernet_as_it_is(pre
 
 def test_a_child_learns_by_itself() -> None:
     """And what the steps give is a network of the child's own."""
-    at = evaluator(load_experiment("bignas-digits", FEW))
+    at = evaluator(few("bignas-digits"))
     arch = at.net.space.smallest()
     net, child = at.cut(arch, 60)
     assert net is not at.net and net.space.cardinality == 1
@@ -48,7 +55,7 @@ def test_a_child_learns_by_itself() -> None:
 
 
 def test_the_moving_average_is_what_is_judged() -> None:
-    experiment = load_experiment("vit-resnas-digits", FEW)
+    experiment = few("vit-resnas-digits")
     task = load_task(experiment)
     net = make_supernet(experiment, task)
     recipe = experiment.finetune and experiment.finetune.recipe
@@ -65,7 +72,7 @@ def test_the_moving_average_is_what_is_judged() -> None:
 
 
 def test_fresh_weights_are_a_function_of_the_seed() -> None:
-    experiment = load_experiment("bignas-digits", FEW)
+    experiment = few("bignas-digits")
     task = load_task(experiment)
     net = make_supernet(experiment, task)
     assert experiment.finetune
@@ -78,7 +85,7 @@ def test_fresh_weights_are_a_function_of_the_seed() -> None:
 
 
 def test_the_parts_of_a_score_add_up_to_it() -> None:
-    at = evaluator(load_experiment("bignas-digits", [*FEW, "search.score_batch=50", "search.validation=160"]))
+    at = evaluator(few("bignas-digits", "search.score_batch=50", "search.validation=160"))
     judged = at.judge(at.net.space.smallest())
     assert len(judged.parts) == PARTS
     for name, value in judged.metrics.items():
@@ -86,6 +93,6 @@ def test_the_parts_of_a_score_add_up_to_it() -> None:
 
 
 def test_a_batch_that_is_more_than_all_examples_is_refused() -> None:
-    experiment = load_experiment("bignas-digits", [*FEW, "finetune.recipe.batch=1300"])
+    experiment = few("bignas-digits", "search.recipe.batch=1300")
     with pytest.raises(ValueError, match="batches of 1300; there are 1200"):
         make_alone(experiment, load_task(experiment), CPU)

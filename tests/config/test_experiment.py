@@ -253,10 +253,11 @@ def test_every_field_has_a_kind_and_a_description() -> None:
         inner = {k for k in keys if any(o.startswith(k + ".") for o in keys)} - (
             {"finetune"} if experiment.finetune is None else set()
         )
-        alone = experiment.fidelity.recipe is None
-        inner -= {"fidelity.recipe"} if alone else set()
         nothing = {k for k in keys if experiment.finetune is None and k.startswith("finetune.")}
-        nothing |= {k for k in keys if alone and k.startswith("fidelity.recipe.")}
+        for section in ("fidelity", "search"):
+            if getattr(experiment, section).recipe is None:
+                inner -= {f"{section}.recipe"}
+                nothing |= {k for k in keys if k.startswith(f"{section}.recipe.")}
         assert leaves == keys - inner - nothing
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,41 +12,36 @@ from nas.children.evaluate import Judged
 from nas.config import trust
 from nas.config.experiment import ExperimentError, load_experiment
 from nas.results.fidelity import Fidelity, Trials, read_fidelity
+from nas.results.plots import fidelity_picture
 from nas.rundir.directory import RunDir
 from nas.search.constraints import Constraints, evenly
+from nas.search.core import Objective
 from nas.space import Arch
 from tests.synthetic import SPACE, cost
 
-ABOUT = {
-    "supernet": "5a" * 32,
-    "metric": "accuracy",
-    "better": "higher",
-    "cost": "macs",
-    "validation": 1000,
-    "test": 4000,
-}
+SUPERNET, EXAMPLES = "5a" * 32, {"validation": 1000, "test": 4000}
+SETTINGS = ["search.rungs=[[1, 0], [0.5, 100]]", "search.recipe={name: single, epochs: 1, batch: 8}"]
 
 
 def measured(run: RunDir, networks: float, seeds_apart: float, noise: float, count: int = 40) -> Trials:
     """Networks of rising cost that differ by `networks` at equal cost, scored with `noise`."""
     rng = np.random.default_rng(0)
     costs = {Arch({"width": width}): 1000.0 * 1.1**width for width in range(count)}
-    experiment = load_experiment("bignas-digits", ["search.rungs=[[1, 0], [0.5, 100]]", "fidelity.seeds=3"])
     run.path.mkdir(exist_ok=True)
-    trials = Trials.open(run, experiment, ABOUT, costs)
+    trials = Trials.open(run, load_experiment("bignas-digits", SETTINGS), SUPERNET, Objective(), EXAMPLES, costs)
     truth = 80 + 3 * np.log(list(costs.values())) + rng.normal(0, networks, count)
     known = {arch.id: value for arch, value in zip(costs, truth, strict=True)}
     for arch, steps in trials.open_scores():
         score = known[arch.id] + rng.normal(0, 0.1 if steps else noise)
         trials.add_score(arch.id, steps, {"accuracy": score})
-    for arch, seed in trials.open_jobs():
+    for arch, seed in trials.open_jobs(3):
         value = known[arch.id] + rng.normal(0, seeds_apart)
-        trials.add_alone(arch.id, seed, Judged({"accuracy": value}, [{"accuracy": value + d} for d in (-1, 1)]), 1.0)
+        trials.add_alone(arch.id, seed, Judged({"accuracy": value}, [{"accuracy": value + d} for d in (-1, 1)]))
     return trials
 
 
 def found(tmp_path: Path, networks: float, seeds_apart: float, noise: float) -> Fidelity:
-    fidelity = measured(RunDir(tmp_path), networks, seeds_apart, noise).fidelity()
+    fidelity = measured(RunDir(tmp_path), networks, seeds_apart, noise).fidelity(200)
     assert fidelity
     return fidelity
 
@@ -73,9 +69,9 @@ def test_networks_that_differ_by_nothing_but_cost(tmp_path: Path) -> None:
 def test_a_metric_that_falls(tmp_path: Path) -> None:
     """Lower is better: agreement is agreement, and a cost that helps is a positive floor."""
     trials = measured(RunDir(tmp_path), 1.0, 0.2, 0.2)
-    one = trials.fidelity()
-    trials.header = {**trials.header, "better": "lower"}
-    other = trials.fidelity()
+    one = trials.fidelity(200)
+    trials.head = trials.head.model_copy(update={"better": "lower"})
+    other = trials.fidelity(200)
     assert one and other and other.taus[0].value == one.taus[0].value and other.floor.value == -one.floor.value
 
 
@@ -86,16 +82,46 @@ def test_trials_go_on_where_they_ended_also_after_a_torn_line(tmp_path: Path) ->
     assert len(lines) == 1 + 4 * 2 + 4 * 3
     trials.path.write_bytes(b"".join(lines[:-1]) + lines[-1][:10])
     again = Trials.current(run)
-    assert again and len(again.open_jobs()) == 1 and not again.open_scores()
-    ((arch, seed),) = again.open_jobs()
-    again.add_alone(arch.id, seed, Judged({"accuracy": 1.0}, []), 1.0)
+    assert again and len(again.open_jobs(3)) == 1 and not again.open_scores()
+    ((arch, seed),) = again.open_jobs(3)
+    again.add_alone(arch.id, seed, Judged({"accuracy": 1.0}, []))
     whole = Trials.current(run)
-    assert whole and not whole.open_jobs() and whole.alone[arch.id, seed] == {"accuracy": 1.0}
-    assert read_fidelity(run, "5a" * 32) and read_fidelity(run, "5b" * 32) is None
+    assert whole and not whole.open_jobs(3) and whole.alone[arch.id, seed].metrics == {"accuracy": 1.0}
+    assert len(whole.open_jobs(4)) == 4, "another seed adds to what is there"
+    assert read_fidelity(run, SUPERNET, 10) and read_fidelity(run, "5b" * 32, 10) is None
+
+
+@pytest.mark.parametrize("of", ["first", "training", "score", "current"])
+def test_a_damaged_file_is_told_and_a_report_goes_without(of: str, tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    path = measured(run, 1.0, 0.2, 0.2, count=4).path
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    if of == "first":
+        del lines[0]["archs"]
+    elif of == "training":
+        next(line for line in lines if "seed" in line)["metrics"] = {"accuracy": "many"}
+    elif of == "score":
+        del next(line for line in lines[1:] if "seed" not in line)["id"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if of == "current":
+        (run.fidelity / "current").write_text("../journal.jsonl")
+        assert Trials.current(run) is None
+    else:
+        with pytest.raises(ValueError, match="is damaged"):
+            Trials.current(run)
+    assert read_fidelity(run, SUPERNET, 10) is None
+
+
+def test_networks_that_cost_nothing(tmp_path: Path) -> None:
+    """A cost of one's own may be 0."""
+    trials = measured(RunDir(tmp_path), 1.0, 0.2, 0.2, count=8)
+    trials.head = trials.head.model_copy(update={"costs": [0.0, *trials.head.costs[1:]]})
+    fidelity = trials.fidelity(200)
+    assert fidelity and fidelity.verdict and "<svg" in fidelity_picture(fidelity)
 
 
 def test_nothing_is_said_of_less_than_four_networks(tmp_path: Path) -> None:
-    assert measured(RunDir(tmp_path), 1.0, 0.2, 0.2, count=3).fidelity() is None
+    assert measured(RunDir(tmp_path), 1.0, 0.2, 0.2, count=3).fidelity(200) is None
     assert Trials.current(RunDir(tmp_path / "nowhere")) is None
 
 

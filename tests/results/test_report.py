@@ -418,4 +418,4 @@ def test_intervals_ties_and_what_a_predictor_expected(tmp_path: Path, capsys: py
         f"88.50 ± {width:.2f}",
         f"89.00 ± {width:.2f} =",
     ]
-    assert "Kendall's tau 1.00 of 9 candidates what the predictor expected" in page.text
+    assert "Kendall's tau 1.00 of what it expected and what was scored, of the last 9" in page.text

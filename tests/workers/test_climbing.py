@@ -3,7 +3,9 @@ crashes."""
 
 from __future__ import annotations
 
+import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -144,5 +146,24 @@ def test_rungs_that_are_none_are_refused(rungs: str, told: str) -> None:
 
 
 def test_rungs_that_train_need_to_know_how() -> None:
-    with pytest.raises(ExperimentError, match="finetune.recipe"):
-        load_experiment("bignas-digits", ["search.rungs=[[1, 10]]", "finetune=null"])
+    with pytest.raises(ExperimentError, match="no search.recipe says how"):
+        load_experiment("bignas-digits", ["search.rungs=[[1, 10]]"])
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda record: {**record, "lower": [{"accuracy": 1.0}] * 2},
+        lambda record: {**record, "metrics": None},
+        lambda record: {**record, "arch": dict(SPACE.smallest()), "id": SPACE.smallest().id},
+    ],
+)
+def test_a_forged_climb_is_refused(forge: Callable[[Any], Any], tmp_path: Path) -> None:
+    searched(tmp_path / "journal", "evolution", 1, 0).close()
+    lines = [json.loads(line) for line in (tmp_path / "journal").read_text().splitlines()]
+    at = next(number for number, line in enumerate(lines) if "climbs" in line and line["climbs"]["k"] > 20)
+    kept = lines[: at + 1]
+    kept[-1] = {"climbs": forge(kept[-1]["climbs"])}
+    (tmp_path / "forged").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    with pytest.raises(ValueError, match="does not climb as the file has it"):
+        opened(tmp_path / "forged", "evolution")
