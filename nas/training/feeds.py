@@ -119,7 +119,7 @@ def _by_processes(feeds: Mapping[str, Feed], first: int, loaders: int, pin: bool
     )
     try:
         yield from loader
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:  # of whatever it was about to send
         raise RuntimeError(
             f"a process that loads images has died: {error}; where memory ran short, lower train.loaders (0: a thread)"
         ) from error
