@@ -34,6 +34,7 @@ class Alone:
     Args:
         experiment: whose data and space.
         options: of a recipe that trains one network; `seed` in place of the experiment's.
+        again: several are trained, so that batches are kept for the next one, as far as they are few.
 
     Attributes:
         epoch: steps that see each training example once.
@@ -43,9 +44,15 @@ class Alone:
     """
 
     def __init__(
-        self, experiment: Experiment, task: Task, options: RecipeOptions, device: torch.device, seed: int
+        self,
+        experiment: Experiment,
+        task: Task,
+        options: RecipeOptions,
+        device: torch.device,
+        seed: int,
+        again: bool = False,
     ) -> None:
-        self.task, self.options, self.device, self.seed = task, options, device, seed
+        self.task, self.options, self.device, self.seed, self.again = task, options, device, seed, again
         recipe = self._recipe()
         self.teacher = None
         if recipe.taught_by:
@@ -107,12 +114,12 @@ class Alone:
         return Step(index, total, index / total, 0, archs, noise, lambda value: value, self.seed)
 
     def _batches(self, index: int) -> dict[str, Batch]:
-        """Those of a step; the first are kept in memory, as far as they are few: the next child has the same ones."""
+        """Those of a step: the same ones for every child."""
         if index < len(self._kept):
             return self._kept[index]
         given = {name: self._load(feed, index) for name, feed in self.feeds.items()}
         size = sum(part.nbytes for batch in given.values() for part in batch)
-        if index == len(self._kept) and size * (index + 1) < CACHE_BYTES:
+        if self.again and index == len(self._kept) and size * (index + 1) < CACHE_BYTES:
             self._kept.append(given)
         return given
 
@@ -124,4 +131,4 @@ class Alone:
 def make_alone(experiment: Experiment, task: Task, device: torch.device) -> Alone | None:
     """What trains the children of a search that scores them after some steps; None for one that trains nobody."""
     recipe = experiment.search.recipe
-    return Alone(experiment, task, recipe, device, experiment.seed) if recipe else None
+    return Alone(experiment, task, recipe, device, experiment.seed, again=True) if recipe else None

@@ -226,7 +226,6 @@ class Evaluator:
             assert self.alone is not None
             net = net.fix(arch).to(next(net.parameters()).device)
             self.alone.train(net, steps, self.calibration)
-            arch = net.space.largest()
         child = net.extract(arch).to(memory_format=torch.channels_last)
         recalibrate(child, self.calibration)
         return net, child

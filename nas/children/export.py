@@ -95,8 +95,7 @@ def export_child(
             write_onnx(for_onnx(child), sample.cpu(), here.onnx, task.any_size)
             if task.preprocess is not None:
                 write_picture_onnx(task.preprocess, here.onnx, here.picture_onnx)
-        own = net.space.largest() if steps else arch
-        figures["parity"] = parity(net, child, own, sample.cpu(), here, task.preprocess)
+        figures["parity"] = parity(net, child, arch, sample.cpu(), here, task.preprocess)
         here.metrics.write_text(json.dumps(figures, indent=1))
         save_pictures(pictures, directory)
         here.card.write_text(card(figures, identity, task, costs.measures))

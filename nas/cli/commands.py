@@ -15,9 +15,9 @@ import typer
 import typer.core
 from rich.table import Column, Table
 
-from nas.cli import check, cluster, failures, fidelity, init, latency, results, schema, tables
+from nas.cli import check, cluster, failures, init, latency, results, schema, tables
 from nas.cli.progress import plain
-from nas.cli.results import RUN, resolve, run_at
+from nas.cli.results import NOTHING, RUN, Set, Trust, resolve, run_at
 from nas.config.addresses import masked, object_store
 from nas.config.experiment import Experiment, ExperimentError, load_experiment
 from nas.config.trust import Untrusted
@@ -56,10 +56,6 @@ Target = Annotated[str, EXPERIMENT]
 RunDir = Annotated[
     Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run lives. [default: runs/<name>]")
 ]
-Set = Annotated[
-    list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one value, for example train.workers=4; repeatable."),
-]
 Minutes = Annotated[float | None, typer.Option("--minutes", min=0.01, help="Bound the time of this stage.")]
 MirrorAt = Annotated[
     str | None,
@@ -69,11 +65,6 @@ MirrorAt = Annotated[
         help="Keep the run in an object store too (s3://..., gs://...); restore it from there.",
     ),
 ]
-Trust = Annotated[
-    list[str],
-    typer.Option("--trust", metavar="MODULE", help="Code that a run made elsewhere may name; repeatable, remembered."),
-]
-NOTHING: list[str] = []
 ON_A_CLUSTER = [command.__name__ for command in cluster.COMMANDS]
 FORMATS = {"pt2": "torch", "openvino": "openvino", "executorch": "executorch"}  # of children, and what each needs
 
@@ -246,6 +237,34 @@ def finetune(
 
 
 @app.command()
+def fidelity(
+    run: Annotated[Path, RUN],
+    children: Annotated[int | None, typer.Option("--children", min=4, help="How many. [default: 12]")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=2, help="Trainings of each. [default: 2]")] = None,
+    set_: Set = NOTHING,
+    trust: Trust = NOTHING,
+) -> None:
+    """Train some children alone, and tell how far the supernet's scores agree with that: whether a search here can
+    find anything.
+
+    Example: nas fidelity runs/bignas-digits --children 12 --seeds 2
+    """
+    at, given = run_at(run), {"children": children, "seeds": seeds}
+    from nas.results.fidelity import check_ready
+
+    overrides = [*set_, *(f"fidelity.{key}={value}" for key, value in given.items() if value)]
+    with open_pipeline(str(at.path), None, overrides, trust, check=check_ready) as pipeline:
+        found = pipeline.fidelity()
+        report_line(pipeline)
+    if found is None:
+        console.print(f"too few networks are whole yet; the same command goes on: nas fidelity {os.path.relpath(run)}")
+        return
+    many = f"{len(found.archs)} networks, each trained alone {found.alone.shape[1]} times"
+    console.print(f"how far scores agree with {found.head.metric} of {many} (95 % intervals)")
+    console.print(tables.fidelity(found), found.verdict, sep="")
+
+
+@app.command()
 def quantize(
     run: Annotated[Path, RUN],
     child: Annotated[str, typer.Argument(metavar="CHILD", help="An exported child, by id.")],
@@ -404,7 +423,7 @@ def ui(
     raise typer.Exit(tied.run(command, UI_ENVIRONMENT))
 
 
-for command in (fidelity.fidelity, latency.latency, init.init, check.check, schema.schema, *cluster.COMMANDS):
+for command in (latency.latency, init.init, check.check, schema.schema, *cluster.COMMANDS):
     app.command()(command)
 
 

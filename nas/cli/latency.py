@@ -10,14 +10,13 @@ import typer
 from rich.table import Column, Table
 
 from nas.cli.progress import Screen, plain
-from nas.cli.results import resolve
+from nas.cli.results import NOTHING, Set, Trust, resolve
 
 if TYPE_CHECKING:
     from nas.costs.latencies import Table as Latencies
     from nas.supernet import Supernet
 
 console = plain()
-NOTHING: list[str] = []
 
 
 def latency(
@@ -33,12 +32,8 @@ def latency(
         int, typer.Option("--children", min=12, max=100_000, help="To make the table from; 30 more judge it.")
     ] = 100,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The table.")] = Path("latency.json"),
-    set_: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one value; repeatable.")
-    ] = NOTHING,
-    trust: Annotated[
-        list[str], typer.Option("--trust", metavar="MODULE", help="Code that a run made elsewhere may name.")
-    ] = NOTHING,
+    set_: Set = NOTHING,
+    trust: Trust = NOTHING,
 ) -> None:
     """Measure what children take on this machine, and write a table from which a search predicts it. The network need
     not be trained.

@@ -16,6 +16,14 @@ from nas.rundir.directory import RunDir
 
 console = plain()
 RUN = typer.Argument(metavar="RUN", help="The directory of a run, for example runs/bignas-digits.")
+Set = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one value, for example train.workers=4; repeatable."),
+]
+Trust = Annotated[
+    list[str],
+    typer.Option("--trust", metavar="MODULE", help="Code that a run made elsewhere may name; repeatable, remembered."),
+]
 NOTHING: list[str] = []
 
 

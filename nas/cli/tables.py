@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
+    from nas.results.fidelity import Fidelity
     from nas.space import Measure
 
 
@@ -31,6 +32,18 @@ def quantized(figures: Mapping[str, Any]) -> Table:
         table.add_row(
             layers, human(figures["bitops"]), f"{figures['bytes']:,}", f"{figures['onnx'][metrics[0]]:.2f}", ""
         )
+    return table
+
+
+def fidelity(found: Fidelity) -> Table:
+    """Who agrees with networks trained alone, and how far."""
+    from nas.results.fidelity import told
+
+    heads = (Column("score", no_wrap=True), Column("Kendall's tau", no_wrap=True))
+    table = Table(*heads, f"correlation at equal {found.head.cost}", box=None)
+    equal = [*(told(value) for value in found.at_equal_cost.values()), "", ""]  # of the supernet's rungs alone
+    for (name, value), beyond in zip(found.rows(), equal, strict=True):
+        table.add_row(name, told(value), beyond)
     return table
 
 

@@ -22,6 +22,7 @@ from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, ValidationEr
 
 from nas.config.experiment import Experiment
 from nas.config.section import ChildOptions
+from nas.results.choose import check_trained
 from nas.rundir.atomic import naming, write_atomic
 from nas.rundir.directory import RunDir
 from nas.rundir.forms import Form, Text
@@ -374,6 +375,12 @@ def check_recipe(experiment: Experiment) -> ChildOptions:
             "batch: 64, lr: 0.1, weight_decay: 1e-4}'"
         )
     return experiment.alone
+
+
+def check_ready(experiment: Experiment, run: RunDir) -> None:
+    """Refuse a run that has no trained supernet, or in which nothing says how networks learn alone."""
+    check_recipe(experiment)
+    check_trained(experiment, run)
 
 
 def told(between: Between) -> str:

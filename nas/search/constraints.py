@@ -9,7 +9,7 @@ from itertools import islice
 
 import numpy as np
 
-from nas.search.sampling import SMALL, TRIES, WALKS, find, samples, walk
+from nas.search.sampling import SMALL, TRIES, WALKS, find, leaning, samples, walk
 from nas.space import Arch, Space
 
 DRAWS = 200  # for each of those that are wanted evenly spread
@@ -122,10 +122,9 @@ def evenly(space: Space, cost: CostFunction, name: str, constraints: Constraints
         ValueError: there are not so many, or they were not found in a bounded number of tries.
     """
     rng = np.random.default_rng(0)
-    drawn = dict.fromkeys([space.smallest(), space.largest()])
-    for _ in range(DRAWS * count):
-        lean = rng.random()  # of uniform draws nearly all have about the same cost
-        drawn[space.arch({n: c.values[rng.binomial(len(c.values) - 1, lean)] for n, c in space.choices.items()})] = None
+    if count > space.cardinality:
+        raise ValueError(f"{count} different networks are asked for; the space has {space.cardinality:,}")
+    drawn = dict.fromkeys([space.smallest(), space.largest(), *(leaning(space, rng) for _ in range(DRAWS * count))])
     able = {arch: None for arch in drawn if constraints.violation(cost(arch)) == 0}
     for start in list(drawn)[: WALKS * count] if len(able) < DRAWS // 10 * count else ():  # a narrow window
         found = walk(space, start, lambda arch: constraints.violation(cost(arch)), set(able), rng)

@@ -9,8 +9,9 @@ al. 2011, with one uncertain objective). What is in flight counts as if it had c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from nas.search.constraints import Constraints
 from nas.search.core import Search
 from nas.search.evolution import child, select, tournament
 from nas.search.pareto import front, hypervolume
+from nas.search.sampling import leaning
 from nas.space import Arch
 
 if TYPE_CHECKING:
@@ -67,10 +69,10 @@ class Guided(Search):
     options: GuidedOptions
     _turn: tuple[int, Constraints] | None = None
     _picked: Sequence[Arch] = ()
-    _expected: dict[Arch, float]
+    _expected: Mapping[Arch, float] = MappingProxyType({})
 
     def expected(self, arch: Arch) -> float | None:
-        guess = self._expected.get(arch) if self._turn else None
+        guess = self._expected.get(arch)
         return -guess if guess is not None and self.objective.better == "higher" else guess
 
     def draws(
@@ -86,15 +88,9 @@ class Guided(Search):
             yield from self._picks(self.next_k - turn, points[:known], violations[:known])[turn:]
         pool = [archs[i] for i in select(points, violations, POOL)] if enough else []
         while len(pool) < 2:
-            yield self._spread(rng)
+            yield leaning(self.space, rng)
         while True:
             yield self._child(pool, rng)
-
-    def _spread(self, rng: np.random.Generator) -> Arch:
-        """A random architecture that leans to the small or to the large, so that the whole range of costs is seen: of
-        uniform draws all are near its middle."""
-        lean, choices = rng.random(), self.space.choices
-        return self.space.arch({name: c.values[rng.binomial(len(c.values) - 1, lean)] for name, c in choices.items()})
 
     def _child(self, pool: Sequence[Arch], rng: np.random.Generator) -> Arch:
         """A mutant or a mutated crossover of two of a pool, whose first is the best."""
@@ -155,7 +151,7 @@ class Guided(Search):
 
     def _evolved(self, predictor: Predictor, pool: list[Arch], rng: np.random.Generator) -> Guesses:
         """All that a short evolution over the guesses has come by."""
-        fresh = (self._spread(rng) for _ in range(CHILDREN))
+        fresh = (leaning(self.space, rng) for _ in range(CHILDREN))
         found = self._guess(predictor, list(dict.fromkeys([*pool, *fresh])))
         for _ in range(ROUNDS):
             pool = [found.archs[i] for i in select(found.points, found.violation, POOL)]
@@ -168,7 +164,7 @@ class Guided(Search):
 
     def _best(self, found: Guesses, known: np.ndarray, seen: set[Arch]) -> list[Arch]:
         """Those of largest gain, each as if those before had come as guessed."""
-        self._expected = {}
+        expected: dict[Arch, float] = {}
         left = np.array([arch not in seen for arch in found.archs]) & (found.violation == 0)
         picked: list[Arch] = []
         while left.any() and len(picked) < self.options.every + SPARE:
@@ -179,8 +175,9 @@ class Guided(Search):
                 at = short[np.argmax(volumes(found.points[short], known))]
             left[at] = False
             picked.append(found.archs[at])
-            self._expected[found.archs[at]] = float(found.points[at, 0])
+            expected[found.archs[at]] = float(found.points[at, 0])
             known = np.vstack((known, found.points[at]))
+        self._expected = expected
         return picked
 
 

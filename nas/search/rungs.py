@@ -9,6 +9,7 @@ a candidate climbs if its nondominated rank on the rung that it has is among the
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ class Ladder:
         self.rungs = rungs
         self.scored = [Rows(objectives) for _ in rungs]
         self.expected = Rows(objectives) if len(rungs) > 1 else self.scored[0]
-        self._gains: list[list[np.ndarray]] = [[] for _ in rungs]  # from each rung to the last one
+        self._gains = [deque[np.ndarray](maxlen=RECENT) for _ in rungs]  # from each rung to the last one
 
     def __len__(self) -> int:
         return len(self.scored[-1])
@@ -77,6 +78,6 @@ class Ladder:
                     gains.append(np.subtract(points[-1], point))
             self.expected.append(points[-1])
         else:
-            recent = self._gains[len(points) - 1][-RECENT:]
+            recent = self._gains[len(points) - 1]
             moved = np.add(points[-1], np.median(recent, axis=0)) if recent else points[-1]
             self.expected.append(tuple(moved))

@@ -64,3 +64,10 @@ def samples(space: Space, rng: np.random.Generator) -> Iterator[Arch]:
     """Uniform draws without end."""
     while True:
         yield space.sample(rng)
+
+
+def leaning(space: Space, rng: np.random.Generator) -> Arch:
+    """A random architecture that leans to the small or to the large, so that the whole range of costs is seen: of
+    uniform draws all are near its middle."""
+    lean, choices = rng.random(), space.choices
+    return space.arch({name: c.values[rng.binomial(len(c.values) - 1, lean)] for name, c in choices.items()})

@@ -16,7 +16,7 @@ from nas.results.plots import fidelity_picture
 from nas.rundir.directory import RunDir
 from nas.search.constraints import Constraints, evenly
 from nas.search.core import Objective
-from nas.space import Arch
+from nas.space import Arch, Choice, Space
 from tests.synthetic import SPACE, cost
 
 SUPERNET, EXAMPLES = "5a" * 32, {"validation": 1000, "test": 4000}
@@ -134,6 +134,8 @@ def test_networks_are_spread_over_the_cost_and_kept_within_bounds() -> None:
     within = Constraints({"work": (low, high)})
     narrow = evenly(SPACE, cost, "work", within, 12)
     assert len(set(narrow)) == 12 and not any(within.violation(cost(arch)) for arch in narrow)
+    with pytest.raises(ValueError, match="13 different networks are asked for; the space has 12"):
+        evenly(Space([Choice("work", tuple(range(1, 13)))]), lambda arch: arch, "work", Constraints(), 13)
     with pytest.raises(ValueError, match="12 are asked for"):
         evenly(SPACE, cost, "work", Constraints({"work": (None, cost(SPACE.smallest())["work"])}), 12)
 
