@@ -23,7 +23,7 @@ from nas.build import (
     open_search,
     space_of,
 )
-from nas.children.alone import make_alone
+from nas.children.alone import Alone, make_alone
 from nas.children.evaluate import Batches, Evaluator, Judged
 from nas.children.export import child_packages, export_child, exported, made_smaller
 from nas.config.experiment import Experiment, parse
@@ -31,7 +31,7 @@ from nas.device import driver_device
 from nas.quantization.target import QuantizationTarget
 from nas.recipes.recipe import Recipe
 from nas.results.choose import FINETUNED, choose, constraints_of, history_of, lifting, trained
-from nas.results.fidelity import Fidelity, Trials
+from nas.results.fidelity import Fidelity, Trials, check_recipe
 from nas.results.history import History, outcome, standing, ties
 from nas.results.tracking import Tracker, address, default_uri
 from nas.rundir.atomic import write_atomic
@@ -254,8 +254,7 @@ class Pipeline:
         for number, arch in enumerate(open_, 1):
             steps = archs[arch]
             facts = {**about, **({"finetuned": {"steps": steps}} if steps else {}), **more}
-            if cheaper := tied.get(arch.id):
-                facts["tied"] = cheaper
+            facts |= {"tied": tied[arch.id]} if arch.id in tied else {}
             onnx = self.experiment.export.onnx
             export_child(places[arch], arch, costs, evaluator, test, facts, onnx, self.fence, steps)
             self.watch.advance(number, len(open_), places[arch].name, "children", None)
@@ -336,24 +335,27 @@ class Pipeline:
         """The one child of a space of one, as a directory `target`, with further facts of where it comes from."""
         self._export({self.net.space.largest(): 0}, target, about)
 
-    def fidelity(self) -> Fidelity | None:
+    def fidelity(self, children: int | None = None, seeds: int | None = None) -> Fidelity | None:
         """Children trained alone, against which the supernet's scores are held; None where there are too few yet.
 
+        Args:
+            children, seeds: how many, and trainings of each; None: as the experiment says.
+
         Raises:
-            ValueError: too few children lie within the constraints.
+            ValueError: too few children lie within the constraints, or a batch is more than the data.
             RuntimeError: a training failed.
         """
         experiment, space = self.experiment, self.net.space
         objective, costs = objective_of(experiment, self.task, self.net), costs_of(experiment, self.net)
         constraints = constraints_of(experiment).without(set(objective.names) - costs.measures.keys())
-        archs = evenly(space, costs, objective.cost, constraints, experiment.fidelity.children)
+        archs = evenly(space, costs, objective.cost, constraints, children or experiment.fidelity.children)
+        Alone(experiment, self.task, check_recipe(experiment), self.device, 0)  # refuses what could not be trained
         judged = len(self.task.validation)
         about = {"validation": min(experiment.search.validation or judged, judged), "test": len(self.task.test)}
         prices = {arch: costs(arch)[objective.cost] for arch in archs}
         trials = Trials.open(self.run, experiment, self._supernet().sha, objective, about, prices)
         self._score_for(trials)
-        if open_ := trials.open_jobs(experiment.fidelity.seeds):
-            self._train_for(trials, open_)
+        self._train_for(trials, seeds or experiment.fidelity.seeds)
         return trials.fidelity(experiment.search.candidates)
 
     def _score_for(self, trials: Trials) -> None:
@@ -368,7 +370,9 @@ class Pipeline:
             self.stopper.check()
         self.watch.end(f"{len(open_)} scores")
 
-    def _train_for(self, trials: Trials, open_: list[tuple[Arch, int]]) -> None:
+    def _train_for(self, trials: Trials, seeds: int) -> None:
+        if not (open_ := trials.open_jobs(seeds)):
+            return
         from nas.workers.alone import train_alone  # brings in Ray Tune
 
         self._begin("fidelity", "starting the workers")
@@ -376,8 +380,7 @@ class Pipeline:
 
         def trained(arch: Arch, seed: int, judged: Judged) -> None:
             trials.add_alone(arch.id, seed, judged)
-            left = len(trials.open_jobs(self.experiment.fidelity.seeds))
-            done = len(trials.alone)
+            left, done = len(trials.open_jobs(seeds)), len(trials.alone)
             self.watch.advance(done, done + left, f"{arch.id}, seed {seed}", "trainings", None)
 
         if failed := train_alone(self.experiment, self.run, self.fence, open_, trained):

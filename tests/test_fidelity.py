@@ -57,5 +57,9 @@ def test_candidates_are_scored_after_steps_and_children_trained_alone_judge_that
     for word in ("supernet ", "supernet, 6 steps alone", "another training (ceiling)", "macs (floor)", "The test part"):
         assert word in ended.text
     assert "networks, each trained alone 2 times" in (run / "report.html").read_text()
+    before = (run / "experiment.yaml").read_text()
+    ended = command("fidelity", run, "--children", "2000", cwd=tmp_path)
+    assert ended.code == 1 and "the space has 1,024" in ended.text, ended.text
+    assert (run / "experiment.yaml").read_text() == before, "what was refused does not stick to the run"
     ended = command("fidelity", run, "--set", "fidelity.recipe=null", "--set", "finetune=null", cwd=tmp_path)
-    assert ended.code == 1 and "Traceback" not in ended.text, ended.text
+    assert ended.code == 1 and "nothing says how networks learn alone" in ended.text, ended.text

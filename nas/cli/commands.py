@@ -239,8 +239,10 @@ def finetune(
 @app.command()
 def fidelity(
     run: Annotated[Path, RUN],
-    children: Annotated[int | None, typer.Option("--children", min=4, help="How many. [default: 12]")] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=2, help="Trainings of each. [default: 2]")] = None,
+    children: Annotated[
+        int | None, typer.Option("--children", min=4, help="How many. [default: as the run says]")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=2, help="Trainings of each. [default: likewise]")] = None,
     set_: Set = NOTHING,
     trust: Trust = NOTHING,
 ) -> None:
@@ -249,12 +251,11 @@ def fidelity(
 
     Example: nas fidelity runs/bignas-digits --children 12 --seeds 2
     """
-    at, given = run_at(run), {"children": children, "seeds": seeds}
+    at = run_at(run)
     from nas.results.fidelity import check_ready
 
-    overrides = [*set_, *(f"fidelity.{key}={value}" for key, value in given.items() if value)]
-    with open_pipeline(str(at.path), None, overrides, trust, check=check_ready) as pipeline:
-        found = pipeline.fidelity()
+    with open_pipeline(str(at.path), None, set_, trust, check=check_ready) as pipeline:
+        found = pipeline.fidelity(children, seeds)
         report_line(pipeline)
     if found is None:
         console.print(f"too few networks are whole yet; the same command goes on: nas fidelity {os.path.relpath(run)}")
