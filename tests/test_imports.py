@@ -38,7 +38,7 @@ HOMES = {
     "onnxscript": {"nas/children/formats.py"},
     "typer": {
         *("nas/cli/commands.py", "nas/cli/check.py", "nas/cli/cluster.py", "nas/cli/init.py", "nas/cli/latency.py"),
-        "nas/cli/results.py",
+        *("nas/cli/plan.py", "nas/cli/results.py"),
     },
     "matplotlib": {"nas/results/plots.py"},
     "pyarrow": {"nas/rundir/mirror.py", "cluster/probe.py"},
@@ -248,6 +248,7 @@ def test_only_commands_print() -> None:
             "nas/cli/cluster.py",
             "nas/cli/init.py",
             "nas/cli/latency.py",
+            "nas/cli/plan.py",
             "nas/cli/results.py",
             "nas/cli/progress.py",
             "nas/cli/schema.py",

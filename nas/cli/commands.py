@@ -15,7 +15,7 @@ import typer
 import typer.core
 from rich.table import Column, Table
 
-from nas.cli import check, cluster, failures, init, latency, results, schema, tables
+from nas.cli import check, cluster, failures, init, latency, plan, results, schema, tables
 from nas.cli.progress import plain
 from nas.cli.results import NOTHING, RUN, Set, Trust, resolve, run_at
 from nas.config.addresses import masked, object_store
@@ -126,6 +126,7 @@ def run(
     set_: Set = NOTHING,
     minutes: Minutes = None,
     mirror: MirrorAt = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only what nas plan does.")] = False,
     trust: Trust = NOTHING,
 ) -> None:
     """Do all: train, search, export, finetune where the experiment says so, report. The same command again continues,
@@ -135,8 +136,11 @@ def run(
 
     Example: nas run bignas-digits --set search.candidates=100
     """
-    kept = object_store(mirror) if mirror else None
-    with open_pipeline(experiment, run_dir, bounded(set_, "train", minutes), trust, kept) as pipeline:
+    kept, given = object_store(mirror) if mirror else None, bounded(set_, "train", minutes)
+    if dry_run:
+        plan.plan(experiment, given, trust)
+        return
+    with open_pipeline(experiment, run_dir, given, trust, kept) as pipeline:
         ids = pipeline.all()
         if not pipeline.worked:
             console.print(
@@ -424,7 +428,7 @@ def ui(
     raise typer.Exit(tied.run(command, UI_ENVIRONMENT))
 
 
-for command in (latency.latency, init.init, check.check, schema.schema, *cluster.COMMANDS):
+for command in (plan.plan, latency.latency, init.init, check.check, schema.schema, *cluster.COMMANDS):
     app.command()(command)
 
 

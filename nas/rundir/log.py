@@ -54,12 +54,14 @@ class PanelLine:
     Attributes:
         panel: child to its figures.
         recipe: what else the recipe follows.
+        seconds: spent in the loop when they were judged, over all attempts.
     """
 
     kind: ClassVar[str] = "panel"
     step: int
     panel: Mapping[str, Figures]
     recipe: Figures = field(default_factory=dict)
+    seconds: float = 0.0
 
     def figures(self) -> Iterator[tuple[str, float]]:
         """By name: ``panel/smallest/accuracy``, ``recipe/entropy``."""

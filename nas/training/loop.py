@@ -269,7 +269,8 @@ class Attempt:
             found = {name: self.evaluator(arch) for name, arch in mine}
             followed = self.recipe.figures(net)
         figures = {name: figure for part in self.engine.gather(found) for name, figure in part.items()}
-        self.loop.note(PanelLine(self.state.step, {name: figures[name] for name in children}, followed))
+        ordered, seconds = {name: figures[name] for name in children}, round(time.monotonic() - self.began, 2)
+        self.loop.note(PanelLine(self.state.step, ordered, followed, seconds))
         check_panel(self.state, figures["largest"][self.task.metric], self.task)
 
     def _judged(self, net: Supernet) -> Supernet:

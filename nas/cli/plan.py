@@ -1,0 +1,86 @@
+"""``nas plan``: what a run would take, before it is begun."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Column, Table
+
+from nas.cli.progress import Screen, clock, plain
+from nas.cli.results import NOTHING, Set, Trust, resolve
+
+if TYPE_CHECKING:
+    from nas.plan import Plan
+
+console = plain()
+MEGABYTE = 1e6
+
+
+def plan(
+    experiment: Annotated[
+        str, typer.Argument(metavar="EXPERIMENT", help="A preset's name, a YAML file, or the directory of a run.")
+    ],
+    set_: Set = NOTHING,
+    trust: Trust = NOTHING,
+) -> None:
+    """Try a run in small, in a directory that is thrown away: refuse what the run would refuse, and tell how long it
+    would take on this machine, how much memory and disk. Takes about a minute.
+
+    Example: nas plan bignas-textures --set search.candidates=400
+    """
+    given, run = resolve(experiment, None, set_, trust)
+    given.data.locate()
+    for cost in given.search.costs:
+        cost.locate()
+    from nas.rundir.directory import RunDir, check_free
+
+    check_free(given, RunDir(run.absolute()))
+    from nas.plan import plan as tried
+
+    screen = Screen(console)
+    try:
+        show(tried(given, screen))
+    finally:
+        screen.stop()
+    again = shlex.join([experiment, *(word for text in set_ for word in ("--set", text))])
+    console.print(f"next: nas run {again}")
+
+
+def show(found: Plan) -> None:
+    """What a plan says, for people."""
+    from nas.results.plots import human
+
+    low, high = (human(end) for end in found.costs[found.cost])
+    networks = f"{found.networks:,}" if found.networks < 1e6 else f"{found.networks:.1e}"
+    shape = " x ".join(map(str, found.inputs))
+    sides = " to ".join(dict.fromkeys(map(str, found.sides)))
+    console.print(
+        f"space:   {networks} networks of {low} to {high} {found.title}; inputs {shape}, worked at {sides} px"
+    )
+    if found.advice:
+        console.print(f"         {found.advice}")
+    if found.within is not None:
+        console.print(f"         {found.within:.1%} of random networks are within the constraints")
+    console.print(times(found))
+    memory = ", ".join(f"{stage}: {size / MEGABYTE:,.0f}" for stage, size in found.memory.items())
+    if memory:
+        console.print(f"memory:  MB of a training worker by ZeRO stage {memory}")
+    console.print(f"disk:    {found.disk / MEGABYTE:,.0f} MB in the run directory")
+    if found.workers < found.asked:
+        console.print(
+            f"tried with {found.workers} of {found.asked} workers, which is what this machine has room for, each with "
+            "its share of the batch"
+        )
+
+
+def times(found: Plan) -> Table:
+    """The work, what one of it takes, and all together."""
+    table = Table(Column("", no_wrap=True), Column("", justify="right"), Column("each", justify="right"), box=None)
+    table.add_column("in all", justify="right")
+    for part in found.parts:
+        table.add_row(part.name, f"{part.number:,} {part.unit}".strip(), f"{part.seconds:.3g} s", clock(part.together))
+    table.add_row("start and end", "", "", clock(found.startup))
+    table.add_row("together", "", "", clock(found.seconds))
+    return table

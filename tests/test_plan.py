@@ -1,0 +1,80 @@
+"""What a plan says of a run: its arithmetic, and that trying leaves nothing behind."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from nas.config.experiment import load_experiment
+from nas.plan import Stage, seconds_a_step, small, states
+from nas.rundir.log import StepLine
+from tests.driving import PATIENCE, command, sets
+
+
+def line(step: int, seconds: float, share: float) -> StepLine:
+    return StepLine(step, 100, 0.0, seconds, share)
+
+
+def test_seconds_a_step_are_the_mean_over_the_training_and_not_over_the_time() -> None:
+    """Half of the training has steps of 1 s, the other half of 3 s: a step takes 2 s. Per second there are more of the
+    quick ones. The first step, which took 50 s to prepare, is left out."""
+    lines = [line(1, 50, 0.0), line(31, 80, 0.5), line(41, 110, 1.0)]
+    assert seconds_a_step(lines) == pytest.approx(2.0)
+    assert seconds_a_step([line(1, 50, 0.01)]) == 50
+
+
+def test_first_of_a_stage_is_no_measure_of_the_others() -> None:
+    assert Stage("search", 100.0, 0.0, [(110.0, 2.0), (112.0, 4.0), (115.0, 7.0)]).each == pytest.approx(1.0)
+    assert Stage("search", 100.0, 0.0, [(110.0, 2.0)]).each == pytest.approx(5.0)
+
+
+def test_what_zero_divides() -> None:
+    """Figure 1 of Rajbhandari et al. 2020 in fp32 with Adam (K = 8 bytes a weight), but for the copy of its share of
+    the weights that DeepSpeed's optimizer has from stage 1 on."""
+    weights, optimizer, workers = 4.0, 8.0, 4
+    assert states(weights, optimizer, 0, workers) == 4 + 4 + 8
+    assert states(weights, optimizer, 1, workers) == 4 + 4 + (8 + 4) / 4
+    assert states(weights, optimizer, 2, workers) == 4 + (4 + 8 + 4) / 4
+    assert states(weights, optimizer, 3, workers) == (4 + 4 + 8 + 4) / 4
+
+
+def test_a_worker_has_in_the_trial_what_it_has_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    whole = load_experiment("vit-resnas-imagenet", ["finetune.recipe.batch=512", "train.max_minutes=600"])
+    tried = small(whole, tmp_path / "run")
+    assert (whole.train.workers, tried.train.workers) == (8, 2)
+    assert tried.recipe.batch / 2 == whole.recipe.batch / 8
+    assert tried.finetune and tried.finetune.recipe.batch == 128
+    assert tried.train.max_minutes == tried.search.max_minutes == 0.25
+    assert str(tmp_path) in str(tried.tracking.uri)
+
+
+def test_a_plan_is_told_and_nothing_is_left(tmp_path: Path) -> None:
+    """The whole chain, by the command."""
+    held = tmp_path / "tmp"
+    held.mkdir()
+    given = ["recipe.epochs=2", "recipe.warmup_epochs=0", "search.candidates=20", "search.constraints.macs.max=300k"]
+    ended = command("plan", "bignas-digits", *sets(given), cwd=tmp_path, patience=PATIENCE, TMPDIR=str(held))
+    assert ended.code == 0, ended.text
+    assert "1,024 networks of 71.9 k to 530 k MACs; inputs 1 x 8 x 8, worked at 8 px" in ended.text
+    assert "of random networks are within the constraints" in ended.text
+    table = {" ".join(line.split()[:3]) for line in ended.lines}
+    assert {"train 36 steps", "search 20 candidates", "export 5 children"} <= table
+    assert "next: nas run bignas-digits --set recipe.epochs=2" in ended.text
+    assert not list(held.glob("raynas-plan-*")) and not list(tmp_path.glob("runs")) and not list(tmp_path.glob("*.db"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "part"),
+    [
+        ("recipe.batch=5000", "recipe.batch 5000 is more than"),
+        ("search.constraints.macs.max=1", "macs"),
+        ("space.size=d9", "has no size 'd9'"),
+    ],
+)
+def test_what_a_run_refuses_a_plan_refuses(tmp_path: Path, setting: str, part: str) -> None:
+    ended = command("plan", "bignas-digits", "--set", setting, cwd=tmp_path)
+    assert ended.code == 1 and part in ended.text, ended.text
+    assert tempfile.gettempdir() not in ended.text
