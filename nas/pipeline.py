@@ -46,6 +46,7 @@ from nas.supernet import Supernet
 from nas.tasks.index import Index
 from nas.tasks.task import Task
 from nas.training.loop import total_steps
+from nas.training.start import start_from
 from nas.watch import TrainingNotes, Watcher
 from nas.workers.stopping import Stopper, watching
 
@@ -115,6 +116,8 @@ class Pipeline:
         make_alone(experiment, task, device)  # refuses what the search could not train
         if newest_sha(run.checkpoints) is None:  # else it has trained it; torch's optimizers take a second to import
             recipe.optimizer(net)  # refuses a network that it cannot train
+            if experiment.train.init_from:
+                start_from(net, Path(experiment.train.init_from))  # refuses what it cannot begin with
             if told := made_smaller(net, task):
                 watch.say(told)
         tracking = experiment.tracking
@@ -489,12 +492,7 @@ def finetune_experiment(
     search = experiment.search.model_copy(
         update={"constraints": {}, "propose_from": (), "rungs": ((1.0, 0),), "recipe": None}
     )
-    changed = {
-        "name": f"{experiment.name}-{record.id}",
-        "space": space,
-        "recipe": recipe,
-        "tracking": tracking,
-        "search": search,
-        "finetune": None,
-    }
+    train, name = experiment.train.model_copy(update={"init_from": None}), f"{experiment.name}-{record.id}"
+    changed = {"name": name, "space": space, "recipe": recipe, "train": train, "search": search, "finetune": None}
+    changed["tracking"] = tracking
     return parse(experiment.model_copy(update=changed).model_dump(mode="json"), "the section finetune")

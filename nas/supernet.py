@@ -140,6 +140,8 @@ class Supernet(nn.Module):
         child: the class of an extracted child: an `nn.Module` made of torch layers, built from plain keyword arguments
             that it keeps as ``config`` and that JSON can carry.
         sources: the torch-only files that `child` is defined in, those that others import first; export copies them.
+        outputs: the layer that is made for the data, such as a classifier, by its name: another network's is taken
+            (``train.init_from``) only where it has the same shape.
     """
 
     space: Space
@@ -151,6 +153,7 @@ class Supernet(nn.Module):
     slots: Mapping[str, tuple[str, ...]] = {}
     child: Callable[..., nn.Module]
     sources: tuple[Path, ...]
+    outputs: str = ""
 
     def __init__(self) -> None:
         super().__init__()
@@ -198,6 +201,16 @@ class Supernet(nn.Module):
     def windows(self) -> dict[str, Tensor]:
         """What children hold that is a part of a tensor with another name here, by its name there."""
         return {}
+
+    def translated(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Weights of another network that this one shall begin with, by the names that they have here."""
+        return tensors
+
+    def sort_channels(self) -> None:
+        """Put channels in order of importance where their order is free, so that smaller children begin with the
+        important ones; the largest network computes the same (Cai et al. 2020, "Once for all", section 3.3).
+
+        Nothing by default."""
 
     def child_config(self, arch: Arch) -> dict[str, Any]:
         """The keyword arguments of `child` for this architecture, plain values only."""

@@ -268,6 +268,21 @@ class ElasticMBConv(nn.Module):
             )
         return x + (drop_path(out, drop, generator) if drop else out)
 
+    @torch.no_grad()
+    def sort(self) -> None:
+        """See `BigNAS.sort_channels`."""
+        if self.expand is None:
+            return
+        order = self.project.conv.weight.abs().sum((0, 2, 3)).argsort(descending=True, stable=True)
+        rows: list[Tensor] = [*self.expand.parameters(), *self.depthwise.parameters()]
+        columns: list[Tensor] = [self.project.conv.weight]
+        if self.se is not None:
+            rows, columns = [*rows, *self.se.expand.parameters()], [*columns, self.se.reduce.weight]
+        for weight in rows:
+            weight.copy_(weight[order])
+        for weight in columns:
+            weight.copy_(weight[:, order])
+
 
 def drop_path(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
     """Drop whole examples of a residual branch with probability `rate` and scale the others up (stochastic depth,
@@ -295,6 +310,7 @@ class BigNAS(Supernet):
 
     child = bignas_child.BigNASChild
     sources = (Path(nas.static.__file__), Path(bignas_child.__file__))
+    outputs = "classifier"
 
     def __init__(
         self,
@@ -409,6 +425,12 @@ class BigNAS(Supernet):
         if not fresh:
             inherit(fixed, self)
         return fixed
+
+    def sort_channels(self) -> None:
+        """Inside each block, by how much of a channel the projection takes."""
+        for stage in self.stages:
+            for block in stage:  # type: ignore[attr-defined]
+                block.sort()
 
     @cached_property
     def _strides(self) -> list[int]:

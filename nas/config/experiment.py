@@ -88,6 +88,8 @@ class Experiment(Section):
                 f"search.validation {self.search.validation} is more than the {self.data.validation} examples of "
                 "data.validation"
             )
+        if self.space.inherit and self.train.init_from:
+            wrong.append("space.inherit and train.init_from both say what training begins with: leave one out")
         for key, value, _ in _leaves(self):
             try:
                 no_password(str(value))

@@ -84,6 +84,13 @@ class TrainSettings(Section):
     )
     checkpoint_every: PositiveInt = Field(default=200, description="steps between checkpoints")
     keep: PositiveInt = Field(default=2, description="checkpoints kept")
+    init_from: Annotated[str | None, Kind.IDENTITY] = Field(
+        default=None,
+        description=(
+            "what the supernet begins with: a run, a checkpoint of one, an exported child, a file of safetensors; "
+            "null: fresh weights. Looked at when training begins"
+        ),
+    )
     max_minutes: PositiveFloat | None = Field(
         default=None, description="stop at a checkpoint after so many minutes; null: no limit"
     )

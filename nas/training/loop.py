@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from nas.tasks.task import pixels
 from nas.training.engine import Engine
 from nas.training.feeds import loaders_of, make_feeds, prefetched
 from nas.training.guard import Diverged, check_loss, check_panel, worst_of
+from nas.training.start import start_from
 
 PANEL_EXAMPLES = 1000
 LEAVING_S = 2.0  # between two questions whether a machine will be taken away
@@ -135,9 +137,8 @@ class Attempt:
         net, found = make_supernet(self.experiment, self.task), self._newest()
         if found:
             net.load_state_dict(found.weights())
-        elif net.quantizes and net.space.cardinality == 1 and self.recipe.quant == "real":
-            size = self.experiment.search.calibration_batch
-            fit_steps(net, Batches(self.task.train, size, size, torch.device("cpu"), epoch=0))
+        else:
+            self._begin(net)
         optimizer = self.recipe.optimizer(net)
         self.averaged = (
             copy.deepcopy(net).to(loop.device) if self.recipe.follows else None
@@ -167,6 +168,14 @@ class Attempt:
             found = [(newest.directory.name, newest.manifest) if newest else None]
         torch.distributed.broadcast_object_list(found)
         return Checkpoint(self.loop.run.checkpoints / found[0][0], found[0][1]) if found[0] else None
+
+    def _begin(self, net: Supernet) -> None:
+        """What the first step starts from, where that is not fresh weights."""
+        if given := self.experiment.train.init_from:
+            self.loop.note(EventLine("start", start_from(net, Path(given))))
+        if net.quantizes and net.space.cardinality == 1 and self.recipe.quant == "real":
+            size = self.experiment.search.calibration_batch
+            fit_steps(net, Batches(self.task.train, size, size, torch.device("cpu"), epoch=0))
 
     def _restore(self, found: Checkpoint) -> None:
         self.state = replace(found.state, total=self.total)
