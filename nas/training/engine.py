@@ -94,26 +94,20 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(model=net.to(device), optimizer=optimizer, config=config)
         self._talk: Any = dist.new_group(backend="gloo")  # small facts between ranks, without waiting for a GPU
         self.module: Supernet = self._engine.module
+        self._ran: list[str] = []  # what was run since the ranks last agreed
         self._names = {id(p): name for name, p in self.module.named_parameters()}
 
     def __call__(self, x: Tensor, archs: Arch | list[Arch] | Soft, how: Pass = Pass()) -> Tensor | Output:
-        """The forward pass of the network.
+        """The forward pass of the network. That all ranks come with the same architectures is told by `highest`, once
+        a step; under ZeRO 3, which gathers the weights of a module from all ranks, it is asked here.
 
         Raises:
             RanksDiffer: another rank came with other architectures.
         """
-        self._agree(archs)
+        self._ran.append(_name(archs))
+        if self.zero_stage == 3:
+            self.highest()
         return self._engine(x, archs, how)
-
-    def _agree(self, archs: Arch | list[Arch] | Soft) -> None:
-        digest = int.from_bytes(hashlib.sha256(_name(archs).encode()).digest()[:7], "big")
-        seen = torch.tensor([digest, -digest])
-        dist.all_reduce(seen, dist.ReduceOp.MAX, group=self._talk)
-        if seen[0] != -seen[1]:
-            raise RanksDiffer(
-                f"rank {dist.get_rank()} drew {_name(archs)[:12]} and another rank drew something else; all must draw "
-                "from (seed, step)"
-            )
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Around each forward pass and its loss."""
@@ -132,10 +126,23 @@ class Engine:
             self._engine.optimizer.grad_partitions_flat_buffer.zero_()
 
     def highest(self, *values: float) -> list[float]:
-        """The largest of each number over the ranks."""
-        seen = torch.tensor(values, dtype=torch.float64)
+        """The largest of each number over the ranks; one message, by which they also agree on the architectures that
+        they ran since the last one.
+
+        Raises:
+            RanksDiffer: another rank ran other architectures.
+        """
+        ran, self._ran = self._ran, []
+        digest = float(int.from_bytes(hashlib.sha256("|".join(ran).encode()).digest()[:6], "big"))
+        seen = torch.tensor([digest, -digest, *values], dtype=torch.float64)
         dist.all_reduce(seen, dist.ReduceOp.MAX, group=self._talk)
-        return seen.tolist()
+        if seen[0] != -seen[1]:
+            drawn = ", ".join(name[:12] for name in ran)
+            raise RanksDiffer(
+                f"rank {dist.get_rank()} drew {drawn} and another rank drew something else; all must draw from (seed, "
+                "step)"
+            )
+        return seen[2:].tolist()
 
     def mean(self, value: Tensor) -> Tensor:
         """The average of a tensor over the ranks."""

@@ -32,6 +32,7 @@ from nas.tasks.task import pixels
 from nas.training.engine import Engine
 from nas.training.feeds import loaders_of, make_feeds, prefetched
 from nas.training.guard import Diverged, check_loss, check_panel, worst_of
+from nas.training.saving import Saving
 from nas.training.start import start_from
 
 PANEL_EXAMPLES = 1000
@@ -146,7 +147,7 @@ class Attempt:
         self.engine = Engine(
             net, optimizer, settings.zero_stage, settings.precision, recipe_settings.clip_norm, self.micro, loop.device
         )
-        self.state, self.stopping = State(0, self.total), False
+        self.state, self.stopping, self.saving = State(0, self.total), False, Saving()
         if found:
             self._restore(found)
         self.began, self.asked = time.monotonic() - self.state.seconds, time.monotonic()
@@ -156,7 +157,10 @@ class Attempt:
         self.evaluator = Evaluator(net, self.task, search, loop.device, PANEL_EXAMPLES, shared)
 
     def close(self) -> None:
-        self.engine.close()
+        try:
+            self.saving.wait()
+        finally:
+            self.engine.close()
 
     def _newest(self) -> Checkpoint | None:
         """The checkpoint to go on from: rank 0 looks, so that all take the same, and verifies it for all."""
@@ -184,7 +188,7 @@ class Attempt:
 
     def to_the_end(self) -> None:
         """Steps until the schedule or the time is used up, or the run is asked to end; a checkpoint every so often
-        and at the end."""
+        and at the end, which is written while training goes on."""
         settings, device = self.experiment.train, self.loop.device
         limit, every = settings.max_minutes, settings.checkpoint_every
         loaders = loaders_of(settings.loaders, settings.cpus_per_worker, self.task.train, device)
@@ -196,10 +200,14 @@ class Attempt:
                     self._save()
                 elif self.stopping:
                     self._save()
+        self.saving.wait()
 
     def _step(self, batches: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        """One optimizer step: every loss of the recipe, every micro-batch, then the engine's step."""
-        state, sums = self.state, dict.fromkeys(self.recipe.names, 0.0)
+        """One optimizer step: every loss of the recipe, every micro-batch, then the engine's step.
+
+        Nothing waits for the device or for another rank before all passes are on their way.
+        """
+        state, told = self.state, []
         size = len(next(iter(batches.values()))[1])
         parts = -(-size // self.micro)
         lr = 0.0
@@ -208,14 +216,16 @@ class Attempt:
             rows = slice(part * self.micro, (part + 1) * self.micro)
             here = {name: (pixels(self._sent(x[rows])), self._sent(y[rows])) for name, (x, y) in batches.items()}
             losses = self.recipe.losses(self.engine, self.engine.module, here, step)
-            for name in self.recipe.names:
+            for _ in self.recipe.names:
                 with self.engine.autocast():
                     loss = next(losses)
                 self.engine.backward(loss / parts)
-                sums[name] += loss.item() / parts
+                told.append(loss.detach().double())
             next(losses, None)
             lr = self.rate * self.recipe.lr(step)
-        self._guard(sums)
+        means = torch.stack(told).view(parts, -1).mean(0).tolist()
+        figures = dict(zip(self.recipe.names, means, strict=True))
+        self._guard(figures)
         self.engine.step(lr)
         if self.recipe.follows:
             with self.engine.whole() as net:
@@ -227,7 +237,7 @@ class Attempt:
                 state.share_done(self.experiment.train.max_minutes),
             )
             how_far = round(epoch, 3), round(state.seconds, 2), round(done, 5)
-            self.loop.note(StepLine(state.step, state.total, *how_far, lr, sums))
+            self.loop.note(StepLine(state.step, state.total, *how_far, lr, figures))
 
     def _sent(self, part: Tensor) -> Tensor:
         """On the device; the copy from pinned memory goes on beside what it computes."""
@@ -250,6 +260,7 @@ class Attempt:
         Raises:
             Diverged: a loss is not finite, or the first one is far above what it was in the first steps.
         """
+        self.saving.check()
         first = self.loop.rank == 0
         stop, ask = first and self.loop.fence.stopping(), first and time.monotonic() - self.asked > LEAVING_S
         worst, self.state.seconds, stopping, asking = self.engine.highest(
@@ -293,16 +304,23 @@ class Attempt:
         return self.averaged
 
     def _save(self) -> None:
-        """A checkpoint, written by rank 0; it knows neither the number of ranks nor the ZeRO stage."""
+        """A checkpoint of a copy of all that it holds, written by rank 0; it knows neither the number of ranks nor the
+        ZeRO stage."""
         weights, optimizer = self.engine.weights(), self.engine.optimizer_state()
         if not all(value.isfinite().all() for value in weights.values()):
             raise Diverged(f"at step {self.state.step} the weights are not finite")
         if self.loop.rank:
             return
-        Checkpoint.write(
-            self.loop.run.checkpoints, self.state, weights, optimizer, self.recipe.state(), self.loop.fence.check
-        )
-        retain(self.loop.run.checkpoints, self.experiment.train.keep)
+        kept = {
+            name: value.clone() if isinstance(value, Tensor) else value for name, value in self.recipe.state().items()
+        }
+        state, root = replace(self.state), self.loop.run.checkpoints
+
+        def write() -> None:
+            Checkpoint.write(root, state, weights, optimizer, kept, self.loop.fence.check)
+            retain(root, self.experiment.train.keep)
+
+        self.saving.begin(write)
 
 
 def read_rollbacks(run: RunDir) -> list[str]:

@@ -281,8 +281,8 @@ class Worker:
         return {"losses": differ, "weights": apart(weights, wanted.weights), "kinds": kinds}
 
     def check_ranks(self) -> dict[str, Any]:
-        """Different architectures are told on every rank; nothing is broken by it, and rotations of one list are no
-        difference."""
+        """Different architectures are told on every rank, under ZeRO 3 before they run and else with the step's one
+        message; nothing is broken by it, and rotations of one list are no difference."""
         from nas.training.engine import RanksDiffer
 
         # In rotated lists ranks run different sub-networks at a time: their batch norms cannot be synchronised, and
@@ -301,9 +301,11 @@ class Worker:
             "same": archs[0],
         }
         for name, case in cases.items():
+            found[name] = ""
             try:
                 engine(x, case)
-                found[name] = ""
+                if engine.zero_stage < 3:
+                    engine.highest(1.0)
             except RanksDiffer as error:
                 found[name] = str(error)
         found["afterwards"] = np.isfinite(self.steps(engine, range(1))).all().item()

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -416,6 +418,44 @@ def test_a_resumed_training_is_bit_equal(tmp_path: Path, changed: Any, overrides
     assert kept == {"count": 12} and load_file(again / "recipe.safetensors")["tensor"].tolist() == [66.0, 66.0]
 
 
+def test_training_goes_on_while_a_checkpoint_is_written(
+    tmp_path: Path, changed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first write waits until the training is two steps further; what it writes is of its own step all the same,
+    recipe and optimizer included, and a training that goes on from it is the undisturbed one."""
+    further, write, seen = threading.Event(), Checkpoint.write, list[int]()
+
+    def slow(root: Path, state: State, *rest: Any) -> Path:
+        if state.step == EVERY:
+            assert further.wait(60)
+        return write(root, state, *rest)
+
+    def note(step: Step) -> None:
+        seen.append(step.index)
+        if step.index == EVERY + 2:
+            further.set()
+
+    whole = train(tmp_path / "whole", "train.keep=9")
+    changed(noted(note))
+    monkeypatch.setattr(Checkpoint, "write", slow)
+    train(tmp_path / "slow", "train.keep=9")
+    first = RunDir(tmp_path / "slow").checkpoints / f"step-{EVERY:08}"
+    for name in ("weights.safetensors", "optimizer.safetensors"):
+        mine, wanted = load_file(first / name), load_file(whole.with_name(first.name) / name)
+        assert all(torch.equal(mine[key], wanted[key]) for key in wanted)
+    kept = load_file(first / "recipe.safetensors")["tensor"]
+    assert kept[0] == sum(range(EVERY))
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoint, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(tmp_path)
+
+
 def test_a_finished_training_is_not_done_twice(tmp_path: Path, changed: Any) -> None:
     first = train(tmp_path)
     seen: list[int] = []
@@ -483,6 +523,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(tmp_path: Path) -> None:
 def test_an_attempt_that_is_over_writes_no_checkpoint(tmp_path: Path, changed: Any) -> None:
     def overtake(loss: Tensor, name: str, step: Step) -> Tensor:
         if (step.index, name) == (6, "largest"):
+            while not list(RunDir(tmp_path).checkpoints.glob("step-*")):  # it is written while training goes on
+                time.sleep(0.01)
             Fence.take(tmp_path)
         return loss
 
