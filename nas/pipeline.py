@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,14 +25,16 @@ from nas.build import (
 from nas.children.alone import Alone, make_alone
 from nas.children.evaluate import Batches, Evaluator, Judged
 from nas.children.export import child_packages, export_child, exported, made_smaller
-from nas.config.experiment import Experiment, parse
+from nas.config.experiment import Experiment
 from nas.device import driver_device
+from nas.finetune import finetune_experiment
 from nas.quantization.target import QuantizationTarget
 from nas.recipes.recipe import Recipe
 from nas.results.choose import FINETUNED, choose, constraints_of, history_of, lifting, trained
 from nas.results.fidelity import Fidelity, Trials, check_recipe
 from nas.results.history import History, outcome, standing, ties
-from nas.results.tracking import Tracker, address, default_uri
+from nas.results.taking import take_supernet
+from nas.results.tracking import Tracker, address
 from nas.rundir.atomic import write_atomic
 from nas.rundir.checkpoint import Checkpoint, newest_sha
 from nas.rundir.directory import RunDir, open_run
@@ -87,13 +88,19 @@ class Pipeline:
     @classmethod
     @contextmanager
     def open(
-        cls, experiment: Experiment, directory: Path, watch: Watcher, mirror: str | None = None
+        cls,
+        experiment: Experiment,
+        directory: Path,
+        watch: Watcher,
+        mirror: str | None = None,
+        source: RunDir | None = None,
     ) -> Iterator[Pipeline]:
         """Take the run directory, check what can be checked before anything is started, and follow with the tracker.
 
         Args:
             mirror: where an object store keeps this run as well, ``s3://bucket/prefix/name``; a run that is not here
                 yet is restored from there.
+            source: a run whose supernet this one searches, where it has none of its own yet.
 
         Raises:
             ValueError: the space cannot meet the constraints; the directory is occupied; the data or the mirror cannot
@@ -128,6 +135,8 @@ class Pipeline:
             kept = Mirror(mirror, run.path, watch.say)
             kept.bring()
         with open_run(experiment, run) as fence, kept or nullcontext():
+            if source:
+                take_supernet(experiment, run, source, watch.say)
             index.shared = run.batches
             if news := index.news:
                 write_atomic(run.index, news)
@@ -468,31 +477,3 @@ class Pipeline:
         alone, test = make_alone(self.experiment, self.task, device), self.task.test
         evaluator = Evaluator(net, self.task, settings, device, None, shared, alone)
         return evaluator, Batches(test, len(test), settings.score_batch, device, place=shared / "test")
-
-
-def finetune_experiment(
-    experiment: Experiment, run: RunDir, record: Record, trained: Checkpoint, teacher: Path | None
-) -> Experiment:
-    """The experiment that trains one child by itself: the space fixed to it, everything else as in the run that it
-    comes from."""
-    settings = experiment.finetune
-    assert settings is not None
-    space = experiment.space.model_copy(
-        update={"child": dict(record.arch), "inherit": None if settings.fresh else str(trained.directory)}
-    )
-    recipe = settings.recipe.model_copy(update={"teacher": str(teacher) if teacher else settings.recipe.teacher})
-    given = experiment.tracking.uri or os.environ.get(
-        "MLFLOW_TRACKING_URI"
-    )  # the latter may hold a password: it stays where it is
-    tracked = {
-        "uri": experiment.tracking.uri if given else default_uri(run),
-        "experiment": experiment.tracking.experiment or experiment.name,
-    }
-    tracking = experiment.tracking.model_copy(update=tracked)
-    search = experiment.search.model_copy(
-        update={"constraints": {}, "propose_from": (), "rungs": ((1.0, 0),), "recipe": None}
-    )
-    train, name = experiment.train.model_copy(update={"init_from": None}), f"{experiment.name}-{record.id}"
-    changed = {"name": name, "space": space, "recipe": recipe, "train": train, "search": search, "finetune": None}
-    changed["tracking"] = tracking
-    return parse(experiment.model_copy(update=changed).model_dump(mode="json"), "the section finetune")

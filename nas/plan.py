@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -268,13 +267,12 @@ def learning(run: RunDir, stage: Stage, total: int, settings: TrainSettings) -> 
 
 
 def seconds_a_step(lines: Sequence[StepLine]) -> float:
-    """The mean over the training, in which networks may grow or shrink; without the first step, which finds nothing
+    """The mean over the trial, which goes through the whole schedule; without the first step, which finds nothing
     prepared."""
     first, last = lines[0], lines[-1]
-    if last.share <= first.share:
+    if last.step == first.step:
         return last.seconds / last.step
-    spans = ((b.share - a.share, (b.seconds - a.seconds) / (b.step - a.step)) for a, b in pairwise(lines))
-    return sum(share * seconds for share, seconds in spans) / (last.share - first.share)
+    return (last.seconds - first.seconds) / (last.step - first.step)
 
 
 def memory_of(experiment: Experiment, tried: Pipeline, seen: float) -> dict[int, float]:

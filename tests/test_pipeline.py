@@ -393,6 +393,28 @@ def test_more_candidates_and_another_budget(copy: Path) -> None:
     }
 
 
+def test_another_search_over_the_same_supernet(done: Done, tmp_path: Path) -> None:
+    """Nothing is trained, and who was judged before is not judged again; what it begins with is left as it is."""
+    before, other = contents(done.run), tmp_path / "other"
+    words = ["search", done.run, "--run-dir", other, "--set", "search.cost=params", "--set", "search.candidates=24"]
+    ended = command(*words, cwd=tmp_path, patience=PATIENCE)
+    assert ended.code == 0, ended.text
+    assert f"the supernet of {done.run}, step 72; 40 children that were judged there are not judged again" in ended.text
+    assert contents(done.run) == before and supernet(other) == supernet(done.run)
+    known = {record["id"]: record for record in records(done.run).values()}
+    found = records(other)
+    old = [record for record in found.values() if record["id"] in known]
+    assert sorted(found) == list(range(24)) and len(old) >= 8, "of the first that are proposed all are known"
+    for record in old:
+        assert record["seconds"] == 0 and record["parts"] == known[record["id"]]["parts"]
+        assert record["metrics"] == known[record["id"]]["metrics"]
+    assert all(record["seconds"] > 0 for record in found.values() if record["id"] not in known)
+    again = command("train", other, cwd=tmp_path, patience=PATIENCE)
+    assert again.code == 0 and "train: done before (72 steps)" in again.text, again.text
+    refused = command("search", done.run, "--run-dir", tmp_path / "third", "--set", "recipe.lr=0.3", cwd=tmp_path)
+    assert "trained otherwise (recipe.lr)" in refused.text
+
+
 def test_more_epochs_with_another_stage_and_one_worker(copy: Path) -> None:
     """Training goes on from the last checkpoint, at another world size and stage, and a new search begins."""
     (old,) = (copy / "search").glob("journal-*")

@@ -90,7 +90,8 @@ def open_pipeline(
 
     Args:
         check: what of the command can be refused by the run's files alone; this, and what else needs no torch, is
-            looked at before that is imported.
+            looked at before that is imported. Where a run is given and another --run-dir, which is not there yet, that
+            begins with the run's supernet.
     """
     from contextlib import contextmanager
 
@@ -102,7 +103,9 @@ def open_pipeline(
     for cost in experiment.search.costs:
         cost.locate()
     check_free(experiment, RunDir(run.absolute()))
-    check(experiment, RunDir(run.absolute()))
+    given = RunDir(target)
+    source = given if given.is_run() and not RunDir(run).is_run() else None
+    check(experiment, source or RunDir(run.absolute()))
 
     @contextmanager
     def opened() -> Any:
@@ -111,7 +114,7 @@ def open_pipeline(
 
         screen = Screen(console)
         try:
-            with Pipeline.open(experiment, run, screen, mirror) as pipeline:
+            with Pipeline.open(experiment, run, screen, mirror, source) as pipeline:
                 yield pipeline
         finally:
             screen.stop()

@@ -203,6 +203,11 @@ class RunDir:
         """The name of the journal that the last search was written to."""
         return self.search / "current"
 
+    @property
+    def known(self) -> Path:
+        """What another run's search has found of the children of the same supernet, a record a line."""
+        return self.search / "known.jsonl"
+
     def journals(self) -> list[Path]:
         """All of them, the current one last: as it is written down; in a run of before 0.2, or where that file is
         damaged, the one over the newest supernet."""

@@ -11,6 +11,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from nas.children.alone import make_alone
 from nas.children.evaluate import Evaluator
 from nas.config.experiment import Experiment, parse
 from nas.device import configure_process
+from nas.results.taking import read_known
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
@@ -104,6 +106,7 @@ class Asker(Searcher):
         batch: candidates a trial; None chooses by the time that they take.
         deadline: `time.monotonic` after which nothing new is begun.
         notify: called with each new record.
+        known: what was found of children before, by id; these are not judged again.
         fence: refuses writes of a driver that is over; once it asks to stop, nothing new is begun.
     """
 
@@ -118,10 +121,11 @@ class Asker(Searcher):
         deadline: float,
         notify: Callable[[Record], None],
         fence: Fence,
+        known: Mapping[str, Record] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.search, self.journal, self.target, self.trials, self.batch = search, journal, target, trials, batch
-        self.deadline, self.notify, self.fence = deadline, notify, fence
+        self.deadline, self.notify, self.fence, self.known = deadline, notify, fence, known
         self.climbing = deque(candidate for candidate in missing if candidate.k in journal.climbing)
         self.waiting = deque(candidate for candidate in missing if candidate.k not in journal.climbing)
         self.alone = deque[Candidate]()
@@ -153,14 +157,27 @@ class Asker(Searcher):
         return self.search.rungs[len(before.lower) + 1 if before else 0].steps
 
     def _next(self) -> list[Candidate]:
+        """Candidates for a trial. Those that are known are written down and never get there; what they were may let
+        others be proposed."""
+        open_: list[Candidate] = []
+        while not open_ and (candidates := self._proposed()):
+            self.fence.check()
+            self.journal.append_proposals(candidates)
+            for candidate in candidates:
+                if (known := self.known.get(candidate.arch.id)) is None:
+                    open_.append(candidate)
+                else:
+                    self._take(candidate, candidate.k, 0.0, dict(known.metrics or {}), list(known.parts), None)
+        return open_
+
+    def _proposed(self) -> list[Candidate]:
+        """As many as a trial shall have, or as there are now."""
         candidates: list[Candidate] = []
         while len(candidates) < self._size():
             candidate = self.waiting.popleft() if self.waiting else self._ask()
             if candidate is None:
                 break
             candidates.append(candidate)
-        self.fence.check()
-        self.journal.append_proposals(candidates)
         return candidates
 
     def _ask(self) -> Candidate | None:
@@ -271,9 +288,8 @@ def search_children(
         if not journal.records:
             _check_first(search, settings.candidates)
         deadline = time.monotonic() + 60 * settings.max_minutes if settings.max_minutes else float("inf")
-        asker = Asker(
-            search, journal, missing, settings.candidates, settings.trials, settings.batch, deadline, notify, fence
-        )
+        bounds = settings.candidates, settings.trials, settings.batch, deadline
+        asker = Asker(search, journal, missing, *bounds, notify, fence, read_known(run))
         with session():
             _run(experiment, run, fence, asker, trained)
         return asker.exhausted

@@ -18,7 +18,9 @@ from nas.build import load_supernet
 from nas.children.evaluate import Batches
 from nas.config.experiment import load_experiment
 from nas.rundir.checkpoint import tensors_in
+from nas.search.journal import Candidate, Journal, Record
 from nas.search.rungs import INHERITED
+from nas.space import Arch
 from nas.supernet import undrawn, window
 from nas.workers.trials import Asker
 
@@ -128,7 +130,7 @@ def test_no_more_trials_fly_than_are_allowed() -> None:
     """Tune begins as many as the cluster has CPUs for."""
     numbers: Any = iter(range(100))
     search: Any = SimpleNamespace(
-        window=32, next_k=0, rungs=INHERITED, ask=lambda: SimpleNamespace(k=next(numbers), arch={})
+        window=32, next_k=0, rungs=INHERITED, ask=lambda: SimpleNamespace(k=next(numbers), arch=Arch({}))
     )
     written: list[Any] = []
     journal: Any = SimpleNamespace(records=[], climbing={}, append_proposals=written.extend)
@@ -139,6 +141,50 @@ def test_no_more_trials_fly_than_are_allowed() -> None:
     asker.flying.pop("0")
     assert asker.suggest("4")
     assert [each.k for each in written] == [0, 1, 2], "a candidate is written down before it is given out"
+
+
+def test_what_is_known_is_not_judged_again(tmp_path: Path) -> None:
+    """It is written down as soon as it is proposed, and may let others be proposed."""
+    archs = [Arch({"a": number}) for number in range(6)]
+    known = {
+        archs[k].id: Record(99, archs[k], {"accuracy": 90.0 + k}, {}, 7.0, None, (), (1.0, 2.0)) for k in (0, 1, 3)
+    }
+    told: list[Record] = []
+
+    class Stepwise:
+        """Proposes two candidates more for each that it was told of."""
+
+        window, next_k, rungs = 32, 0, INHERITED
+
+        def ask(self) -> Candidate | None:
+            if self.next_k >= 2 + 2 * len(told) or self.next_k == len(archs):
+                return None
+            self.next_k += 1
+            return Candidate(self.next_k - 1, archs[self.next_k - 1], ())
+
+        def cost(self, arch: Arch) -> dict[str, float]:
+            return {"macs": 5.0}
+
+        def climbs(self, record: Record) -> bool:
+            return False
+
+        def tell(self, record: Record) -> None:
+            told.append(record)
+
+    fence: Any = SimpleNamespace(stopping=lambda: False, check=lambda: None)
+    search: Any = Stepwise()
+    journal = Journal(tmp_path / "journal", {})
+    asker = Asker(search, journal, [], 6, 1, 2, float("inf"), lambda _: None, fence, known)
+    given = asker.suggest("0")
+    assert isinstance(given, dict) and [k for k, _, _ in given["candidates"]] == [2]
+    assert [record.k for record in journal.records] == [0, 1, 3] and list(journal.proposals) == [0, 1, 2, 3]
+    first = journal.records[0]
+    assert (first.metrics, first.cost, first.seconds, first.parts) == (
+        {"accuracy": 90.0},
+        {"macs": 5.0},
+        0.0,
+        (1.0, 2.0),
+    )
 
 
 def test_an_extracted_child_draws_no_weights_and_other_threads_draw_theirs() -> None:

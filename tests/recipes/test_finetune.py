@@ -20,7 +20,7 @@ from nas.build import load_recipe, load_supernet, load_task, make_supernet
 from nas.children.evaluate import panel
 from nas.config.experiment import Experiment, ExperimentError, difference, dump, load_experiment
 from nas.config.section import Kind
-from nas.pipeline import finetune_experiment
+from nas.finetune import finetune_experiment
 from nas.recipes.recipe import AVERAGE, Step
 from nas.recipes.single import Single
 from nas.rundir.checkpoint import Checkpoint

@@ -1,0 +1,40 @@
+"""The run that trains one child by itself: an experiment made of the one that the child was found in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from nas.config.experiment import Experiment, parse
+from nas.results.tracking import default_uri
+from nas.rundir.checkpoint import Checkpoint
+from nas.rundir.directory import RunDir
+from nas.search.journal import Record
+
+
+def finetune_experiment(
+    experiment: Experiment, run: RunDir, record: Record, trained: Checkpoint, teacher: Path | None
+) -> Experiment:
+    """The experiment that trains one child by itself: the space fixed to it, everything else as in the run that it
+    comes from."""
+    settings = experiment.finetune
+    assert settings is not None
+    space = experiment.space.model_copy(
+        update={"child": dict(record.arch), "inherit": None if settings.fresh else str(trained.directory)}
+    )
+    recipe = settings.recipe.model_copy(update={"teacher": str(teacher) if teacher else settings.recipe.teacher})
+    given = experiment.tracking.uri or os.environ.get(
+        "MLFLOW_TRACKING_URI"
+    )  # the latter may hold a password: it stays where it is
+    tracked = {
+        "uri": experiment.tracking.uri if given else default_uri(run),
+        "experiment": experiment.tracking.experiment or experiment.name,
+    }
+    tracking = experiment.tracking.model_copy(update=tracked)
+    search = experiment.search.model_copy(
+        update={"constraints": {}, "propose_from": (), "rungs": ((1.0, 0),), "recipe": None}
+    )
+    train, name = experiment.train.model_copy(update={"init_from": None}), f"{experiment.name}-{record.id}"
+    changed = {"name": name, "space": space, "recipe": recipe, "train": train, "search": search, "finetune": None}
+    changed["tracking"] = tracking
+    return parse(experiment.model_copy(update=changed).model_dump(mode="json"), "the section finetune")
