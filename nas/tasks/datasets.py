@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nas.draws import permutation, stratified
 from nas.preprocess import Preprocess
+from nas.tasks import shards
 from nas.tasks.files import MOST_BYTES, Files, readable
 from nas.tasks.index import current, stamp
 from nas.tasks.options import ClassificationOptions
@@ -174,7 +175,8 @@ def _cifar10(settings: ClassificationOptions) -> Images:
 
 
 def _folder(settings: ClassificationOptions) -> Images:
-    """A user's own images: ``train/<class>/`` and ``test/<class>/`` (or ``val/``, where there is no ``test/``).
+    """A user's own images: ``train/<class>/`` and ``test/<class>/`` (or ``val/``, where there is no ``test/``), or tars
+    in place of the classes' folders.
 
     Networks see each with its short side resized to 8/7 of the wanted size and cut square at the centre: the usual 256
     for 224. Random crops are cut out of the original picture; shifted ones out of a square of 8/7 of the size.
@@ -198,14 +200,17 @@ def _look(parts: tuple[Path, Path], preprocess: Preprocess) -> dict[str, Any]:
     Raises:
         ValueError: as `_check_classes`; or one of the files that are looked at is not a readable image.
     """
-    classes = _classes(parts[0])
-    listed = [_listed(part, classes) for part in parts]
-    _check_classes(parts, classes, listed)
+    classes, listed = shards.found(parts) if shards.tars_in(parts[0]) else _found(parts)
     train, test = (_examples(part, preprocess)[0] for part in listed)
     mean, std = _statistics(_some(train))
     for _ in _some(test):
         pass  # a file that cannot be read is told now, not after the training
-    some = {path: stamp(path) for files in (train, test) for path in files.paths[:: _every(files)]}
+    seen = {
+        str(path.tar if isinstance(path, shards.Member) else path)
+        for files in (train, test)
+        for path in files.paths[:: _every(files)]
+    }
+    some = {path: stamp(path) for path in sorted(seen)}
     return {"classes": classes, "parts": listed, "mean": mean, "std": std, "some": some}
 
 
@@ -215,6 +220,14 @@ def _as_it_was(known: dict[str, Any]) -> bool:
     return all(os.stat(folder).st_mtime_ns == time for folder, time in folders.items()) and all(
         stamp(path) == wanted for path, wanted in known["some"].items()
     )
+
+
+def _found(parts: tuple[Path, Path]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The classes, and where the images of each part lie."""
+    classes = _classes(parts[0])
+    listed = [_listed(part, classes) for part in parts]
+    _check_classes(parts, classes, listed)
+    return classes, listed
 
 
 def _listed(part: Path, classes: list[str]) -> dict[str, Any]:
@@ -230,6 +243,8 @@ def _listed(part: Path, classes: list[str]) -> dict[str, Any]:
 
 def _examples(part: dict[str, Any], preprocess: Preprocess) -> tuple[Files, Tensor]:
     """The images that were listed, and their labels."""
+    if shards.are(part):
+        return Files(shards.Members.of(part), preprocess), torch.tensor(shards.labels_of(part))
     paths = [os.path.join(folder, name) for folder, found in part.items() for name in found["names"]]
     counts = [len(found["names"]) for found in part.values()]
     labels = torch.tensor([found["label"] for found in part.values()])

@@ -1,9 +1,9 @@
-"""A user's own image files, decoded when they are asked for."""
+"""A user's own images, in files of their own or in tars, decoded when they are asked for."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from nas.preprocess import Preprocess
+from nas.tasks.shards import Member
 
 MOST_BYTES = 2 * 1024**3  # of pixels that a process keeps in memory
 
@@ -19,11 +20,12 @@ class Files:
     """Images on disk, asked for by rows as those of a tensor are.
 
     Args:
+        paths: where they lie.
         preprocess: what is made of them.
         room: bytes of what was made that are kept; what comes later is decoded at each use.
     """
 
-    def __init__(self, paths: list[str], preprocess: Preprocess, room: int = 0) -> None:
+    def __init__(self, paths: Sequence[str | Member], preprocess: Preprocess, room: int = 0) -> None:
         self.paths, self.preprocess, self._room = paths, preprocess, room
         self._kept: dict[int, Tensor] = {}
 
@@ -54,14 +56,14 @@ class Files:
 
 
 @contextmanager
-def readable(file: Path | str) -> Iterator[Image.Image]:
+def readable(file: Path | str | Member) -> Iterator[Image.Image]:
     """An open image.
 
     Raises:
         ValueError: the file is not a readable image, found now or when its pixels are asked for; it is named.
     """
     try:
-        with warnings.catch_warnings(), Image.open(file) as image:
+        with warnings.catch_warnings(), Image.open(file.read() if isinstance(file, Member) else file) as image:
             warnings.simplefilter("ignore", UserWarning)  # palettes with transparency: Pillow would rather give RGBA
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

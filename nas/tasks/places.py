@@ -136,7 +136,7 @@ def folder_base(path: str) -> tuple[Path, str]:
     raise missing(
         f"The image folder {path!r} (data.path)",
         looked,
-        "train/<class>/<image> and test/<class>/<image> (or val/<class>/<image>)",
+        "train/<class>/<image> and test/<class>/<image> (or val/<class>/<image>), or train/*.tar and test/*.tar",
         ["give data.path in full, or set RAYNAS_DATA to the folder that holds it, on every machine of the cluster"],
     )
 
