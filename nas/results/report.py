@@ -172,8 +172,19 @@ def _search(run: RunDir, history: History | None) -> Iterator[str]:
     yield from _foreseen(history)
     yield from _fidelity(read_fidelity(run, history.supernet, len(history.records)))
     told = "Progress. The hypervolume is the area under the front, in units of the metric times decades of cost."
-    yield f'<p class="quiet">{told}</p>'
+    yield f'<p class="quiet">{told}{_against_blind(history)}</p>'
     yield progress_picture(history)
+
+
+def _against_blind(history: History) -> str:
+    """What the search has gained over the candidates that it drew before it knew anything."""
+    blind = [point for point in history.progress if point.k < history.window]
+    if not blind or len(history.records) <= history.window:
+        return ""
+    return (
+        f" The first {history.window}, which were proposed before any result was known, came to "
+        f"{blind[-1].hypervolume:.4g}; all {len(history.records):,} to {history.progress[-1].hypervolume:.4g}."
+    )
 
 
 def _front(history: History) -> Iterator[str]:
