@@ -263,6 +263,10 @@ def open_search(experiment: Experiment, net: Supernet, task: Task, trained: Chec
         ValueError: the space cannot meet the constraints; says by how much.
     """
     settings = experiment.search
+    if settings.early_stop == "exact" and type(task).best is Task.best:
+        raise ValueError(
+            f"search.early_stop exact: nothing bounds what {experiment.data.name} may still come to; take likely"
+        )
     algorithm: type[Search] = plugins.find("search", settings.algorithm)
     costs, objective = costs_of(experiment, net), objective_of(experiment, task, net)
     with plugins.telling(settings.algorithm, "making the search"):
@@ -294,6 +298,8 @@ def open_journal(
     header = {"supernet": supernet, **search.identity, "space": space, **({"costs": own} if own else {})}
     if experiment.search.recipe:
         header["recipe"] = experiment.search.recipe.model_dump(mode="json")
+    if (way := experiment.search.early_stop) != "never":
+        header["early_stop"] = {"way": way, "score_batch": experiment.search.score_batch}  # where it looks
     journal = Journal(run.begin_search(supernet), header)
     if not journal.constraints:
         journal.append_constraints(0, search.constraints(0))

@@ -415,6 +415,23 @@ def test_another_search_over_the_same_supernet(done: Done, tmp_path: Path) -> No
     assert "trained otherwise (recipe.lr)" in refused.text
 
 
+def test_a_search_that_scores_no_further_than_needed(done: Done, tmp_path: Path) -> None:
+    """The same candidates until the first that was stopped is known; who was stopped stands on no front."""
+    settings = ["search.early_stop=exact", "search.score_batch=20", "search.candidates=24", "search.metric=accuracy"]
+    ended = command("search", done.run, "--run-dir", tmp_path / "run", *sets(settings), cwd=tmp_path, patience=PATIENCE)
+    assert ended.code == 0, ended.text
+    found, whole = records(tmp_path / "run"), records(done.run)
+    stopped = {k for k, record in found.items() if "seen" in record}
+    assert stopped and all(found[k]["seen"] % 20 == 0 and found[k]["seen"] < 300 for k in stopped)
+    for k in range(min(stopped) + 8):
+        assert found[k]["id"] == whole[k]["id"]
+        assert k in stopped or found[k]["metrics"] == whole[k]["metrics"]
+    shown = set(re.findall(r"^\s*([0-9a-f]{12}) ", ended.text, re.MULTILINE))
+    assert shown and not shown & {found[k]["id"] for k in stopped}
+    told = f"{len(stopped)} of which were hopeless before all validation examples were scored"
+    assert told in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_more_epochs_with_another_stage_and_one_worker(copy: Path) -> None:
     """Training goes on from the last checkpoint, at another world size and stage, and a new search begins."""
     (old,) = (copy / "search").glob("journal-*")

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nas.children.hopeless import Hopeless
 from nas.draws import permutation
 from nas.quantization.learned import fit
 from nas.rundir.atomic import write_directory
@@ -61,6 +62,7 @@ class Batches:
         drawn = permutation(len(split), 0, "batches")[:count]
         starts = range(0, count - size + 1 if whole and count >= size else count, size)
         self.rows = [drawn[start : min(start + size, count)] for start in starts]
+        self.examples = sum(map(len, self.rows))
         self.kept = self._keep(CACHE_BYTES if place is None else FEW_BYTES)
         self.files = [] if self.kept or place is None else self._written(place)
 
@@ -143,15 +145,26 @@ class Judged(NamedTuple):
         metrics: the task's figures.
         parts: the figures on disjoint parts of the examples, `PARTS` of them or as many as there are examples; the same
             parts for every child, so that two children are compared on what both have seen.
+        seen: how many examples that were; None: all that there are.
     """
 
     metrics: dict[str, float]
     parts: list[dict[str, float]]
+    seen: int | None = None
 
 
 @torch.inference_mode()
-def judge(child: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], task: Task) -> Judged:
-    """The task's figures of a child in evaluation mode; example n is in part n modulo `PARTS`."""
+def judge(
+    child: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    task: Task,
+    hopeless: Hopeless | None = None,
+) -> Judged:
+    """The task's figures of a child in evaluation mode; example n is in part n modulo `PARTS`.
+
+    Args:
+        hopeless: asked after each batch but the last whether the child need not be scored any further.
+    """
     sums: dict[str, float] = {}
     parts: list[dict[str, float]] = [{} for _ in range(PARTS)]
     seen = 0
@@ -161,6 +174,8 @@ def judge(child: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Ten
         for number in range(min(PARTS, len(y))):
             _add(parts[(seen + number) % PARTS], task.scores(output[number::PARTS], y[number::PARTS]))
         seen += len(y)
+        if hopeless is not None and seen < hopeless.examples and hopeless(sums, _of_parts(parts, task), seen):
+            return Judged(task.summarise(sums), _of_parts(parts, task), seen)
     return Judged(task.summarise(sums), _of_parts(parts, task))
 
 
@@ -234,9 +249,9 @@ class Evaluator:
         """The child of `cut`."""
         return self.cut(arch, steps)[1]
 
-    def judge(self, arch: Arch, steps: int = 0) -> Judged:
+    def judge(self, arch: Arch, steps: int = 0, hopeless: Hopeless | None = None) -> Judged:
         """The child on validation, after `steps` by itself."""
-        return judge(self.child(arch, steps), self.validation, self.task)
+        return judge(self.child(arch, steps), self.validation, self.task, hopeless)
 
     def __call__(self, arch: Arch) -> dict[str, float]:
         """The child's figures on validation."""

@@ -263,6 +263,13 @@ class SearchSettings(Section):
     validation: Annotated[PositiveInt | None, Kind.IDENTITY] = Field(
         default=None, description="validation images to score on; null: all"
     )
+    early_stop: Annotated[Literal["never", "exact", "likely"], Kind.IDENTITY] = Field(
+        default="never",
+        description=(
+            "scoring ends once a candidate is beaten whatever is left (exact), or by four standard errors (likely); "
+            "looked at after each score_batch"
+        ),
+    )
     trials: Annotated[PositiveInt, Kind.FREE] = Field(default=2, description="Ray Tune trials at a time")
     batch: Annotated[PositiveInt | None, Kind.FREE] = Field(
         default=None, description="candidates a trial; null: from the measured time"
@@ -316,6 +323,12 @@ class SearchSettings(Section):
                 f"rungs {[list(rung) for rung in self.rungs]} train children, and no search.recipe says how; for "
                 "example {name: single, epochs: 10, batch: 64, lr: 0.02, weight_decay: 1e-4}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _to_the_end(self) -> SearchSettings:
+        if self.early_stop != "never" and len(self.rungs) > 1:
+            raise ValueError(f"early_stop {self.early_stop} is for searches of one rung: leave out it or rungs")
         return self
 
     @model_validator(mode="after")

@@ -159,8 +159,8 @@ class History:
         return self.constraints.violation({**(record.metrics or {}), **record.cost}) == 0
 
     def final(self, record: Record) -> bool:
-        """Whether a candidate has been scored on the last rung: on a front these stand alone."""
-        return len(record.lower) + 1 >= len(self.rungs)
+        """Whether a candidate has been scored on the last rung, to the end: on a front these stand alone."""
+        return len(record.lower) + 1 >= len(self.rungs) and record.seen is None
 
     def steps(self, record: Record) -> int:
         """For how many steps a candidate was trained by itself before its score."""

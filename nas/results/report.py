@@ -111,7 +111,9 @@ def _summary(run: RunDir, history: History | None, training: Training) -> Iterat
     if history and history.records:
         failed = sum(history.failed(record) for record in history.records.values())
         spent = sum(record.seconds for record in history.records.values())
+        early = sum(record.seen is not None for record in history.records.values())
         lost = f", {failed:,} of which failed" if failed else ""
+        lost += f", {early:,} of which were hopeless before all validation examples were scored" if early else ""
         parts.append(
             f"The search judged {len(history.records):,} candidates{lost}, taking {_duration(spent)} of evaluation in "
             "all."

@@ -16,7 +16,7 @@ from nas.rundir.checkpoint import Checkpoint, newest_sha
 from nas.rundir.directory import RunDir
 from nas.search.journal import Record
 
-JUDGING = ("calibration", "calibration_batch", "validation", "metric", "objectives", "rungs", "recipe")
+JUDGING = ("calibration", "calibration_batch", "validation", "metric", "objectives", "rungs", "recipe", "early_stop")
 
 
 def take_supernet(experiment: Experiment, run: RunDir, source: RunDir, say: Callable[[str], None]) -> None:
@@ -65,7 +65,9 @@ def _known_of(experiment: Experiment, source: RunDir, supernet: str) -> dict[str
     lines = journal.read_text().splitlines()[1:] if journal.exists() else []
     forms = (json.loads(line) for line in lines if '"metrics"' in line)
     records = (Record.from_json(form) for form in forms if "k" in form)
-    return read_known(source) | {record.id: record for record in records if record.metrics is not None}
+    return read_known(source) | {
+        record.id: record for record in records if record.metrics is not None and not record.seen
+    }
 
 
 def read_known(run: RunDir) -> dict[str, Record]:

@@ -67,6 +67,8 @@ class Record:
         lower: the metrics of the rungs below the one that `metrics` are of, from the first on (see `nas.search.rungs`).
         parts: the objective's metric on disjoint parts of validation, the same ones for all candidates: what its
             interval is computed from. No algorithm looks at it.
+        seen: examples that `metrics` are of, where scoring ended early; None where they are of all. Such a candidate
+            stands on no front.
     """
 
     k: int
@@ -77,6 +79,7 @@ class Record:
     error: str | None
     lower: tuple[Mapping[str, float], ...] = ()
     parts: tuple[float, ...] = ()
+    seen: int | None = None
 
     @property
     def id(self) -> str:
@@ -90,11 +93,13 @@ class Record:
         cost = {name: int(v) if float(v).is_integer() else float(v) for name, v in self.cost.items()}
         lower = {"lower": [_plain(each) for each in self.lower]} if self.lower else {}
         parts = {"parts": list(self.parts)} if self.parts else {}
+        seen = {} if self.seen is None else {"seen": self.seen}
         return {"k": self.k, "id": self.id, "arch": dict(self.arch), "metrics": metrics, "cost": cost} | {
             "seconds": float(self.seconds),
             "error": self.error,
             **lower,
             **parts,
+            **seen,
         }
 
     @classmethod
@@ -105,14 +110,15 @@ class Record:
             ValueError: it is none, or the id is not the architecture's, so one of the two has been changed.
         """
         try:
-            k, error, cost = form["k"], form["error"], dict(form["cost"])
+            k, error, cost, seen = form["k"], form["error"], dict(form["cost"]), form.get("seen")
             metrics = None if form["metrics"] is None else _numbers(form["metrics"])
             lower, parts = map(_numbers, form.get("lower", ())), map(float, form.get("parts", ()))
             arch, seconds = Arch(form["arch"]), float(form["seconds"])
-            record = cls(k, arch, metrics, cost, seconds, error, tuple(lower), tuple(parts))
+            record = cls(k, arch, metrics, cost, seconds, error, tuple(lower), tuple(parts), seen)
         except (KeyError, TypeError, AttributeError, OverflowError) as problem:
             raise ValueError(f"it is no record: {type(problem).__name__} {problem}") from problem
         whole = type(k) is int and k >= 0 and isinstance(error, str | None)
+        whole &= seen is None or (type(seen) is int and seen > 0)
         if not whole or not all(type(value) in (int, float) and math.isfinite(value) for value in cost.values()):
             raise ValueError(f"it is no record: k is {k!r}, cost {cost!r}, error {error!r}")
         if record.id != form.get("id"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -218,6 +218,11 @@ class Classification(Task):
     def summarise(self, sums: dict[str, float]) -> dict[str, float]:
         """Percent right and mean cross-entropy in nats, of added `scores`."""
         return {"accuracy": 100 * sums["correct"] / sums["examples"], "cross_entropy": sums["nats"] / sums["examples"]}
+
+    def best(self, sums: Mapping[str, float], left: int) -> dict[str, float]:
+        """All that is left right, each with probability 1."""
+        examples = sums["examples"] + left
+        return {"accuracy": 100 * (sums["correct"] + left) / examples, "cross_entropy": sums["nats"] / examples}
 
 
 def _full_precision(output: Tensor | Output) -> torch.autocast:

@@ -122,6 +122,11 @@ class Task:
         """The figures, of added `scores`."""
         raise NotImplementedError
 
+    def best(self, sums: Mapping[str, float], left: int) -> dict[str, float]:
+        """The best figures that added `scores` can still come to with so many more examples; without those that
+        nothing bounds."""
+        return {}
+
     def baselines(self) -> dict[str, Callable[[Tensor], Tensor]]:
         """What a child must beat without having learnt anything, by name; scored on test beside exported children."""
         return {}

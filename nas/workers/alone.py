@@ -69,7 +69,7 @@ class Learner(tune.Trainable):
         except Stopped:
             return {"done": True}
         self.evaluator.net = net
-        metrics, parts = self.evaluator.judge(net.space.largest())
+        metrics, parts, _ = self.evaluator.judge(net.space.largest())
         return {"metrics": metrics, "parts": parts, "done": True}
 
     def _told(self, step: int) -> None:

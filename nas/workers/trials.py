@@ -22,6 +22,7 @@ from ray.tune.search import Searcher
 from nas.build import load_task, make_supernet, open_journal, open_search
 from nas.children.alone import make_alone
 from nas.children.evaluate import Evaluator
+from nas.children.hopeless import Hopeless
 from nas.config.experiment import Experiment, parse
 from nas.device import configure_process
 from nas.results.taking import read_known
@@ -29,7 +30,7 @@ from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.search.constraints import Constraints
-from nas.search.core import Exhausted, Search
+from nas.search.core import Exhausted, Objective, Search
 from nas.search.journal import Candidate, Journal, Record
 from nas.space import Arch
 from nas.supernet import Supernet
@@ -54,7 +55,7 @@ class Scored(tune.Trainable):
         weights: Mapping[str, np.ndarray],
         experiment: dict[str, Any],
         run: str,
-        metric: str,
+        objective: Objective,
         gpu: bool,
     ) -> None:
         device = configure_process(gpu, 1)
@@ -65,11 +66,11 @@ class Scored(tune.Trainable):
         net.load_state_dict({name: shared(array) for name, array in weights.items()}, assign=True)
         alone = make_alone(settings, task, device)
         self.evaluator = Evaluator(net.to(device), task, settings.search, device, None, at.batches, alone)
-        self.metric = metric
-        self.candidates = config["candidates"]
+        self.objective, self.early_stop = objective, settings.search.early_stop
+        self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.candidates = new_config["candidates"]
+        self.candidates, self.bars = new_config["candidates"], new_config.get("bars", {})
         return True
 
     def step(self) -> dict[str, Any]:
@@ -79,13 +80,21 @@ class Scored(tune.Trainable):
         began = time.monotonic()
         metrics: dict[str, float] | None = None
         parts: list[dict[str, float]] = []
-        error = None
+        error = seen = None
         try:
-            metrics, parts = self.evaluator.judge(arch, steps)
+            metrics, parts, seen = self.evaluator.judge(arch, steps, self._hopeless(k))
         except Exception as problem:  # one candidate's failure is recorded, and the others go on
             error = f"{type(problem).__name__}: {problem}"
-        told = {"metrics": metrics, "parts": [part[self.metric] for part in parts], "error": error}
+        figures = [part[self.objective.metric] for part in parts]
+        told = {"metrics": metrics, "parts": figures, "error": error, "seen": seen}
         return {"k": k, "seconds": time.monotonic() - began, **told}
+
+    def _hopeless(self, k: int) -> Hopeless | None:
+        """When scoring candidate k may end early."""
+        if self.early_stop == "never":
+            return None
+        (bar, cost), at = self.bars[k], self.evaluator
+        return Hopeless(at.task, self.objective, bar, cost, at.validation.examples, self.early_stop == "likely")
 
 
 def shared(array: np.ndarray) -> torch.Tensor:
@@ -107,6 +116,7 @@ class Asker(Searcher):
         deadline: `time.monotonic` after which nothing new is begun.
         notify: called with each new record.
         known: what was found of children before, by id; these are not judged again.
+        bars: whether trials are told what candidates are held against, so that they may end early.
         fence: refuses writes of a driver that is over; once it asks to stop, nothing new is begun.
     """
 
@@ -122,10 +132,11 @@ class Asker(Searcher):
         notify: Callable[[Record], None],
         fence: Fence,
         known: Mapping[str, Record] = MappingProxyType({}),
+        bars: bool = False,
     ) -> None:
         super().__init__()
         self.search, self.journal, self.target, self.trials, self.batch = search, journal, target, trials, batch
-        self.deadline, self.notify, self.fence, self.known = deadline, notify, fence, known
+        self.deadline, self.notify, self.fence, self.known, self.bars = deadline, notify, fence, known, bars
         self.climbing = deque(candidate for candidate in missing if candidate.k in journal.climbing)
         self.waiting = deque(candidate for candidate in missing if candidate.k not in journal.climbing)
         self.alone = deque[Candidate]()
@@ -148,7 +159,10 @@ class Asker(Searcher):
         candidates = [one_by_one.popleft()] if one_by_one else self._next()
         if candidates:
             self.flying[trial_id] = candidates
-            return {"candidates": [(c.k, dict(c.arch), self._steps(c)) for c in candidates]}
+            given: dict[str, Any] = {"candidates": [(c.k, dict(c.arch), self._steps(c)) for c in candidates]}
+            if self.bars:
+                given["bars"] = {c.k: (c.bar, dict(self.search.cost(c.arch))) for c in candidates}
+            return given
         return None if self.flying else Searcher.FINISHED
 
     def _steps(self, candidate: Candidate) -> int:
@@ -230,6 +244,7 @@ class Asker(Searcher):
         metrics: dict[str, float] | None,
         parts: list[float],
         error: str | None,
+        seen: int | None = None,
     ) -> None:
         """Write down what came of a candidate on its rung, and send it to the next one where it climbs."""
         assert k == candidate.k
@@ -240,7 +255,7 @@ class Asker(Searcher):
             lower, seconds = (*before.lower, before.metrics), before.seconds + seconds
         told = tuple(float(f"{part:.6g}") for part in parts) if metrics is not None else ()
         cost = dict(self.search.cost(candidate.arch))
-        record = Record(k, candidate.arch, metrics, cost, round(seconds, 4), error, lower, told)
+        record = Record(k, candidate.arch, metrics, cost, round(seconds, 4), error, lower, told, seen)
         self.fence.check()
         if self.search.climbs(record):
             self.journal.append_climb(record)
@@ -289,7 +304,7 @@ def search_children(
             _check_first(search, settings.candidates)
         deadline = time.monotonic() + 60 * settings.max_minutes if settings.max_minutes else float("inf")
         bounds = settings.candidates, settings.trials, settings.batch, deadline
-        asker = Asker(search, journal, missing, *bounds, notify, fence, read_known(run))
+        asker = Asker(search, journal, missing, *bounds, notify, fence, read_known(run), settings.early_stop != "never")
         with session():
             _run(experiment, run, fence, asker, trained)
         return asker.exhausted
@@ -318,7 +333,7 @@ def _run(experiment: Experiment, run: RunDir, fence: Fence, asker: Asker, traine
     check_room(experiment)
     arrays = {name: tensor.numpy() for name, tensor in trained.child_weights().items()}
     told = {"experiment": experiment.model_dump(mode="json"), "run": str(run.path), "gpu": gpu}
-    scored = tune.with_parameters(Scored, weights=arrays, metric=asker.search.objective.metric, **told)
+    scored = tune.with_parameters(Scored, weights=arrays, objective=asker.search.objective, **told)
     tuner = tune.Tuner(
         tune.with_resources(scored, {"cpu": 1, "gpu": share}),
         tune_config=tune.TuneConfig(search_alg=asker, num_samples=-1, max_concurrent_trials=None, reuse_actors=True),

@@ -34,9 +34,10 @@ class Sleeps(Scored):
     def setup(self, config: dict[str, Any], seconds: float) -> None:  # type: ignore[override]
         self.seconds, self.candidates = seconds, config["candidates"]
 
-    def _judge(self, k: int, arch: Arch) -> dict[str, Any]:
+    def _judge(self, k: int, arch: Arch, steps: int) -> dict[str, Any]:
         time.sleep(self.seconds)
-        return {"k": k, "metrics": {"accuracy": float(len(arch))}, "seconds": self.seconds, "error": None}
+        told = {"metrics": {"accuracy": float(len(arch))}, "parts": [], "error": None}
+        return {"k": k, "seconds": self.seconds, **told}
 
 
 def measure(algorithm: str, candidates: int, seconds: float) -> tuple[float, float, float]:

@@ -178,6 +178,10 @@ def test_what_is_known_is_not_judged_again(tmp_path: Path) -> None:
     given = asker.suggest("0")
     assert isinstance(given, dict) and [k for k, _, _ in given["candidates"]] == [2]
     assert [record.k for record in journal.records] == [0, 1, 3] and list(journal.proposals) == [0, 1, 2, 3]
+    assert "bars" not in given and asker.bars is False
+    asker.bars, asker.flying, asker.batch = True, {}, 1
+    asker.waiting.append(Candidate(4, archs[4], ((-90.0, 3.0),)))
+    assert asker.suggest("1") == {"candidates": [(4, {"a": 4}, 0)], "bars": {4: (((-90.0, 3.0),), {"macs": 5.0})}}
     first = journal.records[0]
     assert (first.metrics, first.cost, first.seconds, first.parts) == (
         {"accuracy": 90.0},
