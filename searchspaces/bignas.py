@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import nas.static
-from nas.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, ElasticSqueezeExcite
+from nas.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, ElasticSqueezeExcite, recomputed
 from nas.space import Arch
 from nas.static import ACTIVATIONS, Pixels, channels_last, resize, shrink
 from nas.supernet import PartCost, Pass, Supernet, fp32, inherit
@@ -237,6 +237,8 @@ class BigNAS(Supernet):
         mean, std: of the pixels, one number a channel.
         image: side of the images in pixels; the largest resolution by default.
         sync_batch_norm: batch statistics over all ranks.
+        recompute: keep no activations within blocks and compute them again in the backward pass: of every network,
+            since a random one may be nearly as large as the largest.
     """
 
     space: BigNASSpace
@@ -253,11 +255,12 @@ class BigNAS(Supernet):
         std: tuple[float, ...] | None = None,
         image: int | None = None,
         sync_batch_norm: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.table = replace(table, classes=classes or table.classes, channels=channels or table.channels)
         self.space = BigNASSpace(self.table)
-        self.sync_batch_norm = sync_batch_norm
+        self.sync_batch_norm, self.recompute = sync_batch_norm, recompute
         side = image or max(table.resolution)
         self.input_shape = (self.table.channels, side, side)
         channels = self.table.channels
@@ -320,7 +323,11 @@ class BigNAS(Supernet):
         for index, stage in enumerate(stages):
             late = index >= len(stages) - 2  # drop-path in the last two stages only, growing with depth (AttentiveNAS)
             for module, block in zip(self.stages[index], stage, strict=False):  # type: ignore[call-overload]
-                x = module(x, block, how.drop_path * number / total if late else 0.0, how.generator)
+                drop = how.drop_path * number / total if late else 0.0
+                if self.recompute and torch.is_grad_enabled():
+                    x = recomputed(module, x, block, drop, generator=how.generator)
+                else:
+                    x = module(x, block, drop, how.generator)
                 number += 1
         x = self.head(x, head).mean((2, 3))
         if self.feature is not None:
@@ -364,10 +371,9 @@ class BigNAS(Supernet):
             stages.append(replace(spec, width=only(n.width), depth=only(n.depth), kernel=kernel, expand=expand))
         ends = {name: only(name) for name in ("resolution", "stem", "head")}
         table = replace(self.table, **ends, stages=tuple(stages))  # type: ignore[arg-type]
-        mean, std = self.pixels.mean.flatten().tolist(), self.pixels.std.flatten().tolist()
-        fixed = BigNAS(
-            table, image=self.input_shape[-1], mean=tuple(mean), std=tuple(std), sync_batch_norm=self.sync_batch_norm
-        )
+        mean, std = (tuple(each.flatten().tolist()) for each in (self.pixels.mean, self.pixels.std))
+        again = {"sync_batch_norm": self.sync_batch_norm, "recompute": self.recompute}
+        fixed = BigNAS(table, image=self.input_shape[-1], mean=mean, std=std, **again)
         if not fresh:
             inherit(fixed, self)
         return fixed
