@@ -83,6 +83,43 @@ def test_the_rule_keeps_the_contract_of_recipes_with_each_option(options: tuple[
     assert [f"{each.name}: {each.why}" for each in run(find("sandwich", "", given)) if not each.ok] == []
 
 
+# --- the presets
+
+
+def test_the_rate_of_bignas_decays_and_stays_as_in_the_paper() -> None:
+    """0.97 every 2.4 epochs after the warm-up, and never below 5 %, which is reached 236 epochs after it."""
+    experiment = load_experiment("bignas-imagenet")
+    options = experiment.recipe
+    recipe = load_recipe(SimpleNamespace(compares_distributions=True), options)  # type: ignore[arg-type]
+    base, warmup = options.lr, options.warmup_epochs  # type: ignore[attr-defined]
+
+    def rate(epoch: float) -> float:
+        """So many epochs after the warm-up."""
+        share = (warmup + epoch) / options.epochs
+        return recipe.lr(step_of(0, share)) / base
+
+    for epoch in (0, 24, 60, 118, 180, 230):
+        assert rate(epoch) == pytest.approx(0.97 ** (epoch / 2.4), rel=0.04), epoch
+    assert [rate(epoch) for epoch in (237, 300, 359)] == pytest.approx([0.05] * 3)
+    assert recipe.lr(step_of(0, 2.5 / options.epochs)) == pytest.approx(base / 2)
+
+
+def test_the_presets_have_what_was_published() -> None:
+    """AttentiveNAS: 0.1 for 256 images, 2048 in parts of 32. BigNAS: 4096 images, averaged over 10,000 steps."""
+    attentive, big = (load_experiment(f"{name}-imagenet") for name in ("attentivenas", "bignas"))
+    recipe = attentive.recipe.model_dump()
+    assert recipe["lr"] / recipe["batch"] == pytest.approx(0.1 / 256)
+    assert (recipe["epochs"], recipe["warmup_epochs"], recipe["schedule"]) == (360, 5, "cosine")
+    assert (recipe["weight_decay"], recipe["clip_value"], recipe["label_smoothing"]) == (1e-5, 1.0, 0.1)
+    assert (recipe["sampling"], recipe["drawn"], recipe["random_children"]) == ("best_up", 3, 2)
+    assert attentive.train.micro_batch == 32
+    recipe = big.recipe.model_dump()
+    steps = recipe["epochs"] * ((1_281_167 - big.data.validation) // recipe["batch"])
+    assert recipe["average"] * steps == pytest.approx(10_000, rel=0.05)
+    assert recipe["batch"] == 4096 and recipe["lr"] == pytest.approx(0.128 / 640 * 4096, rel=0.01)
+    assert big.space.options == {"sync_batch_norm": True, "recompute": True}
+
+
 # --- the adaptive alpha-divergence
 
 

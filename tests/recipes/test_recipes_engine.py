@@ -240,6 +240,38 @@ def test_clipping_and_learnt_kernels_take_part_in_that() -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_kernels_that_the_largest_network_never_uses_are_resumed(stage: int, one_rank: None) -> None:
+    """Their optimizer state is made by the pass of no network that all steps have: bit for bit, whatever the stage."""
+    (net, recipe), ends = sandwich(), list[dict[str, Tensor]]()
+    engine = Engine(net, recipe.optimizer(net), stage, "fp32", None, 8, torch.device("cpu"))
+    learn(engine, recipe, range(2))
+    weights, moments = engine.weights(), engine.optimizer_state()
+    assert any("transform" in name and value.any() for name, value in moments.items())
+    learn(engine, recipe, range(2, 4))
+    ends.append(engine.weights())
+    engine.close()
+    net, recipe = sandwich()
+    net.load_state_dict(weights)
+    engine = Engine(net, recipe.optimizer(net), stage, "fp32", None, 8, torch.device("cpu"))
+    engine.load_optimizer_state(moments, 2)
+    learn(engine, recipe, range(2, 4))
+    ends.append(engine.weights())
+    engine.close()
+    assert [name for name, value in ends[0].items() if not torch.equal(value, ends[1][name])] == []
+    assert not all(torch.equal(value, weights[name]) for name, value in ends[0].items() if "transform" in name)
+
+
+def learn(engine: Engine, recipe: Recipe, steps: range) -> None:
+    """The sandwich's steps of one worker."""
+    for index in steps:
+        for loss in recipe.losses(
+            engine, engine.module, batches("sandwich", index, slice(None)), step_of(index, 0, engine.mean)
+        ):
+            engine.backward(loss)
+        engine.step(0.1)
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_the_logits_are_the_same_on_both_ranks_to_the_last_bit(stage: int, folder: Path) -> None:
     """Though the engine knows nothing of them."""
     first, second = (load_file(folder / f"differentiable{stage}-rank{rank}.safetensors")["alpha"] for rank in (0, 1))
