@@ -205,7 +205,8 @@ class ElasticMBConv(nn.Module):
         if self.expand is None:
             return
         order = self.project.conv.weight.abs().sum((0, 2, 3)).argsort(descending=True, stable=True)
-        rows: list[Tensor] = [*self.expand.parameters(), *self.depthwise.parameters()]
+        own = self.depthwise.conv.weight, *self.depthwise.norm.parameters()  # all channels share kernels' matrices
+        rows: list[Tensor] = [*self.expand.parameters(), *own]
         columns: list[Tensor] = [self.project.conv.weight]
         if self.se is not None:
             rows, columns = [*rows, *self.se.expand.parameters()], [*columns, self.se.reduce.weight]
