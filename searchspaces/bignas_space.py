@@ -43,7 +43,7 @@ class Table:
         wide_head: the head of MobileNetV3: 1x1 convolution to 6 times the last width, pooling, linear to `head`,
             classifier.
         squeeze_input: squeeze-excite has a quarter of a block's input within (EfficientNet, whose parameters BigNAS's
-            published networks have), not of its inner width (MobileNetV3).
+            published networks have), not of its inner width (MobileNetV3); the gate is MobileNetV3's in both.
         kernel_transform: small kernels are learnt from large ones, see `ElasticConv2d` (Once-for-All).
         act: of stem and head, one of `nas.static.ACTIVATIONS`.
     """
