@@ -54,7 +54,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_trains_resumes_searches_and_exports(preset: str, images: Path, tmp_path: Path) -> None:
     """Three steps on two workers, each in two parts; one more after a new start; four children; one as a file."""
-    few = [f"data.path={images}", *FEW, *OWN[preset]]
+    shipped = load_experiment(preset)
+    lr = shipped.recipe.lr * 8 / shipped.recipe.batch  # type: ignore[attr-defined]
+    few = [f"data.path={images}", f"recipe.lr={lr}", *FEW, *OWN[preset]]
     ended = command("train", preset, *sets([*few, "recipe.epochs=0.6"]), cwd=tmp_path, patience=PATIENCE)
     assert ended.code == 0, ended.text
     run = tmp_path / "runs" / preset
@@ -68,7 +70,7 @@ def test_a_preset_trains_resumes_searches_and_exports(preset: str, images: Path,
     assert seen[-1] == 4 and seen == sorted(set(seen)), "it went on from step 3"
     found = records(run)
     assert len(found) == 4
-    bounds = load_experiment(preset).search.constraints["macs"]
+    bounds = shipped.search.constraints["macs"]
     if "vit" in preset:  # else a network may be tried beyond its bounds
         assert all(bounds.min <= record["cost"]["macs"] <= bounds.max for record in found.values())  # type: ignore[operator]
     (child,) = (path for path in (run / "children").iterdir() if path.is_dir())
