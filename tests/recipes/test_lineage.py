@@ -3,6 +3,8 @@ is not asked for."""
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
 from nas.build import load_recipe, load_supernet, load_task
@@ -19,11 +22,15 @@ from nas.recipes.attentive import alike, taken
 from nas.recipes.average import MovingAverage
 from nas.recipes.opening import opened_space
 from nas.recipes.recipe import AVERAGE, Recipe, Step
+from nas.rundir.checkpoint import Checkpoint, directories
+from nas.rundir.directory import RunDir
+from nas.rundir.fence import Fence
 from nas.space import Arch, Choice, Space
 from nas.supernet import Output, Pass, Supernet
 from nas.tasks import divergence, mixing
 from nas.tasks.classification import Classification
 from nas.testing.space import ready
+from nas.training.loop import Loop
 
 
 def recipe_of(task: Any, *overrides: str) -> Recipe:
@@ -81,6 +88,41 @@ OPTIONS = [
 def test_the_rule_keeps_the_contract_of_recipes_with_each_option(options: tuple[str, ...]) -> None:
     given = ["recipe.lr=0.1", "recipe.weight_decay=0", *(f"recipe.{option}" for option in options)]
     assert [f"{each.name}: {each.why}" for each in run(find("sandwich", "", given)) if not each.ok] == []
+
+
+# --- all of it in a training
+
+
+def test_a_training_that_was_killed_ends_as_if_it_had_not_been(one_rank: None, tmp_path: Path) -> None:
+    """With every option, steps in two parts and blocks that are computed again: weights, optimizer and average, bit for
+    bit; and it is the average that children are cut from."""
+    options = ("sampling=best_up", "distillation=alpha", "opening=0.4", "average=0.2", "clip_value=0.1")
+    few = [
+        *(f"recipe.{option}" for option in (*options, "epochs=0.5", "warmup_epochs=0")),
+        *("train.workers=1", "train.micro_batch=32", "train.checkpoint_every=3", "train.keep=9"),
+        *("space.options={recompute: true}", "search.calibration=64", "search.calibration_batch=32"),
+    ]
+    experiment = load_experiment("bignas-digits", few)
+
+    def trained(run: Path) -> list[Path]:
+        run.mkdir(exist_ok=True)
+        Loop(experiment, RunDir(run), Fence.take(run), 0, 1, torch.device("cpu")).train()
+        return directories(RunDir(run).checkpoints)
+
+    whole = trained(tmp_path / "whole")
+    assert len(whole) >= 3
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    for later in directories(RunDir(tmp_path / "killed").checkpoints)[1:]:
+        shutil.rmtree(later)
+    again = trained(tmp_path / "killed")
+    assert again[-1].name == whole[-1].name
+    for name in ("weights", "optimizer", "recipe"):
+        one, other = (load_file(found[-1] / f"{name}.safetensors") for found in (whole, again))
+        assert one and one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), name
+    last = Checkpoint.open(whole[-1])
+    cut, weights = last.child_weights(), last.weights()
+    assert torch.equal(cut["stem.conv.weight"], last.recipe()[AVERAGE + "stem.conv.weight"])
+    assert not torch.equal(cut["stem.conv.weight"], weights["stem.conv.weight"])
 
 
 # --- the presets
