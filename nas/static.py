@@ -36,10 +36,15 @@ def resize(x: Tensor, side: int) -> Tensor:
     return F.interpolate(x, (side, side), mode="bicubic", align_corners=False)
 
 
-class ConvNorm(nn.Module):
-    """Bias-free convolution with padding ``kernel // 2``, then batch norm, then SiLU unless `act` is false."""
+ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "hardswish": F.hardswish}
 
-    def __init__(self, c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, act: bool = True) -> None:
+
+class ConvNorm(nn.Module):
+    """Bias-free convolution with padding ``kernel // 2``, then batch norm, then one of `ACTIVATIONS`, or none."""
+
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int, stride: int = 1, groups: int = 1, act: str | None = "silu"
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(c_out)
@@ -47,7 +52,7 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
-        return F.silu(x) if self.act else x
+        return x if self.act is None else ACTIVATIONS[self.act](x)
 
 
 class SqueezeExcite(nn.Module):
@@ -72,16 +77,26 @@ class MBConv(nn.Module):
         squeezed: width inside squeeze-excite; 0 for none.
         shortcut: ``"none"``, ``"identity"`` or ``"conv"`` (average pooling for the stride, a bias-free 1x1 convolution
             for the width).
+        act: one of `ACTIVATIONS`.
     """
 
     def __init__(
-        self, c_in: int, mid: int, c_out: int, kernel: int, stride: int, expanded: bool, squeezed: int, shortcut: str
+        self,
+        c_in: int,
+        mid: int,
+        c_out: int,
+        kernel: int,
+        stride: int,
+        expanded: bool,
+        squeezed: int,
+        shortcut: str,
+        act: str = "silu",
     ) -> None:
         super().__init__()
-        self.expand = ConvNorm(c_in, mid, 1) if expanded else None
-        self.depthwise = ConvNorm(mid, mid, kernel, stride, groups=mid)
+        self.expand = ConvNorm(c_in, mid, 1, act=act) if expanded else None
+        self.depthwise = ConvNorm(mid, mid, kernel, stride, groups=mid, act=act)
         self.se = SqueezeExcite(mid, squeezed) if squeezed else None
-        self.project = ConvNorm(mid, c_out, 1, act=False)
+        self.project = ConvNorm(mid, c_out, 1, act=None)
         self.shortcut = nn.Conv2d(c_in, c_out, 1, bias=False) if shortcut == "conv" and c_in != c_out else None
         self.residual = shortcut != "none"
         self.stride = stride

@@ -212,6 +212,11 @@ class Supernet(nn.Module):
 
         Nothing by default."""
 
+    def cut(self, name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+        """What a child holds by this name, in this shape, of the tensor that lies here: a window of it. A family whose
+        children's weights are computed of more than that says so here, with gradient."""
+        return window(tensor, shape)
+
     def child_config(self, arch: Arch) -> dict[str, Any]:
         """The keyword arguments of `child` for this architecture, plain values only."""
         raise NotImplementedError
@@ -384,7 +389,7 @@ def undrawn() -> Iterator[None]:
 @torch.no_grad()
 def inherit(net: nn.Module, supernet: nn.Module) -> None:
     """Copy into each parameter and buffer of `net` the window of the supernet's tensor of the same name, or of that in
-    `Supernet.windows`.
+    `Supernet.windows`; see also `Supernet.cut`.
 
     A buffer that the supernet does not have (a child's running batch statistics) keeps its own value.
 
@@ -392,8 +397,10 @@ def inherit(net: nn.Module, supernet: nn.Module) -> None:
         ValueError: the supernet has no parameter of that name, or a smaller one.
     """
     shared = {**dict(supernet.named_parameters()), **dict(supernet.named_buffers())}
+    cut: Callable[[str, Tensor, torch.Size], Tensor] = lambda _, tensor, shape: window(tensor, shape)  # noqa: E731
     if isinstance(supernet, Supernet):
         shared |= supernet.windows()
+        cut = supernet.cut
     for name, parameter in net.named_parameters():
         if name not in shared:
             near = ", ".join(difflib.get_close_matches(name, shared, n=2)) or "none is near"
@@ -402,10 +409,10 @@ def inherit(net: nn.Module, supernet: nn.Module) -> None:
                 "same name in both, or `windows` says where it lies"
             )
         try:
-            parameter.copy_(window(shared[name], parameter.shape))
+            parameter.copy_(cut(name, shared[name], parameter.shape))
         except (RuntimeError, ValueError) as error:
             shapes = f"{tuple(parameter.shape)} in the child and {tuple(shared[name].shape)} in the supernet"
             raise ValueError(f"{name!r} is {shapes}; a child's is a window of it, the first channels") from error
     for name, buffer in net.named_buffers():
         if name in shared:
-            buffer.copy_(window(shared[name], buffer.shape))
+            buffer.copy_(cut(name, shared[name], buffer.shape))

@@ -1,64 +1,30 @@
 """BigNAS: convolutional classifiers of elastic resolution, width, depth, kernel and expansion.
 
-Yu et al., "BigNAS: Scaling Up Neural Architecture Search with Big Single-Stage Models" (ECCV 2020); the published space
-that is built here (`attentivenas`) is that of Wang et al., "AttentiveNAS" (CVPR 2021), Table 7. All choices are per
-stage.
+Yu et al., "BigNAS: Scaling Up Neural Architecture Search with Big Single-Stage Models" (ECCV 2020). Of the sizes three
+are published spaces for ImageNet: `bignas`; `attentivenas` (Wang et al., "AttentiveNAS", CVPR 2021, Table 7), whose
+choices are all per stage; `ofa` (Cai et al., "Once-for-All", ICLR 2020, MobileNetV3 of width 1.0), whose kernels and
+expansions are per block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nas.static
-from nas.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, ElasticSqueezeExcite
-from nas.space import Arch, Choice, Number, Space
-from nas.static import Pixels, channels_last, resize, shrink
+from nas.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, ElasticSqueezeExcite, recomputed
+from nas.space import Arch
+from nas.static import ACTIVATIONS, Pixels, channels_last, resize, shrink
 from nas.supernet import PartCost, Pass, Supernet, fp32, inherit
 from searchspaces import bignas_child
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The choices of one stage; every block of it shares width, kernel and expansion, and only the first one has the
-    stride."""
-
-    width: tuple[int, ...]
-    depth: tuple[int, ...]
-    kernel: tuple[int, ...]
-    expand: tuple[int, ...]
-    stride: int
-    se: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A whole space: what a network may be made of.
-
-    Attributes:
-        resolution: sides in pixels that a child may resize its input to.
-        conv_shortcut: every block has a shortcut (AttentiveNAS); otherwise only those after a stage's first, where it
-            is the identity.
-        wide_head: the head of MobileNetV3: 1x1 convolution to 6 times the last width, pooling, linear to `head`,
-            classifier.
-    """
-
-    resolution: tuple[int, ...]
-    stem: tuple[int, ...]
-    stages: tuple[Stage, ...]
-    head: tuple[int, ...]
-    stem_stride: int = 1
-    conv_shortcut: bool = False
-    wide_head: bool = False
-    channels: int = 3
-    classes: int = 10
+from searchspaces.bignas_space import BigNASSpace, Block, Stage, Table, Values, round_channels
 
 
 def photographs(*resolution: int, fourth_stride: int) -> Table:
@@ -71,6 +37,11 @@ def photographs(*resolution: int, fourth_stride: int) -> Table:
         Stage((96, 112, 128), (1, 2), (3, 5), (3, 6), 2, se=True),
     )
     return Table(resolution, (16, 24), stages, (512, 640), stem_stride=2)
+
+
+def inner(width: int, stride: int, se: bool, act: str) -> Stage:
+    """A stage of Once-for-All: two to four blocks of one width, each with a kernel and an expansion of its own."""
+    return Stage((width,), (2, 3, 4), ((3, 5, 7),) * 4, ((3, 4, 6),) * 4, stride, se, act)
 
 
 SIZES = {
@@ -130,6 +101,41 @@ SIZES = {
         wide_head=True,
         classes=1000,
     ),
+    "bignas": Table(
+        resolution=(192, 224, 288, 320),
+        stem=(32, 40),
+        stages=(
+            Stage((16, 24), (1, 2), (3,), (1,), 1, se=True),
+            Stage((24, 32), (2, 3), (3,), (6,), 2, se=True),
+            Stage((40, 48), (2, 3), ((3, 5),) * 3, (6,), 2, se=True),
+            Stage((80, 88), (2, 3, 4), ((3, 5),) * 4, (6,), 2, se=True),
+            Stage((112, 120, 128), (2, 3, 4, 5, 6), ((3, 5),) * 6, (6,), 1, se=True),
+            Stage((192, 200, 208, 216), (2, 3, 4, 5, 6), ((3, 5),) * 6, (6,), 2, se=True),
+            Stage((320, 328, 336, 344, 352), (1, 2), ((3, 5),) * 2, (6,), 1, se=True),
+        ),
+        head=(1280, 1408),
+        stem_stride=2,
+        squeeze_input=True,
+        classes=1000,
+    ),
+    "ofa": Table(
+        resolution=tuple(range(128, 225, 4)),
+        stem=(16,),
+        stages=(
+            Stage((16,), (1,), (3,), (1,), 1, act="relu", residual=True),
+            inner(24, 2, False, "relu"),
+            inner(40, 2, True, "relu"),
+            inner(80, 2, False, "hardswish"),
+            inner(112, 1, True, "hardswish"),
+            inner(160, 2, True, "hardswish"),
+        ),
+        head=(1280,),
+        stem_stride=2,
+        wide_head=True,
+        kernel_transform=True,
+        act="hardswish",
+        classes=1000,
+    ),
 }
 
 
@@ -138,86 +144,8 @@ def supernet(size: str, **options: Any) -> BigNAS:
     return BigNAS(SIZES[size], **options)
 
 
-def round_channels(channels: float) -> int:
-    """To a multiple of 8, half up, at least 8, and never below nine tenths of what was asked (MobileNet's rule)."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels else rounded
-
-
-@dataclass(frozen=True)
-class Block:
-    """One inverted residual of a child; its fields are the arguments of `nas.static.MBConv`."""
-
-    c_in: int
-    mid: int
-    c_out: int
-    kernel: int
-    stride: int
-    expanded: bool
-    squeezed: int
-    shortcut: str
-
-    def cost(self, side: int) -> PartCost:
-        """For a square input of `side` pixels (convolutions and squeeze-excite count; norms, activations and pooling
-        do not)."""
-        pixels, out = side**2, (-(-side // self.stride)) ** 2
-        widen = self.c_in * self.mid if self.expanded else 0
-        gate = 2 * self.mid * self.squeezed
-        project = self.mid * self.c_out
-        across = self.c_in * self.c_out if self.shortcut == "conv" and self.c_in != self.c_out else 0
-        taps = self.mid * self.kernel**2
-        norms = 2 * (self.mid * (1 + self.expanded) + self.c_out)
-        gate_bias = self.mid + self.squeezed if self.squeezed else 0
-        macs = widen * pixels + (taps + project + across) * out + gate
-        return fp32(macs, widen + taps + gate + gate_bias + project + across + norms)
-
-
-class BigNASSpace(Space):
-    """The space of a `Table`: ``resolution``, ``stem``, ``stageN.width/depth/kernel/expand`` for N from 1, and
-    ``head``."""
-
-    def __init__(self, table: Table) -> None:
-        choices = [Choice("resolution", table.resolution), Choice("stem", table.stem)]
-        for number, stage in enumerate(table.stages, start=1):
-            choices += [
-                Choice(f"stage{number}.{what}", getattr(stage, what)) for what in ("width", "depth", "kernel", "expand")
-            ]
-        super().__init__([*choices, Choice("head", table.head)])
-        self.num_stages = len(table.stages)
-
-    def from_stages(
-        self,
-        resolution: int,
-        width: tuple[int, ...],
-        depth: tuple[int, ...],
-        kernel: tuple[int, ...],
-        expand: tuple[int, ...],
-    ) -> Arch:
-        """An architecture in the papers' notation: `width` is (stem, every stage, head), the others hold a number a
-        stage.
-
-        Raises:
-            ValueError: a tuple of another length, or a value that is not allowed.
-        """
-        for name, given, length in (
-            ("width", width, self.num_stages + 2),
-            ("depth", depth, self.num_stages),
-            ("kernel", kernel, self.num_stages),
-            ("expand", expand, self.num_stages),
-        ):
-            if len(given) != length:
-                raise ValueError(
-                    f"{name} has {len(given)} numbers; this space has {self.num_stages} stages and takes {length}"
-                )
-        choices: dict[str, Number] = {"resolution": resolution, "stem": width[0], "head": width[-1]}
-        for stage in range(self.num_stages):
-            for what, given in (("width", width[1:]), ("depth", depth), ("kernel", kernel), ("expand", expand)):
-                choices[f"stage{stage + 1}.{what}"] = given[stage]
-        return self.arch(choices)
-
-
 class ElasticConvNorm(nn.Module):
-    """Elastic convolution, then elastic batch norm, then SiLU unless `act` is false."""
+    """Elastic convolution, then elastic batch norm, then one of `nas.static.ACTIVATIONS`, or none."""
 
     def __init__(
         self,
@@ -226,29 +154,32 @@ class ElasticConvNorm(nn.Module):
         kernel: int,
         stride: int = 1,
         depthwise: bool = False,
-        act: bool = True,
+        act: str | None = "silu",
         sync: bool = False,
+        transformed: Values = (),
     ) -> None:
         super().__init__()
-        self.conv = ElasticConv2d(c_in, c_out, kernel, stride, group_width=1 if depthwise else None)
+        groups = 1 if depthwise else None
+        self.conv = ElasticConv2d(c_in, c_out, kernel, stride, group_width=groups, transformed=transformed)
         self.norm = ElasticBatchNorm2d(c_out, sync=sync)
         self.act = act
 
     def forward(self, x: Tensor, out: int | None = None, kernel: int | None = None) -> Tensor:
         x = self.norm(self.conv(x, out, kernel))
-        return F.silu(x) if self.act else x
+        return x if self.act is None else ACTIVATIONS[self.act](x)
 
 
 class ElasticMBConv(nn.Module):
-    """The elastic form of `nas.static.MBConv`: built from the largest `Block`, run as any smaller one."""
+    """The elastic form of `nas.static.MBConv`: built from the largest `Block`, run as any smaller one; `transformed`
+    are its smaller kernels that are learnt from larger ones."""
 
-    def __init__(self, largest: Block, sync: bool) -> None:
+    def __init__(self, largest: Block, sync: bool, transformed: Values = ()) -> None:
         super().__init__()
         b = largest
-        self.expand = ElasticConvNorm(b.c_in, b.mid, 1, sync=sync) if b.expanded else None
-        self.depthwise = ElasticConvNorm(b.mid, b.mid, b.kernel, b.stride, depthwise=True, sync=sync)
+        self.expand = ElasticConvNorm(b.c_in, b.mid, 1, act=b.act, sync=sync) if b.expanded else None
+        self.depthwise = ElasticConvNorm(b.mid, b.mid, b.kernel, b.stride, True, b.act, sync, transformed)
         self.se = ElasticSqueezeExcite(b.mid, b.squeezed) if b.squeezed else None
-        self.project = ElasticConvNorm(b.mid, b.c_out, 1, act=False, sync=sync)
+        self.project = ElasticConvNorm(b.mid, b.c_out, 1, act=None, sync=sync)
         self.shortcut = ElasticConv2d(b.c_in, b.c_out, 1) if b.shortcut == "conv" else None
         if b.shortcut != "none":  # the block starts as its shortcut; without one, a zero scale would kill the path
             nn.init.zeros_(self.project.norm.weight)
@@ -274,7 +205,8 @@ class ElasticMBConv(nn.Module):
         if self.expand is None:
             return
         order = self.project.conv.weight.abs().sum((0, 2, 3)).argsort(descending=True, stable=True)
-        rows: list[Tensor] = [*self.expand.parameters(), *self.depthwise.parameters()]
+        own = self.depthwise.conv.weight, *self.depthwise.norm.parameters()  # all channels share kernels' matrices
+        rows: list[Tensor] = [*self.expand.parameters(), *own]
         columns: list[Tensor] = [self.project.conv.weight]
         if self.se is not None:
             rows, columns = [*rows, *self.se.expand.parameters()], [*columns, self.se.reduce.weight]
@@ -306,8 +238,11 @@ class BigNAS(Supernet):
         mean, std: of the pixels, one number a channel.
         image: side of the images in pixels; the largest resolution by default.
         sync_batch_norm: batch statistics over all ranks.
+        recompute: keep no activations within blocks and compute them again in the backward pass: of every network,
+            since a random one may be nearly as large as the largest.
     """
 
+    space: BigNASSpace
     child = bignas_child.BigNASChild
     sources = (Path(nas.static.__file__), Path(bignas_child.__file__))
     outputs = "classifier"
@@ -321,11 +256,12 @@ class BigNAS(Supernet):
         std: tuple[float, ...] | None = None,
         image: int | None = None,
         sync_batch_norm: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.table = replace(table, classes=classes or table.classes, channels=channels or table.channels)
         self.space = BigNASSpace(self.table)
-        self.sync_batch_norm = sync_batch_norm
+        self.sync_batch_norm, self.recompute = sync_batch_norm, recompute
         side = image or max(table.resolution)
         self.input_shape = (self.table.channels, side, side)
         channels = self.table.channels
@@ -333,34 +269,44 @@ class BigNAS(Supernet):
         self._build()
 
     def _build(self) -> None:
-        sync, largest = self.sync_batch_norm, self.space.largest()
-        stem, stages, head, feature = self._plan(largest)
-        self.stem = ElasticConvNorm(self.table.channels, stem, 3, self.table.stem_stride, sync=sync)
-        self.stages = nn.ModuleList(nn.ModuleList(ElasticMBConv(block, sync) for block in stage) for stage in stages)
-        self.head = ElasticConvNorm(stages[-1][-1].c_out, head, 1, sync=sync)
+        sync, act = self.sync_batch_norm, self.table.act
+        stem, stages, head, feature = self._plan(self.space.largest())
+        self.stem = ElasticConvNorm(self.table.channels, stem, 3, self.table.stem_stride, act=act, sync=sync)
+        self.stages = nn.ModuleList()
+        for spec, blocks in zip(self.table.stages, stages, strict=True):
+            made = (ElasticMBConv(b, sync, self._transformed(spec, number)) for number, b in enumerate(blocks))
+            self.stages.append(nn.ModuleList(made))
+        self.head = ElasticConvNorm(stages[-1][-1].c_out, head, 1, act=act, sync=sync)
         self.feature = ElasticLinear(head, feature, bias=False) if feature else None
         self.classifier = ElasticLinear(feature or head, self.table.classes)
 
-    def _stage(self, index: int, c_in: int, width: int, depth: int, kernel: int, expand: int) -> list[Block]:
-        """The blocks of one stage: the one place where its geometry is decided."""
+    def _transformed(self, spec: Stage, number: int) -> Values:
+        """The kernels of a block that are learnt from its larger ones."""
+        own = spec.kernel[number] if isinstance(spec.kernel[0], tuple) else spec.kernel
+        return own[:-1] if self.table.kernel_transform else ()
+
+    def _stage(
+        self, index: int, c_in: int, width: int, depth: int, kernels: Values, expands: Values, first: int = 0
+    ) -> list[Block]:
+        """The blocks of one stage from its `first` on: the one place where its geometry is decided."""
         spec, blocks = self.table.stages[index], []
-        for number in range(depth):
+        for number, kernel, expand in zip(range(first, first + depth), cycle(kernels), cycle(expands), strict=False):
             mid = round_channels(round(c_in * expand)) if expand > 1 else c_in
-            shortcut = "conv" if self.table.conv_shortcut and number == 0 else "identity" if number else "none"
-            squeezed = round_channels(mid // 4) if spec.se else 0
-            blocks.append(
-                Block(c_in, mid, width, kernel, spec.stride if number == 0 else 1, expand > 1, squeezed, shortcut)
-            )
+            identity = "identity" if number or spec.residual else "none"
+            shortcut = "conv" if self.table.conv_shortcut and number == 0 else identity
+            squeezed = round_channels((c_in if self.table.squeeze_input else mid) // 4) if spec.se else 0
+            stride = spec.stride if number == 0 else 1
+            blocks.append(Block(c_in, mid, width, kernel, stride, expand > 1, squeezed, shortcut, spec.act))
             c_in = width
         return blocks
 
-    def _picks(self, arch: Arch) -> Iterator[tuple[int, int, int, int, int, int]]:
+    def _picks(self, arch: Arch) -> Iterator[tuple[int, int, int, int, Values, Values]]:
         """The arguments of `_stage`, stage by stage."""
         c_in = arch["stem"]
-        for index in range(len(self.table.stages)):
-            name = f"stage{index + 1}."
-            width = arch[name + "width"]
-            yield index, c_in, width, arch[name + "depth"], arch[name + "kernel"], arch[name + "expand"]  # type: ignore[misc]
+        for index, names in enumerate(self.space.names):
+            width, depth = arch[names.width], int(arch[names.depth])
+            kernels, expands = (tuple([arch[name] for name in each[:depth]]) for each in names[2:])
+            yield index, c_in, width, depth, kernels, expands  # type: ignore[misc]
             c_in = width
 
     def _plan(self, arch: Arch) -> tuple[int, list[list[Block]], int, int]:
@@ -378,12 +324,22 @@ class BigNAS(Supernet):
         for index, stage in enumerate(stages):
             late = index >= len(stages) - 2  # drop-path in the last two stages only, growing with depth (AttentiveNAS)
             for module, block in zip(self.stages[index], stage, strict=False):  # type: ignore[call-overload]
-                x = module(x, block, how.drop_path * number / total if late else 0.0, how.generator)
+                drop = how.drop_path * number / total if late else 0.0
+                if self.recompute and torch.is_grad_enabled():
+                    x = recomputed(module, x, block, drop, generator=how.generator)
+                else:
+                    x = module(x, block, drop, how.generator)
                 number += 1
         x = self.head(x, head).mean((2, 3))
         if self.feature is not None:
-            x = F.silu(self.feature(x, feature))
+            x = ACTIVATIONS[self.table.act](self.feature(x, feature))
         return self.classifier(dropout(x, how.dropout, how.generator) if how.dropout else x)
+
+    def cut(self, name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+        layer = self.get_submodule(name.rpartition(".")[0]) if self.table.kernel_transform else None
+        if isinstance(layer, ElasticConv2d) and layer.transformed:
+            return layer.filters(*shape[:3])
+        return super().cut(name, tensor, shape)
 
     def child_config(self, arch: Arch) -> dict[str, Any]:
         stem, stages, head, feature = self._plan(arch)
@@ -400,28 +356,25 @@ class BigNAS(Supernet):
             **sizes,
             "stages": [[asdict(block) for block in stage] for stage in stages],
             "classes": self.table.classes,
+            "act": self.table.act,
         }
 
     def fix(self, arch: Arch, fresh: bool = False) -> BigNAS:
-        def only(name: str) -> tuple[Any, ...]:
-            return (arch[name],)
+        def only(name: str) -> Values:
+            return (int(arch[name]),)
 
-        stages = tuple(
-            Stage(
-                only(f"stage{n}.width"),
-                only(f"stage{n}.depth"),
-                only(f"stage{n}.kernel"),
-                only(f"stage{n}.expand"),
-                spec.stride,
-                spec.se,
-            )
-            for n, spec in enumerate(self.table.stages, start=1)
-        )
-        table = replace(self.table, resolution=only("resolution"), stem=only("stem"), head=only("head"), stages=stages)
-        mean, std = self.pixels.mean.flatten().tolist(), self.pixels.std.flatten().tolist()
-        fixed = BigNAS(
-            table, image=self.input_shape[-1], mean=tuple(mean), std=tuple(std), sync_batch_norm=self.sync_batch_norm
-        )
+        def within(values: Values | tuple[Values, ...], names: tuple[str, ...]) -> Values | tuple[Values, ...]:
+            return only(names[0]) if isinstance(values[0], int) else tuple(only(name) for name in names if name in arch)
+
+        stages = []
+        for spec, n in zip(self.table.stages, self.space.names, strict=True):
+            kernel, expand = within(spec.kernel, n.kernel), within(spec.expand, n.expand)
+            stages.append(replace(spec, width=only(n.width), depth=only(n.depth), kernel=kernel, expand=expand))
+        ends = {name: only(name) for name in ("resolution", "stem", "head")}
+        table = replace(self.table, **ends, stages=tuple(stages))  # type: ignore[arg-type]
+        mean, std = (tuple(each.flatten().tolist()) for each in (self.pixels.mean, self.pixels.std))
+        again = {"sync_batch_norm": self.sync_batch_norm, "recompute": self.recompute}
+        fixed = BigNAS(table, image=self.input_shape[-1], mean=mean, std=std, **again)
         if not fresh:
             inherit(fixed, self)
         return fixed
@@ -440,19 +393,24 @@ class BigNAS(Supernet):
             strides.append(strides[-1] * stage.stride)
         return strides
 
-    def parts(self, arch: Arch) -> Iterator[tuple[int, ...]]:
-        side = arch["resolution"]
-        yield -2, side, arch["stem"]  # type: ignore[misc]
-        for picks in self._picks(arch):
-            yield picks[0], side, *picks[1:]  # type: ignore[misc]
-        yield -1, side, arch[f"stage{len(self.table.stages)}.width"], arch["head"]  # type: ignore[misc]
+    def parts(self, arch: Arch) -> Iterator[tuple[Any, ...]]:
+        side: Any = arch["resolution"]
+        sides = [-(-side // stride) for stride in self._strides]
+        yield "stem", sides[0], arch["stem"]
+        for index, c_in, width, depth, kernels, expands in self._picks(arch):
+            if len(kernels) == len(expands) == 1:
+                yield index, sides[index], c_in, width, depth, kernels, expands
+                continue
+            for number in range(depth):  # where blocks differ, a stage has too many forms to remember
+                own = (each[number : number + 1] if len(each) > 1 else each for each in (kernels, expands))
+                yield index, sides[index + (number > 0)], width if number else c_in, width, 1, *own, number
+        yield "head", sides[-1], width, arch["head"]
 
-    def part_cost(self, part: tuple[int, ...]) -> PartCost:
+    def part_cost(self, part: tuple[Any, ...]) -> PartCost:
         kind, side, *rest = part
-        if kind == -2:
-            return self._stem_cost(-(-side // self.table.stem_stride), *rest)
-        side = -(-side // self._strides[kind])
-        if kind == -1:
+        if kind == "stem":
+            return self._stem_cost(side, *rest)
+        if kind == "head":
             return self._head_cost(side, *rest)
         cost = PartCost()
         for block in self._stage(kind, *rest):

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.static import ConvNorm, MBConv, Pixels, channels_last
+from nas.static import ACTIVATIONS, ConvNorm, MBConv, Pixels, channels_last
 
 
 class BigNASChild(nn.Module):
@@ -22,6 +21,7 @@ class BigNASChild(nn.Module):
         head: channels of the 1x1 convolution before pooling.
         feature: width of the layer between pooling and classifier; 0 for none.
         classes: how many there are.
+        act: of stem, head and feature layer, one of `nas.static.ACTIVATIONS`.
     """
 
     def __init__(
@@ -35,14 +35,17 @@ class BigNASChild(nn.Module):
         head: int,
         feature: int,
         classes: int,
+        act: str = "silu",
     ) -> None:
         super().__init__()
         sizes = {"resolution": resolution, "stem": stem, "stem_stride": stem_stride, "stages": stages}
-        self.config = {"mean": mean, "std": std, **sizes, "head": head, "feature": feature, "classes": classes}
+        ends = {"head": head, "feature": feature, "classes": classes, "act": act}
+        self.config = {"mean": mean, "std": std, **sizes, **ends}
+        self.act = ACTIVATIONS[act]
         self.pixels = Pixels(mean, std, resolution)
-        self.stem = ConvNorm(len(mean), stem, 3, stem_stride)
+        self.stem = ConvNorm(len(mean), stem, 3, stem_stride, act=act)
         self.stages = nn.ModuleList(nn.ModuleList(MBConv(**block) for block in stage) for stage in stages)
-        self.head = ConvNorm(stages[-1][-1]["c_out"], head, 1)
+        self.head = ConvNorm(stages[-1][-1]["c_out"], head, 1, act=act)
         self.feature = nn.Linear(head, feature, bias=False) if feature else None
         self.classifier = nn.Linear(feature or head, classes)
 
@@ -54,5 +57,5 @@ class BigNASChild(nn.Module):
                 x = block(x)
         x = self.head(x).mean((2, 3))
         if self.feature is not None:
-            x = F.silu(self.feature(x))
+            x = self.act(self.feature(x))
         return self.classifier(x)

@@ -11,6 +11,7 @@ SMALL = {
     "score": ["--candidates", "5"],
     "train_step": ["--repeats", "4"],
     "multi_arch": ["--size", "d8", "--batch", "8", "--steps", "1", "--archs", "2"],
+    "recompute": ["--size", "d8", "--repeats", "1"],
     "quant_step": ["--repeats", "1"],
     "loading": ["--images", "60", "--batch", "4", "--turns", "1", "--batches", "1"],
     "search_synthetic": ["--seeds", "1", "--marks", "40"],

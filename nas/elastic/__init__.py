@@ -7,4 +7,5 @@ the largest one: the first channels, the centre of the kernel (Once-for-All; Big
 from nas.elastic.conv import ElasticConv2d as ElasticConv2d
 from nas.elastic.linear import ElasticLinear as ElasticLinear
 from nas.elastic.norm import ElasticBatchNorm2d as ElasticBatchNorm2d
+from nas.elastic.recompute import recomputed as recomputed
 from nas.elastic.squeeze_excite import ElasticSqueezeExcite as ElasticSqueezeExcite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,9 +17,13 @@ class ElasticConv2d(nn.Conv2d):
     With ``group_width`` the channels form groups of so many input channels (1 is a depthwise convolution): the first
     groups are used, and each group keeps all its output channels.
 
+    With ``transformed``, the smaller kernels, a kernel is not the plain centre of the next larger one but that times a
+    learnt matrix, ``transform<size>``, which all channels share and which starts as the identity (Once-for-All, section
+    3.3). Matrices lie flat, ``(size ** 4,)``: so they are not decayed, which would pull them to 0.
+
     Raises:
-        ValueError: `group_width` does not divide the widths, or the largest kernel is even; in a call, sizes that the
-            layer has not.
+        ValueError: `group_width` does not divide the widths, the largest kernel is even, or `transformed` has a kernel
+            that is not odd and smaller; in a call, sizes that the layer has not.
     """
 
     def __init__(
@@ -29,6 +34,7 @@ class ElasticConv2d(nn.Conv2d):
         stride: int = 1,
         bias: bool = False,
         group_width: int | None = None,
+        transformed: Iterable[int] = (),
     ) -> None:
         if max_kernel % 2 == 0:
             raise ValueError(f"max_kernel (={max_kernel}) must be odd, so that a smaller kernel can be its centre")
@@ -40,6 +46,20 @@ class ElasticConv2d(nn.Conv2d):
             )
         super().__init__(max_in, max_out, max_kernel, stride, bias=bias, groups=groups)
         self.group_width = group_width
+        self.transformed = tuple(sorted(transformed, reverse=True))
+        if wrong := [size for size in self.transformed if size >= max_kernel or size % 2 == 0]:
+            raise ValueError(f"transformed has {wrong}; allowed: odd kernels below max_kernel (={max_kernel})")
+        for size in self.transformed:
+            self.register_parameter(f"transform{size}", nn.Parameter(torch.eye(size**2).flatten()))
+
+    def filters(self, out: int, width: int, kernel: int) -> Tensor:
+        """The weight of a smaller layer, ``(out, width, kernel, kernel)``."""
+        weight = self.weight[:out, :width]
+        for size in self.transformed:
+            if size >= kernel:
+                matrix = self.get_parameter(f"transform{size}").view(size**2, size**2)
+                weight = F.linear(_centre(weight, size).flatten(2), matrix).view(out, width, size, size)
+        return _centre(weight, kernel)
 
     def forward(self, x: Tensor, out: int | None = None, kernel: int | None = None) -> Tensor:
         """x: ``(N, c, H, W)`` -> ``(N, out, ceil(H / stride), ceil(W / stride))``; `out` of a grouped layer follows
@@ -63,13 +83,18 @@ class ElasticConv2d(nn.Conv2d):
         if quick and kernel == stride == groups == 1 and x.is_contiguous(memory_format=torch.channels_last):
             y = _Pointwise.apply(x, self.weight, out)
         elif quick and groups == out == channels and (kernel > 3 or 3 == kernel > min(x.shape[2:])):
-            y = _Depthwise.apply(x, self.weight, kernel, stride)
+            weight = self.filters(out, 1, kernel) if self.transformed and kernel < largest else self.weight
+            y = _Depthwise.apply(x, weight, kernel, stride)
         else:
-            edge = (largest - kernel) // 2
-            weight = self.weight[:out, : channels // groups]
-            weight = weight[:, :, edge : edge + kernel, edge : edge + kernel] if edge else weight
+            weight = self.filters(out, channels // groups, kernel)
             return F.conv2d(x, weight, bias, stride, kernel // 2, 1, groups)
         return y if bias is None else y + bias.view(-1, 1, 1)
+
+
+def _centre(weight: Tensor, kernel: int) -> Tensor:
+    """The taps in the middle of ``(out, width, K, K)``."""
+    edge = (weight.shape[-1] - kernel) // 2
+    return weight[:, :, edge : edge + kernel, edge : edge + kernel] if edge else weight
 
 
 # What oneDNN and BLAS are quick at on a CPU, for the same result. GPUs keep torch's own convolution: cuDNN has none of

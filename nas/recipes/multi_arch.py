@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nas.recipes.opening import opened
 from nas.recipes.options import MultiArchOptions
 from nas.recipes.recipe import Batch, Recipe, Run, Step, decayed, schedule
 from nas.space import Arch, Choice, Number, Space
@@ -88,14 +89,6 @@ def stratified(values: Sequence[Number], count: int, rng: np.random.Generator) -
     whole, rest = divmod(count, len(values))
     column = np.concatenate([np.tile(np.arange(len(values)), whole), rng.permutation(len(values))[:rest]])
     return [values[i] for i in rng.permutation(column)]
-
-
-def opened(entries: int, progress: float, opening: float) -> int:
-    """How many entries of a list are open: one at first, all of them from `opening` on (section 3.2, progressive
-    shrinking)."""
-    if progress >= opening:
-        return entries
-    return min(entries, 1 + int(progress / opening * (entries - 1) + 1e-9))
 
 
 def _entries(choice: Choice, existence: Sequence[int]) -> Sequence[Number]:

@@ -48,12 +48,45 @@ class SandwichOptions(RecipeOptions):
     random_children: NonNegativeInt = Field(
         default=2, description="random networks a step, besides the largest and the smallest"
     )
+    sampling: Literal["uniform", "best_up", "worst_up"] = Field(
+        default="uniform",
+        description=(
+            "how these are drawn; best_up and worst_up take the best or worst of several that cost about the same, by "
+            "their loss on the batch (arXiv:2011.09011)"
+        ),
+    )
+    drawn: Annotated[int, Field(ge=2)] = Field(default=3, description="how many best_up and worst_up choose from")
+    distillation: Literal["cross_entropy", "alpha"] = Field(
+        default="cross_entropy",
+        description=(
+            "alpha: the adaptive alpha-divergence, which punishes too sure children as much as unsure ones "
+            "(arXiv:2102.07954; needs clip_value or clip_norm)"
+        ),
+    )
+    opening: Share = Field(
+        default=0.0, description="share of training over which the values of the choices open, from one end to all"
+    )
+    opens_from: Literal["largest", "smallest"] = Field(
+        default="largest",
+        description="largest: progressive shrinking (arXiv:1908.09791); smallest: growing (arXiv:2512.12296)",
+    )
+    clip_value: PositiveFloat | None = Field(
+        default=None, description="largest value of an element of the gradient; null for no clipping"
+    )
+    average: Share = Field(
+        default=0.0, description="share of training that the moving average of weights reaches back; 0: none"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> SandwichOptions:
         check_warmup(self.warmup_epochs, self.epochs)
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov: true needs a momentum above 0")
+        if self.distillation == "alpha" and self.clip_value is None and self.clip_norm is None:
+            raise ValueError(
+                "distillation: alpha without a clipped gradient ends in numbers that are not finite; set clip_value "
+                "(AlphaNet: 1.0) or clip_norm"
+            )
         return self
 
 

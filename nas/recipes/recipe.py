@@ -39,6 +39,11 @@ class Teaching(Protocol):
 
     def distill(self, output: Tensor | Output, signal: Tensor | Output, /) -> Tensor: ...
 
+    @property
+    def compares_distributions(self) -> bool: ...
+
+    def diverge(self, output: Tensor | Output, signal: Tensor | Output, /) -> Tensor: ...
+
 
 @dataclass(frozen=True)
 class Step:
@@ -147,6 +152,23 @@ def decayed(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
+
+
+def clip_values(optimizer: torch.optim.Optimizer, most: float) -> None:
+    """Clip every element of the gradient to [-`most`, `most`] before each step, once it is averaged over the ranks.
+
+    Here and not by the engine, since an optimizer sees all of its gradient under every ZeRO stage, whole or in flat
+    parts.
+    """
+
+    @torch.no_grad()
+    def clip(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.clamp_(-most, most)
+
+    optimizer.register_step_pre_hook(clip)
 
 
 def schedule(kind: str, progress: float, warmup: float) -> float:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from nas.recipes.average import MovingAverage
 from nas.recipes.options import SingleOptions
-from nas.recipes.recipe import AVERAGE, Batch, Kept, Recipe, Run, Step, Teaching, decayed, schedule
+from nas.recipes.recipe import Batch, Kept, Recipe, Run, Step, Teaching, decayed, schedule
 from nas.supernet import Pass, Supernet, main_head
 
 
@@ -30,7 +31,7 @@ class Single(Recipe):
 
     def __init__(self, task: Teaching, options: SingleOptions) -> None:
         super().__init__(task, options)
-        self.average: dict[str, Tensor] = {}
+        self.average = MovingAverage(options.average)
         self.follows = options.average > 0
 
     @property
@@ -66,25 +67,11 @@ class Single(Recipe):
         share = schedule("cosine", step.progress, warmup)
         return o.lr * share if step.progress < warmup else o.final_lr + (o.lr - o.final_lr) * share
 
-    @torch.no_grad()
     def stepped(self, net: Supernet, step: Step) -> None:
-        """The moving average; its decay is ``1 - 1 / (average * total)``, which is 0.99996 at the paper's 0.067 of
-        375,000 steps.
-
-        Early on it is the plain mean of what was seen, so that the first weights do not linger.
-        """
-        decay = min(1 - 1 / max(self.options.average * step.total, 1.0), step.index / (step.index + 1))
-        for name, parameter in net.named_parameters():
-            value = parameter.detach().float()
-            mean = self.average.get(AVERAGE + name, value).to(
-                value.device
-            )  # what a checkpoint gave back lies on the CPU
-            self.average[AVERAGE + name] = torch.lerp(mean, value, 1 - decay)
+        self.average.follow(net, step)
 
     def state(self) -> dict[str, Kept]:
-        return {name: value.cpu().contiguous() for name, value in self.average.items()}
+        return self.average.state()
 
     def load(self, state: Mapping[str, Kept]) -> None:
-        self.average = {
-            name: value for name, value in state.items() if name.startswith(AVERAGE) and isinstance(value, Tensor)
-        }
+        self.average.load(state)

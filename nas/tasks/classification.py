@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nas.draws import bits, stratified, uniform
 from nas.supernet import Output, Target, main_head
-from nas.tasks import augment, mixing
+from nas.tasks import augment, divergence, mixing
 from nas.tasks.datasets import load_images
 from nas.tasks.files import Files
 from nas.tasks.options import ClassificationOptions
@@ -133,6 +133,7 @@ class Classification(Task):
     options: ClassificationOptions
     metric = "accuracy"
     metrics = {"accuracy": "higher", "cross_entropy": "lower"}
+    compares_distributions = True
 
     def __init__(self, options: ClassificationOptions, seed: int) -> None:
         super().__init__(options, seed)
@@ -190,6 +191,12 @@ class Classification(Task):
         mean over the batch."""
         with _full_precision(output):
             return mixing.distill(output, signal)
+
+    def diverge(self, output: Tensor | Output, signal: Tensor | Output) -> Tensor:
+        """The adaptive alpha-divergence (AlphaNet) of the teacher's probabilities and the network's, nats, mean over
+        the batch; see `nas.tasks.divergence`."""
+        with _full_precision(output):
+            return divergence.adaptive(output, signal)
 
     def scores(self, output: Tensor, target: Tensor) -> dict[str, float]:
         """Sums over a batch of a child's logits, which add up over batches: ``examples``, ``correct``, ``nats``."""

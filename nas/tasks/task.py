@@ -66,6 +66,7 @@ class Task:
         helpers: files that import torch alone and whose functions `usage` takes from an exported child's model.py.
         train, validation, test: the data. The search sees validation, exported children alone see test.
         chance: the metric, on validation, of what has learnt nothing.
+        compares_distributions: networks give logits of classes, and `diverge` is there.
         learnt: the metric from which a network has clearly learnt something; one that was there and is back at chance
             has collapsed.
     """
@@ -76,6 +77,7 @@ class Task:
     metric: str
     input_shape: tuple[int, int, int]
     any_size: bool = False
+    compares_distributions: bool = False
     least_side: int
     network: Mapping[str, object]
     about: Mapping[str, object]
@@ -108,6 +110,11 @@ class Task:
 
     def distill(self, output: Tensor | Output, signal: Tensor | Output) -> Tensor:
         """The loss against a teacher's signal, mean over the batch."""
+        raise NotImplementedError
+
+    def diverge(self, output: Tensor | Output, signal: Tensor | Output) -> Tensor:
+        """The loss against a teacher's signal as a divergence that is as hard on a student who is too sure as on one
+        who is not sure enough, mean over the batch; where `compares_distributions`."""
         raise NotImplementedError
 
     def predict(self, child: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

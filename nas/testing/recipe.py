@@ -39,6 +39,8 @@ Asked = Arch | list[Arch] | Soft  # of a pass
 class Squares:
     """A task of no meaning: mean squared differences, whatever a network gives."""
 
+    compares_distributions = True
+
     def mix(
         self, x: Tensor, target: Tensor, grid: int, generator: torch.Generator, /
     ) -> tuple[Tensor, Tensor | Target]:
@@ -54,6 +56,8 @@ class Squares:
 
     def distill(self, output: Tensor | Output, signal: Tensor | Output, /) -> Tensor:
         return F.mse_loss(main_head(output).float(), main_head(signal))
+
+    diverge = distill
 
 
 @dataclass

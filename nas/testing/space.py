@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nas.children.export import bundle, child_packages
 from nas.space import Arch
-from nas.supernet import Pass, Soft, Supernet, main_head, window
+from nas.supernet import Pass, Soft, Supernet, main_head
 
 TOLERANCE = 1e-5  # of fp32 outputs of order 1 that were computed by the same operations on another memory layout
 COSTS_A_SECOND = 20_000
@@ -352,7 +352,7 @@ def check_gradients(net: Supernet, x: Tensor) -> None:
     (main_head(net(x, arch, Pass(quant=quant))).square().flatten(1).sum(1) * weights).sum().backward()
     (child(x).square().flatten(1).sum(1) * weights).sum().backward()
     held = {**dict(net.named_parameters()), **net.windows()}
-    views = {name: window(held[name], own.shape) for name, own in child.named_parameters()}
+    views = {name: net.cut(name, held[name], own.shape) for name, own in child.named_parameters()}
     for name, own in child.named_parameters():
         assert own.grad is not None, f"{name} has no part in the child's output"
     parameters = dict(net.named_parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from torchvision.models._utils import _make_divisible
 
 import searchspaces.bignas
 from nas.build import load_supernet
-from nas.elastic import ElasticBatchNorm2d, ElasticSqueezeExcite
+from nas.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticSqueezeExcite
+from nas.recipes.recipe import decayed
 from nas.space import Arch
 from nas.static import shrink
 from nas.supernet import Pass
@@ -61,7 +63,11 @@ SPACES: dict[str, tuple[Any, Any, Any, Any, Any]] = {
     "m28": ("3.3e+05", "0.60", "15.8", "13.0", "187"),
     "c32-lite": ("1e+06", "2.0", "56", "25.1", "457"),
     "attentivenas": ("4.4e+11", "203.4", "8950", "1939", "23400"),
+    "bignas": ("1.9e+12", "207", "3800", "1843", "10900"),
 }
+# BigNAS's smallest and largest child at every side: MMACs by another calculator, which is right to 0.6.
+SIDES = {192: (207, 666), 224: (281, 905), 256: (366, 1181), 288: (463, 1494), 320: (571, 1843)}
+B0 = ((32, 16, 24, 40, 80, 112, 192, 320, 1280), (1, 2, 2, 3, 3, 4, 1), (3, 3, 5, 3, 5, 5, 3), (1, 6, 6, 6, 6, 6, 6))
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +118,114 @@ def test_spaces_have_their_sizes(size: str) -> None:
     ends = [net.cost(arch) for arch in (net.space.smallest(), net.space.largest())]
     found = [figure for cost in ends for figure in (cost["macs"] / 1e6, cost["params"] / 1e3)]
     assert [value for value, written in zip(found, figures, strict=True) if not agrees(value, written)] == []
+
+
+def test_the_space_of_bignas_costs_what_was_computed_elsewhere_at_every_side() -> None:
+    with torch.device("meta"):
+        net = BigNAS(replace(SIZES["bignas"], resolution=tuple(SIDES)))
+    for side, written in SIDES.items():
+        ends = (net.space.smallest(), net.space.largest())
+        macs = [net.cost(net.space.arch({**arch, "resolution": side}))["macs"] / 1e6 for arch in ends]
+        assert macs == pytest.approx(written, abs=0.6), side
+    assert [sum(map(len, net._plan(arch)[1])) for arch in ends] == [12, 26]
+
+
+def test_efficientnet_b0_is_a_network_of_bignas() -> None:
+    """385.9 MMACs and 5.32 M parameters, with squeeze-excite a quarter of a block's input, rounded to 8."""
+    with torch.device("meta"):
+        net = load_supernet("bignas", "bignas")
+    assert isinstance(net.space, BigNASSpace)
+    cost = net.cost(net.space.from_stages(224, *B0))
+    assert agrees(cost["macs"] / 1e6, "385.9") and agrees(cost["params"] / 1e6, "5.32")
+
+
+@pytest.mark.parametrize(
+    ("change", "written"),
+    [
+        ({"squeeze_input": False}, ("5.5", "19.1")),
+        ({"squeeze_input": False, "conv_shortcut": True}, ("5.6", "19.3")),
+    ],
+)
+def test_squeeze_excite_of_the_inner_width_is_a_switch_of_the_table(
+    change: dict[str, bool], written: tuple[str, str]
+) -> None:
+    """Millions of parameters with a quarter of the inner width, as a public re-implementation has it; both were
+    computed elsewhere."""
+    with torch.device("meta"):
+        net = BigNAS(replace(SIZES["bignas"], **change))  # type: ignore[arg-type]
+    ends = [net.cost(arch) for arch in (net.space.smallest(), net.space.largest())]
+    assert all(map(agrees, [cost["params"] / 1e6 for cost in ends], written))
+    if change.get("conv_shortcut"):
+        assert all(map(agrees, [cost["macs"] / 1e6 for cost in ends], ("219", "1900")))
+
+
+def test_once_for_all_has_its_sizes() -> None:
+    """(9^2 + 9^3 + 9^4)^5 networks at 25 sides, 41 to 566 MMACs, 226.2 in the network D4-W3-K3, 7.7 M parameters."""
+    with torch.device("meta"):
+        net = load_supernet("bignas", "ofa")
+    space = net.space
+    assert isinstance(space, BigNASSpace)
+    assert space.cardinality == (9**2 + 9**3 + 9**4) ** 5 * 25
+    macs = [net.cost(arch)["macs"] / 1e6 for arch in (space.smallest(), space.largest())]
+    assert all(map(agrees, macs, ("41", "566")))
+    d4w3k3 = space.from_stages(224, (16, 16, 24, 40, 80, 112, 160, 1280), (1, 4, 4, 4, 4, 4), (3,) * 6, (1, *[3] * 5))
+    assert agrees(net.cost(d4w3k3)["macs"] / 1e6, "226.2")
+    assert agrees(net.params / 1e6, "7.7")
+
+
+def test_blocks_have_kernels_of_their_own() -> None:
+    """Each block that there is runs its own kernel and expansion; those of dropped ones do not tell networks apart."""
+    net = load_supernet("bignas", "ofa")
+    assert isinstance(net, BigNAS)
+    base = dict(net.space.largest())
+    changed = net.space.arch({**base, "stage3.block2.kernel": 3, "stage3.block3.expand": 4})
+    blocks = net._plan(changed)[1][2]
+    assert [block.kernel for block in blocks] == [7, 3, 7, 7]
+    assert [block.mid for block in blocks] == [144, 240, 160, 240]
+    shallow = net.space.arch({**base, "stage3.depth": 2})
+    assert net.space.arch({**base, "stage3.depth": 2, "stage3.block4.kernel": 3, "stage3.block3.expand": 4}) == shallow
+    fixed = net.fix(changed, fresh=True)
+    assert isinstance(fixed, BigNAS) and fixed._plan(changed)[1] == net._plan(changed)[1]
+
+
+def test_activations_are_those_of_the_table() -> None:
+    """Once-for-All: ReLU in block 0 and the first two stages, hard swish from then on and at both ends."""
+    net = load_supernet("bignas", "ofa")
+    child = net.extract(net.space.smallest())
+    assert isinstance(net, BigNAS)
+    for one in (net, child):
+        assert [stage[0].depthwise.act for stage in one.stages] == [*["relu"] * 3, *["hardswish"] * 3]  # type: ignore[union-attr,index]
+        assert one.stem.act == one.head.act == "hardswish"  # type: ignore[union-attr]
+        assert {block.project.act for stage in one.stages for block in stage} == {None}  # type: ignore[union-attr]
+
+
+def test_small_kernels_are_transformed_one_after_the_other() -> None:
+    """Once-for-All: at first the centre of the largest; then 7 -> 5 by a matrix over 25 taps, 5 -> 3 over 9 of what
+    that gave. Extraction computes it, what the largest kernel runs does not change, and no decay touches it."""
+    torch.manual_seed(0)
+    net = load_supernet("bignas", "ofa")
+    conv = net.get_submodule("stages.1.1.depthwise.conv")
+    assert isinstance(conv, ElasticConv2d) and conv.weight.shape[2:] == (7, 7)
+    for kernel in (3, 5, 7):
+        edge = (7 - kernel) // 2
+        centre = conv.weight[:8, :, edge : 7 - edge, edge : 7 - edge]
+        assert torch.equal(conv.filters(8, 1, kernel), centre), "the identity, to the bit"
+    with torch.no_grad():
+        for size in (5, 3):
+            conv.get_parameter(f"transform{size}").add_(torch.randn(size**4))
+    five = conv.weight[:, 0, 1:-1, 1:-1].reshape(-1, 25) @ conv.transform5.view(25, 25).t()
+    three = five.view(-1, 5, 5)[:, 1:-1, 1:-1].reshape(-1, 9) @ conv.transform3.view(9, 9).t()
+    child = net.extract(net.space.smallest())
+    own = child.get_parameter("stages.1.1.depthwise.conv.weight")
+    torch.testing.assert_close(own, three.view(-1, 1, 3, 3)[: len(own)])
+    assert torch.equal(conv.filters(*conv.weight.shape[:3]), conv.weight)
+    x = torch.randn(2, 8, 9, 9)
+    torch.testing.assert_close(conv(x, kernel=5), F.conv2d(x, five[:8].view(-1, 1, 5, 5), padding=2, groups=8))
+    decayed_names = {id(p) for p in decayed(net, 0.1)[0]["params"]}
+    matrices = {name: p for name, p in net.named_parameters() if ".transform" in name}
+    assert len(matrices) == 2 * 20 and not {id(p) for p in matrices.values()} & decayed_names
+    with pytest.raises(ValueError, match=r"transformed has \[4, 7\]|transformed has \[7, 4\]"):
+        ElasticConv2d(8, 8, 7, transformed=(7, 4, 3))
 
 
 def test_cardinality_counts_every_network() -> None:
@@ -208,12 +322,12 @@ def test_a_block_with_a_shortcut_starts_as_its_shortcut(size: str) -> None:
     assert isinstance(net, BigNAS)
     stages = net._plan(net.space.largest())[1]
     every_block = SIZES[size].conv_shortcut
-    for stage, blocks in zip(net.stages, stages, strict=True):
+    for spec, stage, blocks in zip(SIZES[size].stages, net.stages, stages, strict=True):
         assert isinstance(stage, nn.ModuleList)
         for number, (module, block) in enumerate(zip(stage, blocks, strict=True)):
             x = torch.randn(2, block.c_in, 5, 5)
             out = module(x, block, 0.0, None)
-            if number:
+            if number or spec.residual:
                 assert torch.equal(out, x), "an identity"
             elif every_block:
                 pooled = shrink(x, block.stride)
@@ -223,7 +337,8 @@ def test_a_block_with_a_shortcut_starts_as_its_shortcut(size: str) -> None:
                 assert out.std((0, 2, 3)).min() > 0.1, "a path that is dead from the start"
     gammas = [m.weight for m in net.modules() if isinstance(m, ElasticBatchNorm2d)]
     zeros = sum(not gamma.any() for gamma in gammas)
-    assert zeros == sum(len(blocks) - (not every_block) for blocks in stages)
+    bare = sum(not (every_block or spec.residual) for spec in SIZES[size].stages)
+    assert zeros == sum(map(len, stages)) - bare
     assert all((gamma == 1).all() for gamma in gammas if gamma.any())
 
 

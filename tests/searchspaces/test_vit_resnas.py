@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from nas.build import load_supernet
 from nas.elastic.grouped import GroupedConv2d, GroupedLinear, _Reorder
 from nas.elastic.layer_norm import ElasticLayerNorm, masked_layer_norm
-from nas.recipes.multi_arch import MultiArch, opened, stratified, stratified_archs
+from nas.recipes.multi_arch import MultiArch, stratified, stratified_archs
+from nas.recipes.opening import opened
 from nas.recipes.recipe import Step
 from nas.space import Arch
 from nas.supernet import Output, Pass, inherit, main_head

@@ -86,6 +86,22 @@ def test_blocks_of_bignas_are_sorted_and_compute_the_same() -> None:
     assert widths and all((width.diff() <= 0).all() for width in widths)
 
 
+def test_kernels_that_are_learnt_from_larger_ones_stay_so_when_channels_are_sorted() -> None:
+    """Their matrices are shared by all channels: with a kernel of 3 everywhere the network computes the same."""
+    torch.manual_seed(0)
+    net = load_supernet("bignas", "ofa", image=32, classes=5)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    small = {name: 3 for name in net.space.largest() if name.endswith("kernel")}
+    x, arch = torch.rand(2, 3, 32, 32), net.space.arch({**net.space.largest(), "resolution": 128, **small})
+    matrices = {name: value.clone() for name, value in net.named_parameters() if ".transform" in name}
+    with torch.no_grad():
+        before = net(x, arch)
+        net.sort_channels()
+        assert (net(x, arch) - before).abs().max() < 1e-3 * before.abs().max()
+    assert matrices and all(torch.equal(net.get_parameter(name), value) for name, value in matrices.items())
+
+
 # --- our own
 
 
