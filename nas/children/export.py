@@ -21,6 +21,7 @@ from nas.children.card import card
 from nas.children.evaluate import Batches, Evaluator, judge, score
 from nas.children.formats import onnx_parity, write_onnx, write_picture_onnx
 from nas.config import plugins
+from nas.device import exact
 from nas.preprocess import Preprocess
 from nas.quantization.integer import Plan, load_quantized
 from nas.quantization.learned import byte_layers, for_onnx, pack, unpack
@@ -39,6 +40,7 @@ OTHER = 0.02  # a larger difference, as a share of the largest output, is no rou
 SOURCES = (Path(preprocess.__file__), Path(pretrained.__file__))  # of model.py, besides the child's own
 
 
+@exact()
 def export_child(
     target: Path,
     arch: Arch,

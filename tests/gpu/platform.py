@@ -189,7 +189,7 @@ def trials(device: torch.device, small: bool) -> str:
     given = [
         f"train.use_gpu={gpu}",
         "train.workers=1",
-        "recipe.epochs=2",
+        "recipe.epochs=3",
         "search.trials=4",
         f"search.candidates={count}",
     ]

@@ -1,5 +1,5 @@
-"""The checks of GPUs: on one where there is one, and in the suite on the CPU, small, so that the first run on a GPU does
-not fail on a slip."""
+"""The checks of GPUs: on a GPU by `make gpu`, and in the suite on the CPU, small, so that the first run there does not
+fail on a slip."""
 
 from __future__ import annotations
 
