@@ -299,8 +299,11 @@ def _rank(rank: int, store: str, folder: str) -> None:
         with torch.no_grad():
             norm.weight.copy_(scale)
         part = x[mine].clone().requires_grad_()
-        out = norm(part)
-        (out * weights[mine]).sum().backward()
+        with torch.profiler.profile() as seen:
+            out = norm(part)
+            (out * weights[mine]).sum().backward()
+        collectives = [event.name for event in seen.events() if event.name.startswith("gloo:")]
+        assert len(collectives) == 2, f"one on the way there and one on the way back: {collectives}"
         assert part.grad is not None and norm.weight.grad is not None and norm.bias.grad is not None
         found[case] = [out.detach().tolist(), part.grad.tolist(), norm.weight.grad.tolist(), norm.bias.grad.tolist()]
         local = ElasticBatchNorm2d(CHANNELS)(x[mine])
