@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent.parent
-PLATFORM = ("pydantic", "filelock", "safetensors", "torchvision", "PIL", "sklearn", "yaml")
+PLATFORM = ("pydantic", "filelock", "safetensors", "torchvision", "PIL", "sklearn", "scipy", "moocore", "yaml")
 TRAINING = (*PLATFORM, "deepspeed")
 
 Body = Callable[[torch.device, bool], str]  # device, small -> what it found
@@ -53,7 +53,9 @@ CHECKS = {
     "loaders": Check("platform", PLATFORM, 180),
     "zero": Check("platform", TRAINING, 300),
     "resume": Check("platform", TRAINING, 300),
-    "trials": Check("platform", (*TRAINING, "ray", "mlflow", "onnx", "onnxruntime", "typer", "scipy", "moocore"), 500),
+    "trials": Check(
+        "platform", (*TRAINING, "ray", "mlflow", "onnx", "onnxruntime", "onnxscript", "typer", "matplotlib"), 500
+    ),
 }
 
 

@@ -214,34 +214,54 @@ def rates(net: Supernet, batch: int, times: int, device: torch.device, work: Cal
     return ", ".join(told)
 
 
+def fitting(work: Callable[[int], str], batches: Sequence[int]) -> str:
+    """What comes of the first of these batches that the card has room for, the largest first."""
+    for batch in batches[:-1]:
+        try:
+            return work(batch)
+        except torch.OutOfMemoryError:
+            pass
+        torch.cuda.empty_cache()
+    return work(batches[-1])
+
+
 def attentivenas(device: torch.device, small: bool) -> str:
     """Sandwich steps of the published BigNAS space at 224 pixels: images a second and the most memory."""
     net = bignas.supernet("p64" if small else "attentivenas", image=64 if small else 224).to(device)
-    rng, batch = np.random.default_rng(0), 4 if small else 64
+    rng = np.random.default_rng(0)
 
     def work(x: Tensor, y: Tensor, kind: str, number: int) -> None:
         sandwich([lambda x, arch=arch: main_head(net(x, arch)) for arch in four(net, rng)], x, y, kind)
 
-    return f"{net.input_shape[-1]} px, batch {batch}: " + rates(net, batch, 1 if small else 8, device, work)
+    def measured(batch: int) -> str:
+        return f"{net.input_shape[-1]} px, batch {batch}: {rates(net, batch, 1 if small else 8, device, work)}"
+
+    return fitting(measured, [4] if small else [64, 32, 16, 8])
 
 
 def multi_arch(device: torch.device, small: bool) -> str:
     """Sixteen sub-networks of ViT-ResNAS in one pass at 224 pixels, by either way to run them."""
-    told, batch, count = [], 8 if small else 128, 4 if small else 16
-    for multi in ("grouped", "masked"):
-        net = vit_resnas.supernet("d8" if small else "tiny", multi=multi).to(device)  # type: ignore[arg-type]
-        rng = np.random.default_rng(0)
-        drawn = [[net.space.sample(rng) for _ in range(count)] for _ in range(12)]
+    ways = [sixteen(multi, device, small) for multi in ("grouped", "masked")]
+    return f"{4 if small else 16} sub-networks: " + "; ".join(ways)
 
-        def work(
-            x: Tensor, y: Tensor, kind: str, number: int, net: Supernet = net, drawn: list[list[Arch]] = drawn
-        ) -> None:
-            with autocast(x.device, kind):
-                output = main_head(net(x, drawn[number]))
-            F.cross_entropy(output.float(), y).backward()
 
-        told.append(f"{multi} {rates(net, batch, 1 if small else 8, device, work)}")
-    return f"{net.input_shape[-1]} px, batch {batch}, {count} sub-networks: " + "; ".join(told)
+def sixteen(multi: str, device: torch.device, small: bool) -> str:
+    """Steps of the one way or the other, with sub-networks drawn anew at each."""
+    count = 4 if small else 16
+    net = vit_resnas.supernet("d8" if small else "tiny", multi=multi).to(device)
+    rng = np.random.default_rng(0)
+    drawn = [[net.space.sample(rng) for _ in range(count)] for _ in range(12)]
+
+    def work(x: Tensor, y: Tensor, kind: str, number: int) -> None:
+        with autocast(x.device, kind):
+            output = main_head(net(x, drawn[number]))
+        F.cross_entropy(output.float(), y).backward()
+
+    def measured(batch: int) -> str:
+        told = rates(net, batch, 1 if small else 8, device, work)
+        return f"{multi}, {net.input_shape[-1]} px, batch {batch}: {told}"
+
+    return fitting(measured, [8] if small else [128, 64, 32, 16])
 
 
 def memory(device: torch.device, small: bool) -> str:

@@ -16,6 +16,7 @@ from tests.gpu import networks
 from tests.gpu.checks import CHECKS, ROOT, Check, Done, run
 
 LONG = {"loaders", "zero", "resume", "trials"}
+PACKAGES = ("ray", "rich", "psutil", "pyarrow", "skimage", "pandas", "jsonschema", "hypothesis")  # and what checks name
 CPU = torch.device("cpu")
 
 
@@ -67,15 +68,17 @@ def test_a_wrong_gradient_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         networks.step(CPU, True)
 
 
-def test_networks_are_checked_where_only_torch_is_there() -> None:
-    """A lent machine may have no more than torch and numpy."""
+@pytest.mark.parametrize("name", ["children", "scoring"])
+def test_a_check_needs_no_more_than_it_says(name: str) -> None:
+    """A lent machine may have no more than torch and numpy; what is missing is named before, and not met on the way."""
+    check = CHECKS[name]
+    hidden = sorted({*PACKAGES, *CHECKS["trials"].needs} - set(check.needs))
     code = (
-        "import sys\nfor name in ('pydantic', 'ray', 'deepspeed', 'mlflow', 'yaml', 'filelock', 'safetensors'): "
-        "sys.modules[name] = None\n"
-        "import torch\nfrom tests.gpu import networks\nprint(networks.children(torch.device('cpu'), True))"
+        f"import sys, torch\nfor name in {hidden}: sys.modules[name] = None\n"
+        f"from tests.gpu.{check.home} import {name}\nprint({name}(torch.device('cpu'), True))"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert "outputs apart" in told.stdout, told.stderr[-2000:]
+    assert not told.returncode, told.stderr[-2000:]
 
 
 def test_the_table_tells_what_failed_and_what_is_missing(
@@ -115,3 +118,14 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["gpu"])
     with pytest.raises(SystemExit, match="sees no GPU; to rehearse without one: python -m tests.gpu --device cpu"):
         command.main()
+
+
+def test_a_small_card_is_measured_at_a_smaller_batch() -> None:
+    def work(batch: int) -> str:
+        if batch > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return f"batch {batch}"
+
+    assert networks.fitting(work, [64, 32, 16, 8]) == "batch 16"
+    with pytest.raises(torch.OutOfMemoryError):
+        networks.fitting(work, [64, 32])
