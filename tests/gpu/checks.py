@@ -74,7 +74,8 @@ def run(name: str, check: Check, device: str, small: bool = False) -> Done:
     began = time.monotonic()
     if check.missing:
         return Done(name, "missing", f"install {', '.join(check.missing)}")
-    around = {key: value for key, value in os.environ.items() if key not in ("DS_ACCELERATOR", "RAY_ADDRESS")}
+    elsewhere = ("DS_ACCELERATOR", "RAY_ADDRESS", "MLFLOW_TRACKING_URI")
+    around = {key: value for key, value in os.environ.items() if key not in elsewhere}
     code = f"from tests.gpu.checks import perform; perform({check.home!r}, {name!r}, {device!r}, {small!r})"
     process = subprocess.Popen(
         [sys.executable, "-c", code],

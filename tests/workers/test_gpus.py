@@ -32,14 +32,15 @@ def test_all_trials_fit_at_once(count: int, gpus: float, on_each: int, monkeypat
     assert on_each * round(share * 1e4) <= 1e4, "in the ten-thousandths that Ray counts in"
 
 
-@pytest.fixture
-def two_gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def two_gpus() -> Iterator[None]:
     """A Ray session that claims two GPUs, which no process looks for."""
-    for name, value in RAY_ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
-    ray.init(num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as around:
+        for name, value in RAY_ENVIRONMENT.items():
+            around.setenv(name, value)
+        ray.init(num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 def waits(config: dict[str, Any]) -> None:
