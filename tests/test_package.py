@@ -102,33 +102,23 @@ def test_the_image_is_built_of_all_that_the_wheel_needs(tmp_path: Path) -> None:
 @pytest.mark.soak
 def test_the_wheel_runs_outside_the_repository(tmp_path: Path) -> None:
     """Installed into an environment of its own, which finds this one's packages and nothing of the repository."""
-    environment = tmp_path / "venv"
+    wheel, environment, home = wheel_of(ROOT, tmp_path), tmp_path / "venv", tmp_path / "home"
     venv.create(environment, with_pip=True)
-    python = environment / "bin" / "python"
-    wheel = wheel_of(ROOT, tmp_path)
-    subprocess.run([python, *PIP[1:], "install", *QUIET, wheel], check=True, cwd=tmp_path)
-    told = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True
-    )
-    Path(told.stdout.strip(), "others.pth").write_text(sysconfig.get_path("purelib"))
-    around = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
-    around["PATH"] = f"{environment / 'bin'}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    home = tmp_path / "home"
     home.mkdir()
-    where = subprocess.run(
-        [python, "-c", "import nas; print(nas.__file__)"], cwd=home, env=around, capture_output=True, text=True
-    )
-    assert Path(where.stdout.strip()).is_relative_to(environment), where.stderr
-    small = ["recipe.epochs=3", "search.candidates=10", "export.children=1"]
-    given = [word for each in small for word in ("--set", each)]
-    ran = subprocess.run(
-        [environment / "bin" / "nas", "run", "bignas-digits", *given],
-        cwd=home,
-        env=around,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stdout[-2000:]
-    assert (home / "runs/bignas-digits/report.html").exists()
-    assert list((home / "runs/bignas-digits/children").glob("*/model.safetensors"))
+    around = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
+    around["PATH"] = os.pathsep.join([str(environment / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+
+    def run(*words: str | Path) -> str:
+        ended = subprocess.run(words, cwd=home, env=around, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert ended.returncode == 0, ended.stdout[-2000:]
+        return ended.stdout.strip()
+
+    python = environment / "bin" / "python"
+    run(python, "-m", "pip", "install", *QUIET, wheel)
+    packages = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")
+    Path(packages, "others.pth").write_text(sysconfig.get_path("purelib"))
+    assert Path(run(python, "-c", "import nas; print(nas.__file__)")).is_relative_to(environment)
+    small = ("recipe.epochs=3", "search.candidates=10", "export.children=1")
+    run(environment / "bin" / "nas", "run", "bignas-digits", *(word for each in small for word in ("--set", each)))
+    left = home / "runs" / "bignas-digits"
+    assert (left / "report.html").exists() and list(left.glob("children/*/model.safetensors"))

@@ -44,6 +44,7 @@ class Check:
 CHECKS = {
     "step": Check("networks"),
     "children": Check("networks"),
+    "draws": Check("networks"),
     "precision": Check("networks"),
     "memory": Check("networks", limit=60),
     "static": Check("networks"),

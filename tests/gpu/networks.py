@@ -7,6 +7,7 @@ raises AssertionError where that is wrong.
 from __future__ import annotations
 
 import copy
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,8 @@ if find_spec("pydantic") is None:  # a machine where nothing is installed: the n
 
 from nas.device import MemoryShort, autocast, enough_memory, exact, synchronise
 from nas.space import Arch
-from nas.supernet import Supernet, main_head
+from nas.supernet import Pass, Soft, Supernet, main_head
+from nas.tasks import mixing
 from searchspaces import bignas, quantnas, vit_resnas
 from tests.benchmarks.peer_space import peer_space
 
@@ -121,6 +123,32 @@ def children(device: torch.device, small: bool) -> str:
         assert most < EXACT, f"{name}: outputs are {most:.2g} of the largest apart"
         told.append(f"{name} {most:.1e}")
     return "outputs apart, of the largest: " + ", ".join(told)
+
+
+def draws(device: torch.device, small: bool) -> str:
+    """Dropout, dropped branches, noise, mixtures of architectures and mixed images, drawn by a generator of the device:
+    the same again from the same seed, and others from another."""
+
+    def output(net: Supernet, archs: Archs | Soft, seed: int) -> Tensor:
+        generator = torch.Generator(device).manual_seed(seed)
+        x, y = torch.rand(8, *net.input_shape, generator=generator, device=device), torch.arange(8, device=device)
+        mixed, _ = mixing.mix(x, y, 10, net.aux_grid, generator)
+        quant = "noise" if net.quantizes else "off"
+        return main_head(net(mixed, archs, Pass(0.2, 0.2, quant, generator))).detach().cpu()
+
+    for name, (net, passes) in families().items():
+        net.to(device)
+        which: list[Archs | Soft] = [*passes]
+        if net.slots:
+            shapes = {slot: [len(net.space.choices[c].values) for c in choices] for slot, choices in net.slots.items()}
+            which.append(
+                Soft({n: torch.full(shape, 1 / math.prod(shape), device=device) for n, shape in shapes.items()})
+            )
+        for archs in which:
+            first, again, other = (output(net, archs, seed) for seed in (0, 0, 1))
+            torch.testing.assert_close(first, again, rtol=ROUNDED["fp32"], atol=EXACT)
+            assert first.isfinite().all() and not torch.allclose(first, other), name
+    return "the same from the same seed"
 
 
 def precision(device: torch.device, small: bool) -> str:
