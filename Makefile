@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test soak lint docs clean
+.PHONY: run test soak gpu lint docs clean
 
 run: $(VENV)/ready
 	$(BIN)/nas run bignas-textures
@@ -14,6 +14,9 @@ test: $(VENV)/ready
 
 soak: $(VENV)/ready
 	$(BIN)/python -m pytest -m soak
+
+gpu: # on a machine with a GPU, by its own Python; nothing is installed. CHECKS="step static": some of them
+	$(PYTHON) -m tests.gpu $(CHECKS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

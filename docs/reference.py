@@ -29,6 +29,8 @@ NEEDS = {  # words after ```bash: what a block needs that a laptop has not, or w
     "kubernetes": "needs Kubernetes",
     "machines": "needs machines of your own",
     "data": "needs your own data",
+    "gpu": "needs a GPU",
+    "docker": "needs Docker",
     "stays": "runs until Ctrl-C",
     "clone": "",  # what makes the environment that the tests run in
     "soak": "",  # run by make soak

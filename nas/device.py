@@ -1,22 +1,81 @@
-"""The one place that decides where tensors live and how many threads a process has. Imports torch alone."""
+"""The one place that decides where tensors live, in what precision they are multiplied, how many threads a process has,
+and what is said where a GPU's memory is short. Imports torch alone."""
 
 from __future__ import annotations
 
 import os
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 
+class MemoryShort(RuntimeError):
+    """A GPU has too little memory for what the experiment asks of it; to try it again would not help."""
+
+
 def device(use_gpu: bool) -> torch.device:
-    """This process's device: the GPU of its local rank, or the CPU."""
+    """This process's device: the GPU of its local rank, or the CPU.
+
+    Ray shows a training worker all GPUs that the workers of its node have been given, and a trial its own alone.
+
+    Raises:
+        RuntimeError: torch sees no GPU.
+    """
     if not use_gpu:
         return torch.device("cpu")
+    if not torch.cuda.is_available():
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        raise RuntimeError(
+            f"this process was given a GPU and torch {torch.__version__} sees none (CUDA_VISIBLE_DEVICES is {seen!r}): "
+            "install a torch for this machine's driver, or set train.use_gpu: false"
+        )
     index = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
     torch.cuda.set_device(index)
+    # fp32 is multiplied in TF32, 10 bits of mantissa and sums in fp32: torch does so in convolutions and not in matrix
+    # products, which a ViT is made of. The switch for CUDA alone, so that a CPU's results stay what they are.
+    torch.backends.cuda.matmul.allow_tf32 = True
+    # cuDNN's search for the quickest algorithm times all of them at each new shape, and every step has others.
+    torch.backends.cudnn.benchmark = False
     return torch.device("cuda", index)
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Within it a GPU multiplies fp32 as fp32: for figures that somebody shall find again on a CPU."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def autocast(where: torch.device, precision: str) -> torch.autocast:
+    """Around a forward pass and its loss: bf16 for matrix products and convolutions where `precision` is ``"bf16"``,
+    weights and sums in fp32; nothing where it is ``"fp32"``."""
+    return torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextmanager
+def enough_memory(lower: str) -> Iterator[None]:
+    """A GPU's memory runs short within it: one error says so.
+
+    Args:
+        lower: what to do about it, as the end of a sentence.
+
+    Raises:
+        MemoryShort: in place of torch's OutOfMemoryError, which names no key of an experiment.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        said = str(error).split(" Of the allocated")[0]
+        raise MemoryShort(f"the GPU's memory is short: {lower}. torch says: {said}") from None
 
 
 def driver_device(setting: bool | None) -> torch.device:

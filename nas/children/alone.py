@@ -18,6 +18,7 @@ from nas.children.evaluate import CACHE_BYTES, fit_steps
 from nas.children.export import child_packages, load_child
 from nas.config.experiment import Experiment
 from nas.config.section import RecipeOptions
+from nas.device import enough_memory
 from nas.draws import bits
 from nas.recipes.recipe import AVERAGE, Recipe, Step
 from nas.space import Arch
@@ -53,6 +54,7 @@ class Alone:
         again: bool = False,
     ) -> None:
         self.task, self.options, self.device, self.seed, self.again = task, options, device, seed, again
+        self.lower = f"lower batch (now {options.batch}) of search.recipe, or of alone where it is nas fidelity"
         recipe = self._recipe()
         self.teacher = None
         if recipe.taught_by:
@@ -86,25 +88,29 @@ class Alone:
         Args:
             calibration: what real quantizers are fitted on before.
             told: called after each step with its number.
+
+        Raises:
+            MemoryShort: the GPU is too small for a step.
         """
         recipe = self._recipe()
         recipe.teacher = self.teacher
         if net.quantizes and recipe.quant == "real":
             fit_steps(net, calibration)
         optimizer, clip = recipe.optimizer(net.train()), self.options.clip_norm
-        for index in range(steps):
-            step = self._step(index, steps)
-            optimizer.zero_grad()
-            for loss in recipe.losses(net, net, self._batches(index), step):
-                loss.backward()
-            if clip:
-                torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.lr(step)
-            optimizer.step()
-            if recipe.follows:
-                recipe.stepped(net, step)
-            told(index)
+        with enough_memory(self.lower):
+            for index in range(steps):
+                step = self._step(index, steps)
+                optimizer.zero_grad()
+                for loss in recipe.losses(net, net, self._batches(index), step):
+                    loss.backward()
+                if clip:
+                    torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.lr(step)
+                optimizer.step()
+                if recipe.follows:
+                    recipe.stepped(net, step)
+                told(index)
         kept = {name.removeprefix(AVERAGE): value for name, value in recipe.state().items() if name.startswith(AVERAGE)}
         net.load_state_dict({**net.state_dict(), **kept})
 

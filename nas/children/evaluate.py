@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nas.children.hopeless import Hopeless
+from nas.device import enough_memory
 from nas.draws import permutation
 from nas.quantization.learned import fit
 from nas.rundir.atomic import write_directory
@@ -221,6 +222,10 @@ class Evaluator:
         alone: Alone | None = None,
     ) -> None:
         self.net, self.task, self.alone = net, task, alone
+        self.lower = (
+            f"lower search.score_batch (now {settings.score_batch}) or search.trials, which share the GPUs; images at "
+            f"once in calibration are search.calibration_batch (now {settings.calibration_batch}), of a new run"
+        )
         few = limit or 1 << 62
         calibration, validation = min(settings.calibration, few), min(settings.validation or len(task.validation), few)
         size, score_size = settings.calibration_batch, settings.score_batch
@@ -228,8 +233,9 @@ class Evaluator:
             shared and shared / f"{part}-{count}"
             for part, count in (("calibration", calibration), ("validation", validation))
         ]
-        self.calibration = Batches(task.train, calibration, size, device, 0, True, places[0])
-        self.validation = Batches(task.validation, validation, score_size, device, place=places[1])
+        with enough_memory(self.lower):
+            self.calibration = Batches(task.train, calibration, size, device, 0, True, places[0])
+            self.validation = Batches(task.validation, validation, score_size, device, place=places[1])
 
     def cut(self, arch: Arch, steps: int = 0) -> tuple[Supernet, nn.Module]:
         """A child and what it was cut from: the supernet, or after `steps` by itself a space of its own.
@@ -250,8 +256,13 @@ class Evaluator:
         return self.cut(arch, steps)[1]
 
     def judge(self, arch: Arch, steps: int = 0, hopeless: Hopeless | None = None) -> Judged:
-        """The child on validation, after `steps` by itself."""
-        return judge(self.child(arch, steps), self.validation, self.task, hopeless)
+        """The child on validation, after `steps` by itself.
+
+        Raises:
+            MemoryShort: the GPU is too small for it.
+        """
+        with enough_memory(self.lower):
+            return judge(self.child(arch, steps), self.validation, self.task, hopeless)
 
     def __call__(self, arch: Arch) -> dict[str, float]:
         """The child's figures on validation."""

@@ -21,6 +21,7 @@ from nas.children.card import card
 from nas.children.evaluate import Batches, Evaluator, judge, score
 from nas.children.formats import onnx_parity, write_onnx, write_picture_onnx
 from nas.config import plugins
+from nas.device import enough_memory, exact
 from nas.preprocess import Preprocess
 from nas.quantization.integer import Plan, load_quantized
 from nas.quantization.learned import byte_layers, for_onnx, pack, unpack
@@ -39,6 +40,7 @@ OTHER = 0.02  # a larger difference, as a share of the largest output, is no rou
 SOURCES = (Path(preprocess.__file__), Path(pretrained.__file__))  # of model.py, besides the child's own
 
 
+@exact()
 def export_child(
     target: Path,
     arch: Arch,
@@ -63,11 +65,15 @@ def export_child(
 
     Returns:
         What metrics.json says.
+
+    Raises:
+        MemoryShort: the GPU is too small for it.
     """
     task = evaluator.task
-    net, child = evaluator.cut(arch, steps)
+    with enough_memory(evaluator.lower):
+        net, child = evaluator.cut(arch, steps)
+        validated, tested = judge(child, evaluator.validation, task), judge(child, test, task)
     sample = next(iter(evaluator.validation))[0][:PARITY_EXAMPLES]
-    validated, tested = judge(child, evaluator.validation, task), judge(child, test, task)
     figures: dict[str, Any] = {
         "id": target.name,
         **costs(arch),

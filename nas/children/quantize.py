@@ -19,6 +19,7 @@ from nas.children.evaluate import Batches, score
 from nas.children.export import PARITY_EXAMPLES, bundle, load_child, write_config
 from nas.children.export import SOURCES as MODEL
 from nas.children.formats import OnnxFile, onnx_parity, write_onnx, write_picture_onnx
+from nas.device import exact
 from nas.preprocess import Preprocess
 from nas.quantization import integer, levels
 from nas.quantization.adaquant import widths
@@ -59,6 +60,7 @@ class QuantizedFigures(Judged):
     parity: NotRequired[dict[str, float]]
 
 
+@exact()
 def quantize_child(
     source: Path,
     target: QuantizationTarget,

@@ -11,6 +11,8 @@ Layers take and give plain tensors and are called as modules, which DeepSpeed's 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from nas.elastic.layer_norm import ElasticLayerNorm, merged, views
 
 Widths = Sequence[int]  # of one axis, a number for each sub-network
+TABLES = 128  # of indices that are kept: numbers of examples and heads come again, at three sizes of a picture
 Prefix = tuple[int, int, int]  # rows, input features, output features of a layer that several sub-networks run
 
 
@@ -133,7 +136,12 @@ class Grouped:
 
     def whole(self, x: Tensor, width: int) -> Tensor:
         """Activations of one common width -> ``(N, tokens, width)`` in the order of the batch."""
-        return x.view(len(self.order), -1, width)[self.order.argsort()]
+        return x.view(len(self.order), -1, width)[self.back]
+
+    @cached_property
+    def back(self) -> Tensor:
+        """int64, where each row of the batch is."""
+        return self.order.argsort()
 
     def take(self, x: Tensor, widths: Widths, tokens: slice) -> Tensor:
         """Some of the tokens."""
@@ -233,10 +241,16 @@ def _heads_first(
 ) -> tuple[Tensor, Tensor]:
     """Where the rows of groups ``(examples, tokens, heads)`` are once they are ``(examples, heads, tokens)``, and
     the way back."""
-    order, back, start = [], [], 0
-    for count, number in zip(counts, heads, strict=True):
-        rows = torch.arange(start, start + count * tokens * number)
-        order.append(rows.view(count, tokens, number).transpose(1, 2).reshape(-1))
-        back.append(rows.view(count, number, tokens).transpose(1, 2).reshape(-1))
-        start += len(rows)
-    return torch.cat(order).to(device), torch.cat(back).to(device)
+    groups = list(zip(counts, heads, strict=True))
+    starts = list(accumulate((count * tokens * number for count, number in groups), initial=0))[:-1]
+    there, back = zip(*(_of_one(count, tokens, number, device) for count, number in groups), strict=True)
+    return torch.cat(torch._foreach_add(there, starts)), torch.cat(torch._foreach_add(back, starts))
+
+
+@lru_cache(TABLES)
+def _of_one(count: int, tokens: int, heads: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`_heads_first` of one group alone; it stays on the device, to which a table of every pass would be sent anew."""
+    rows = torch.arange(count * tokens * heads)
+    there = rows.view(count, tokens, heads).transpose(1, 2).reshape(-1)
+    back = rows.view(count, heads, tokens).transpose(1, 2).reshape(-1)
+    return there.to(device), back.to(device)

@@ -8,6 +8,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+AXES = (0, 2, 3)  # all but the channels
 
 
 class ElasticBatchNorm2d(nn.Module):
@@ -33,34 +36,43 @@ class ElasticBatchNorm2d(nn.Module):
         """x: ``(N, c, H, W)`` -> the same shape."""
         weight, bias = self.weight[: x.shape[1]], self.bias[: x.shape[1]]
         if self.sync and dist.is_initialized() and dist.get_world_size() > 1:
-            return _synchronised(x, weight, bias, self.eps)
+            return _Synchronised.apply(x, weight, bias, self.eps)
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, self.eps)
 
 
-def _synchronised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Batch norm over the batches of all ranks, in two passes: the one-pass variance cancels in fp32."""
-    world = dist.get_world_size()
-    axes, shape = (0, 2, 3), (1, -1, 1, 1)
-    values = x.float()
-    mean = _SumOverRanks.apply(values.mean(axes)) / world
-    centred = values - mean.view(shape)
-    variance = _SumOverRanks.apply(centred.square().mean(axes)) / world
-    scale = weight * (variance + eps).rsqrt()
-    return (centred * scale.view(shape) + bias.view(shape)).to(x.dtype)
+class _Synchronised(torch.autograd.Function):
+    """Batch norm over the batches of all ranks: one collective on the way there, and one on the way back.
 
-
-class _SumOverRanks(torch.autograd.Function):
-    """All-reduce with a gradient: every rank's output depends on every rank's input, so the gradients are summed
-    too."""
+    Ranks tell one another the mean and the variance of their own batch, the latter in a second pass: sums of squares
+    over all would cancel in fp32. The variance of all is the mean of theirs plus the variance of their means (Chan,
+    Golub and LeVeque 1979). Every rank's output depends on every rank's input, so the gradients are summed too.
+    """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        value = value.clone()
-        dist.all_reduce(value)
-        return value
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        variance, mean = torch.var_mean(x.float(), AXES, correction=0)
+        told = torch.cat((mean, variance))
+        of_all = told.new_empty(dist.get_world_size(), len(told))
+        dist.all_gather(list(of_all), told)
+        means, variances = of_all.chunk(2, 1)
+        mean = means.mean(0)
+        scale = (variances.mean(0) + (means - mean).square().mean(0) + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, scale)
+        return ((x.float() - _along(mean)) * _along(weight * scale) + _along(bias)).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, weight, mean, scale = ctx.saved_tensors
+        gradient, normed = gradient.float(), (x.float() - _along(mean)) * _along(scale)
+        of_bias, of_weight = gradient.sum(AXES), (gradient * normed).sum(AXES)
+        sums = torch.cat((of_bias, of_weight))
+        dist.all_reduce(sums)
+        by_mean, by_scale = (sums / (dist.get_world_size() * x.numel() / x.shape[1])).chunk(2)
+        of_x = (gradient - _along(by_mean) - normed * _along(by_scale)) * _along(weight * scale)
+        return of_x.to(x.dtype), of_weight, of_bias, None
+
+
+def _along(channels: Tensor) -> Tensor:
+    """``(c,)`` -> ``(1, c, 1, 1)``."""
+    return channels.view(1, -1, 1, 1)

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nas.device import autocast
 from nas.space import Arch
 from nas.supernet import Output, Pass, Soft, Supernet, main_head
 
@@ -90,7 +91,7 @@ class Engine:
             "steps_per_print": 10**12,
         }
         self.zero_stage, self.device = zero_stage, device
-        self._dtype = torch.bfloat16 if precision == "bf16" else None
+        self._precision = precision
         self._engine, *_ = deepspeed.initialize(model=net.to(device), optimizer=optimizer, config=config)
         self._talk: Any = dist.new_group(backend="gloo")  # small facts between ranks, without waiting for a GPU
         self.module: Supernet = self._engine.module
@@ -111,7 +112,7 @@ class Engine:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Around each forward pass and its loss."""
-        return torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None)
+        return autocast(self.device, self._precision)
 
     def backward(self, loss: Tensor) -> None:
         """Add the loss's gradient to what this step has so far."""

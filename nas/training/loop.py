@@ -19,6 +19,7 @@ from nas.build import load_recipe, load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator, fit_steps, panel
 from nas.children.export import child_packages, load_child
 from nas.config.experiment import Experiment
+from nas.device import enough_memory
 from nas.draws import bits
 from nas.recipes.recipe import AVERAGE, Recipe, Step
 from nas.rundir.atomic import Damaged, write_atomic
@@ -91,13 +92,14 @@ class Loop:
 
         Raises:
             Diverged: more often than ``train.max_rollbacks``.
+            MemoryShort: the GPU is too small for a step.
         """
         while True:
             told = [len(read_rollbacks(self.run))]
             torch.distributed.broadcast_object_list(told)  # a network's file system may show other nodes a file late
             rollbacks = told[0]
             try:
-                with closing(Attempt(self, 0.5**rollbacks)) as attempt:
+                with enough_memory(self._lower()), closing(Attempt(self, 0.5**rollbacks)) as attempt:
                     attempt.to_the_end()
                 return
             except Diverged as reason:
@@ -111,6 +113,15 @@ class Loop:
                     self.fence.check()
                     write_atomic(self.run.rollbacks, json.dumps([*read_rollbacks(self.run), str(reason)]))
                 torch.distributed.barrier()
+
+    def _lower(self) -> str:
+        """What to change where a step needs more memory than there is."""
+        train = self.experiment.train
+        micro = train.micro_batch or self.experiment.recipe.batch // self.world
+        return (
+            f"lower train.micro_batch (now {micro}) or raise train.zero_stage (now {train.zero_stage}, at most 3; it "
+            f"divides what the optimizer keeps among {self.world} workers); the same command continues"
+        )
 
     def note(self, line: Line) -> None:
         """A line in the training log, from rank 0."""
@@ -207,7 +218,7 @@ class Attempt:
 
         Nothing waits for the device or for another rank before all passes are on their way.
         """
-        state, told = self.state, []
+        state, names, seen = self.state, self.recipe.names, list[Tensor]()
         size = len(next(iter(batches.values()))[1])
         parts = -(-size // self.micro)
         lr = 0.0
@@ -216,16 +227,16 @@ class Attempt:
             rows = slice(part * self.micro, (part + 1) * self.micro)
             here = {name: (pixels(self._sent(x[rows])), self._sent(y[rows])) for name, (x, y) in batches.items()}
             losses = self.recipe.losses(self.engine, self.engine.module, here, step)
-            for _ in self.recipe.names:
+            for _ in names:
                 with self.engine.autocast():
                     loss = next(losses)
                 self.engine.backward(loss / parts)
-                told.append(loss.detach().double())
+                seen.append(loss.detach().reshape(()))
             next(losses, None)
             lr = self.rate * self.recipe.lr(step)
-        means = torch.stack(told).view(parts, -1).mean(0).tolist()
-        figures = dict(zip(self.recipe.names, means, strict=True))
-        self._guard(figures)
+        values = torch.stack(seen).tolist()  # once a step: a GPU is waited for
+        sums = {name: sum(value / parts for value in values[n :: len(names)]) for n, name in enumerate(names)}
+        self._guard(sums)
         self.engine.step(lr)
         if self.recipe.follows:
             with self.engine.whole() as net:
@@ -237,7 +248,7 @@ class Attempt:
                 state.share_done(self.experiment.train.max_minutes),
             )
             how_far = round(epoch, 3), round(state.seconds, 2), round(done, 5)
-            self.loop.note(StepLine(state.step, state.total, *how_far, lr, figures))
+            self.loop.note(StepLine(state.step, state.total, *how_far, lr, sums))
 
     def _sent(self, part: Tensor) -> Tensor:
         """On the device; the copy from pinned memory goes on beside what it computes."""

@@ -17,7 +17,7 @@ from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.space import Arch
 from nas.tasks.index import Index
-from nas.workers.session import check_room, gpus, has_gpus, on_ray, session
+from nas.workers.session import check_room, gpu_share, has_gpus, on_ray, session
 
 Job = tuple[Arch, int]  # a network and a seed
 Trained = Callable[[Arch, int, Judged], None]
@@ -112,7 +112,7 @@ def train_alone(experiment: Experiment, run: RunDir, fence: Fence, jobs: Sequenc
     with session():
         check_room(experiment)
         trials, gpu = experiment.search.trials, has_gpus(experiment.train.use_gpu)
-        share = min(1.0, gpus() / trials) if gpu else 0.0
+        share = gpu_share(trials) if gpu else 0.0
         plain = experiment.model_dump(mode="json")
         learner = tune.with_parameters(Learner, experiment=plain, run=run, fence=fence, gpu=gpu)
         given = tune.grid_search([(dict(arch), seed) for arch, seed in jobs])

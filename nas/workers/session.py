@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
@@ -178,6 +179,13 @@ def has_gpus(setting: bool | None) -> bool:
 def gpus() -> float:
     """How many the cluster has."""
     return ray.cluster_resources().get("GPU", 0.0)
+
+
+def gpu_share(trials: int) -> float:
+    """The part of a GPU that each of so many trials at a time reserves: a whole number of them fits on every GPU. Ray
+    counts in ten-thousandths."""
+    on_each = math.ceil(trials / gpus())
+    return math.floor(1e4 / on_each) / 1e4
 
 
 def leaving() -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nas.config.experiment import Experiment, parse
-from nas.device import configure_process
+from nas.device import MemoryShort, configure_process
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence, Fenced, Gone
@@ -37,19 +37,22 @@ def train(experiment: Experiment, run: RunDir, fence: Fence, notify: Notify = la
     Raises:
         TooLittle: the cluster has less than the experiment asks for.
         TrainingFailed: a worker raised, or died more often than ``train.max_failures``.
-        OSError, Gone, Fenced: a worker could not read or write the run; another try would not help.
+        OSError, Gone, Fenced, MemoryShort: a worker could not read or write the run, or its GPU is too small; another
+            try would not help.
         RayDied: a process that Ray cannot do without has died.
     """
     from nas.training.engine import prebuild
 
     with session(), following(run.training_log, notify):
         check_room(experiment)
-        prebuild()
+        gpu = has_gpus(experiment.train.use_gpu)
+        if not gpu:
+            prebuild()
         done, failures = -1, 0
         # more than one part where a worker has died, or all have saved and returned since a machine is being taken away
         for part in count():
             try:
-                _fit(experiment, run, fence, has_gpus(experiment.train.use_gpu), part)
+                _fit(experiment, run, fence, gpu, part)
             except TrainingFailed:
                 failures += 1
                 if failures > experiment.train.max_failures:
@@ -98,7 +101,9 @@ def _fit(experiment: Experiment, run: RunDir, fence: Fence, gpu: bool, part: int
         failures = error.worker_failures if isinstance(error, WorkerGroupError) else {0: error}
         said = [failures[rank] for rank in sorted(failures)]
         for each in said:
-            if isinstance(each, (OSError, Gone, Fenced)) and not isinstance(each, (ConnectionError, TimeoutError)):
+            if isinstance(each, (OSError, Gone, Fenced, MemoryShort)) and not isinstance(
+                each, (ConnectionError, TimeoutError)
+            ):
                 raise each from None
         raise TrainingFailed(str(said[0]).strip()) from error  # without the frames of Ray
 

@@ -24,7 +24,7 @@ from nas.children.alone import make_alone
 from nas.children.evaluate import Evaluator
 from nas.children.hopeless import Hopeless
 from nas.config.experiment import Experiment, parse
-from nas.device import configure_process
+from nas.device import MemoryShort, configure_process
 from nas.results.taking import read_known
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
@@ -36,7 +36,7 @@ from nas.space import Arch
 from nas.supernet import Supernet
 from nas.tasks.index import Index
 from nas.tasks.task import Task
-from nas.workers.session import check_room, gpus, has_gpus, on_ray, session
+from nas.workers.session import check_room, gpu_share, has_gpus, on_ray, session
 
 LIVES = 3  # deaths of a worker on one candidate alone, after which the candidate counts as failed
 TRIAL_SECONDS = 2.0  # how long a trial should last at least, so that Tune's own work stays small beside it
@@ -74,7 +74,11 @@ class Scored(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        return {"judged": [self._judge(k, Arch(choices), steps) for k, choices, steps in self.candidates], "done": True}
+        try:
+            judged = [self._judge(k, Arch(choices), steps) for k, choices, steps in self.candidates]
+        except MemoryShort as short:
+            return {"short": str(short), "done": True}
+        return {"judged": judged, "done": True}
 
     def _judge(self, k: int, arch: Arch, steps: int) -> dict[str, Any]:
         began = time.monotonic()
@@ -83,6 +87,8 @@ class Scored(tune.Trainable):
         error = seen = None
         try:
             metrics, parts, seen = self.evaluator.judge(arch, steps, self._hopeless(k))
+        except MemoryShort:  # is nobody's fault among the candidates
+            raise
         except Exception as problem:  # one candidate's failure is recorded, and the others go on
             error = f"{type(problem).__name__}: {problem}"
         figures = [part[self.objective.metric] for part in parts]
@@ -145,13 +151,14 @@ class Asker(Searcher):
         self.seconds = deque((record.seconds for record in journal.records if not record.lower), maxlen=20)
         self.exhausted: str | None = None
         self.lost = self.broken = 0
+        self.short = ""  # what a worker said whose GPU has too little memory
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its searcher now and then; nothing is ever read back from that."""
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        if time.monotonic() > self.deadline or self.broken or self.fence.stopping():
+        if time.monotonic() > self.deadline or self.broken or self.short or self.fence.stopping():
             return Searcher.FINISHED
         if len(self.flying) >= self.trials:  # Tune itself begins as many as there are CPUs for
             return None
@@ -214,6 +221,9 @@ class Asker(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         candidates = self.flying.pop(trial_id, [])
+        if result is not None and "short" in result:
+            self.short = result["short"]
+            return
         if error or result is None or "judged" not in result:
             for candidate in candidates:
                 self._died(candidate, len(candidates) == 1)
@@ -293,6 +303,7 @@ def search_children(
         TooLittle: the cluster has less than the experiment asks for.
         ValueError: the constraints cannot be met, or the journal belongs to another search.
         SearchFailed: no worker could judge anything.
+        MemoryShort: a GPU has too little memory for a child; those in flight are judged by the next search.
     """
     settings = experiment.search
     search = open_search(experiment, net, task, trained)
@@ -329,7 +340,7 @@ def _bound(cost: Mapping[str, float], constraints: Constraints) -> str:
 
 def _run(experiment: Experiment, run: RunDir, fence: Fence, asker: Asker, trained: Checkpoint) -> None:
     trials, gpu = experiment.search.trials, has_gpus(experiment.train.use_gpu)
-    share = min(1.0, gpus() / trials) if gpu else 0.0
+    share = gpu_share(trials) if gpu else 0.0
     check_room(experiment)
     arrays = {name: tensor.numpy() for name, tensor in trained.child_weights().items()}
     told = {"experiment": experiment.model_dump(mode="json"), "run": str(run.path), "gpu": gpu}
@@ -349,6 +360,8 @@ def _run(experiment: Experiment, run: RunDir, fence: Fence, asker: Asker, traine
         logging.CRITICAL
     )  # it prints the traceback of a dead worker, whose candidates the asker gives out again
     on_ray(tuner.fit, fence)
+    if asker.short:
+        raise MemoryShort(asker.short)
     if asker.broken:
         raise SearchFailed(
             f"{asker.broken} workers died one after another and none has judged a child; what they said: {_said(tuner)}"

@@ -31,7 +31,7 @@ from torchvision.transforms import v2
 
 from nas.tasks.classification import Classification
 from nas.tasks.options import ClassificationOptions
-from nas.training.feeds import make_feeds, prefetched
+from nas.training.feeds import Feed, make_feeds, prefetched
 
 SIDE, CLASSES = 224, 10
 
@@ -50,11 +50,15 @@ def make(folder: Path, count: int) -> None:
             Image.fromarray(picture).save(place / f"{i}.jpg", quality=90)
 
 
-def ours(folder: Path, batch: int, loaders: int) -> Iterator[Any]:
+def feeds(folder: Path, batch: int) -> dict[str, Feed]:
     given = {"resized_crop": True, "flip": True, "rand_augment": True}
     options = ClassificationOptions(name="folder", path=str(folder), size=SIDE, validation=CLASSES, **given)
     recipe: Any = SimpleNamespace(feeds={"train": 1.0})
-    return prefetched(make_feeds(recipe, Classification(options, 0).train, batch, 0, 1, 0), 0, loaders)
+    return make_feeds(recipe, Classification(options, 0).train, batch, 0, 1, 0)
+
+
+def ours(folder: Path, batch: int, loaders: int) -> Iterator[Any]:
+    return prefetched(feeds(folder, batch), 0, loaders)
 
 
 def theirs(folder: Path, batch: int, loaders: int) -> Iterator[Any]:

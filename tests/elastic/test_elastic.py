@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from nas.elastic import ElasticBatchNorm2d, ElasticConv2d, ElasticLinear, ElasticSqueezeExcite
+from nas.elastic.grouped import _heads_first, _of_one
 from nas.static import SqueezeExcite
 
 Window = dict[str, Callable[[Tensor], Tensor]]  # for each parameter, the view of it that the smaller layer uses
@@ -299,8 +300,11 @@ def _rank(rank: int, store: str, folder: str) -> None:
         with torch.no_grad():
             norm.weight.copy_(scale)
         part = x[mine].clone().requires_grad_()
-        out = norm(part)
-        (out * weights[mine]).sum().backward()
+        with torch.profiler.profile() as seen:
+            out = norm(part)
+            (out * weights[mine]).sum().backward()
+        collectives = [event.name for event in seen.events() if event.name.startswith("gloo:")]
+        assert len(collectives) == 2, f"one on the way there and one on the way back: {collectives}"
         assert part.grad is not None and norm.weight.grad is not None and norm.bias.grad is not None
         found[case] = [out.detach().tolist(), part.grad.tolist(), norm.weight.grad.tolist(), norm.bias.grad.tolist()]
         local = ElasticBatchNorm2d(CHANNELS)(x[mine])
@@ -332,3 +336,16 @@ def test_synchronised_batch_norm_is_that_of_the_joint_batch(tmp_path: Path) -> N
             assert gradient is not None
             torch.testing.assert_close(total[:3], gradient, atol=10 * tolerance, rtol=10 * tolerance)
             assert not total[3:].any()
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_attention_finds_heads_and_brings_them_back(again: bool) -> None:
+    """Groups of other numbers of examples and of heads; a table that is kept is as good as a fresh one."""
+    counts, heads, tokens, width = (2, 3, 2), (2, 1, 4), 3, 5
+    if not again:
+        _of_one.cache_clear()
+    order, back = _heads_first(counts, tokens, heads, torch.device("cpu"))
+    parts = [torch.rand(n, tokens, h, width) for n, h in zip(counts, heads, strict=True)]
+    flat = torch.cat([part.reshape(-1, width) for part in parts])
+    wanted = torch.cat([part.transpose(1, 2).reshape(-1, width) for part in parts])
+    assert torch.equal(flat[order], wanted) and torch.equal(wanted[back], flat)

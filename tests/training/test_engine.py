@@ -102,6 +102,11 @@ def many(net: Callable[..., Tensor], space: Any, step: int, x: Tensor, y: Tensor
             yield loss / 2
 
 
+def joined(net: Callable[..., Tensor], space: Any, step: int, x: Tensor, y: Tensor) -> Iterator[Tensor]:
+    """A sandwich in one backward: a parameter is used by several parts of one graph (DeepSpeed's issue 8224)."""
+    yield sum(sandwich(net, space, step, x, y))  # type: ignore[misc]
+
+
 def steep(net: Callable[..., Tensor], space: Any, step: int, x: Tensor, y: Tensor) -> Iterator[Tensor]:
     """A gradient of a norm far above 1, to which DeepSpeed cuts unless told otherwise."""
     yield 1000 * F.cross_entropy(net(x, space.largest()), y)
@@ -209,6 +214,9 @@ class Worker:
         found["clipped"] = apart(self.after(self.engine(network(), clip=CLIP), 2), clipped.weights)
         found["many backwards"] = apart(
             self.after(self.engine(network()), 1, losses=many), plain("sgd", 1, many).weights
+        )
+        found["one backward"] = apart(
+            self.after(self.engine(network()), 2, losses=joined), plain("sgd", 2, joined).weights
         )
         found["unused parameters"] = apart(
             self.after(self.engine(network()), 3, losses=ends_small), plain("sgd", 3, ends_small).weights
@@ -423,7 +431,7 @@ def test_updates_are_those_of_one_process(request: pytest.FixtureRequest, worker
     """With the same micro-batch everywhere; clipped by norm, or not at all; after many backwards; where parameters
     are not used."""
     for found in seen(request.getfixturevalue(workers), f"updates {stage}"):
-        assert len(found) == 6
+        assert len(found) == 7
         assert {name: value for name, value in found.items() if value > SAME} == {}
 
 

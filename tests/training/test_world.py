@@ -33,42 +33,42 @@ EXPERIMENT = [
 ]
 
 
-def work(rank: int, world: int, stage: int, run: str) -> None:
+def work(rank: int, world: int, stage: int, run: str, gpu: bool) -> None:
     """One process of a group that trains in a run directory to the end."""
     place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
     os.environ |= {name: str(value) for name, value in place.items()}
     from nas.device import configure_process
 
-    configure_process(False, 1)
+    device = configure_process(gpu, 1)
     means: list[dict[str, float]] = []  # over ranks; a line of the log has those of the first one's share
     guard = Attempt._guard
 
     def noted(self: Attempt, losses: Mapping[str, float]) -> None:
-        of_all = torch.tensor(list(losses.values()), dtype=torch.float64)
+        of_all = torch.tensor(list(losses.values()), dtype=torch.float64, device=device)
         dist.all_reduce(of_all)
         means.append(dict(zip(losses, (of_all / world).tolist(), strict=True)))
         guard(self, losses)
 
     Attempt._guard = noted  # type: ignore[method-assign]
     store = Path(run, "store")
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    dist.init_process_group("nccl" if gpu else "gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     told = load_experiment("bignas-digits", [*EXPERIMENT, f"train.workers={world}", f"train.zero_stage={stage}"])
     if rank == 0:
         Fence.take(Path(run))
     dist.barrier()
     fence = Fence(Path(run), 1)
-    Loop(told, RunDir(run), fence, rank, world, torch.device("cpu")).train()
+    Loop(told, RunDir(run), fence, rank, world, device).train()
     Path(run, "losses.json").write_text(json.dumps(means))
     dist.destroy_process_group()
 
 
-def train(run: Path, workers: int, stage: int, begun: Path | None = None, step: int = 0) -> Path:
+def train(run: Path, workers: int, stage: int, begun: Path | None = None, step: int = 0, gpu: bool = False) -> Path:
     """Train in a new directory to the end, from a checkpoint of another run where there is one."""
     run.mkdir()
     if begun is not None:
         name = f"step-{step:08d}"
         shutil.copytree(begun / "supernet" / name, run / "supernet" / name)
-    torch.multiprocessing.spawn(work, (workers, stage, str(run)), nprocs=workers)
+    torch.multiprocessing.spawn(work, (workers, stage, str(run), gpu), nprocs=workers)
     return run
 
 

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from nas.config.experiment import load_experiment
+from nas.device import MemoryShort
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence, Gone
 from nas.workers import local, session
@@ -118,6 +119,7 @@ def test_waiting_ends_with_what_a_check_finds(tmp_path: Path) -> None:
     [
         (OSError(errno.ENOSPC, "No space left on device", "RUN/train/metrics.jsonl"), 1),
         (Gone("RUN is gone"), 1),
+        (MemoryShort("lower train.micro_batch"), 1),
         (ConnectionResetError(errno.ECONNRESET, "reset"), 4),
         (RuntimeError("a worker died"), 4),
     ],
