@@ -4,7 +4,7 @@ fewer blocks and fewer channels within them.
 In this folder:
 
     nas check pretrained_space:resnet18 --size quarter
-    nas run pretrained_space.yaml --set train.init_from=resnet18.safetensors
+    nas run pretrained_space.yaml --set space.size=resnet18 --set train.init_from=resnet18.safetensors
 
 The weights, on a machine that can reach them:
 

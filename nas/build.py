@@ -298,8 +298,8 @@ def open_journal(
     header = {"supernet": supernet, **search.identity, "space": space, **({"costs": own} if own else {})}
     if experiment.search.recipe:
         header["recipe"] = experiment.search.recipe.model_dump(mode="json")
-    if (way := experiment.search.early_stop) != "never":
-        header["early_stop"] = {"way": way, "score_batch": experiment.search.score_batch}  # where it looks
+    if experiment.search.early_stop != "never":
+        header["early_stop"] = experiment.search.early_stop
     journal = Journal(run.begin_search(supernet), header)
     if not journal.constraints:
         journal.append_constraints(0, search.constraints(0))

@@ -123,8 +123,8 @@ class Pipeline:
         make_alone(experiment, task, device)  # refuses what the search could not train
         if newest_sha(run.checkpoints) is None:  # else it has trained it; torch's optimizers take a second to import
             recipe.optimizer(net)  # refuses a network that it cannot train
-            if experiment.train.init_from:
-                start_from(net, Path(experiment.train.init_from))  # refuses what it cannot begin with
+            if (start := experiment.train.init_from) and not (source or mirror or run.start.exists()):
+                start_from(net, Path(start))  # refuses what it cannot begin with
             if told := made_smaller(net, task):
                 watch.say(told)
         tracking = experiment.tracking

@@ -29,6 +29,7 @@ from nas.results.tracking import default_uri
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.rundir.log import StepLine, read_training
+from nas.space import COSTS
 from nas.supernet import Supernet
 from nas.tasks.task import Task
 from nas.training.loop import total_steps
@@ -124,7 +125,8 @@ class Stopwatch:
 
     def advance(self, done: float, total: float, note: str, unit: str, seconds: float | None = None) -> None:
         self.stages[-1].marks.append((time.monotonic(), done))
-        self.memory = max(self.memory, largest_process())
+        if self.stages[-1].name == "train":
+            self.memory = max(self.memory, largest_process())
         self.watch.advance(done, total, note, unit, seconds)
 
     def say(self, text: str) -> None:
@@ -146,7 +148,7 @@ def largest_process() -> float:
 
 def small(experiment: Experiment, directory: Path) -> Experiment:
     """The experiment that is tried: as many workers and trials as this machine has room for, each with what it would
-    have in the run, for some seconds."""
+    have in the run, for some seconds. Children are bound by what they cost alone: none is good yet."""
     train, search, minutes = experiment.train, experiment.search, TRY_S / 60
     room = max(1, int((os.cpu_count() or 1) / train.cpus_per_worker))
     if "RAY_ADDRESS" in os.environ:  # a cluster, which refuses what it has no room for
@@ -160,7 +162,11 @@ def small(experiment: Experiment, directory: Path) -> Experiment:
             "keep": 1,
         },
         "recipe": {"batch": experiment.recipe.batch // train.workers * workers},
-        "search": {"trials": trials, "max_minutes": min(minutes, search.max_minutes or minutes)},
+        "search": {
+            "trials": trials,
+            "max_minutes": min(minutes, search.max_minutes or minutes),
+            "constraints": {n: b for n, b in search.constraints.items() if n in COSTS or n not in search.objectives},
+        },
         "export": {"children": min(TRY_CHILDREN, experiment.export.children)},
         "tracking": {"uri": default_uri(RunDir(directory))},
     }
@@ -171,14 +177,18 @@ def small(experiment: Experiment, directory: Path) -> Experiment:
     return experiment.model_copy(update=sections)
 
 
-def plan(experiment: Experiment, watch: Watcher) -> Plan:
+def plan(experiment: Experiment, run: Path, watch: Watcher) -> Plan:
     """Try the experiment's run, and tell what the whole of it would take.
+
+    Args:
+        run: where it would lie. It is tried beside that, where all machines of a cluster find it.
 
     Raises:
         ValueError: what the run would refuse.
     """
     began, clock = time.monotonic(), Stopwatch(watch)
-    with tempfile.TemporaryDirectory(prefix="raynas-plan-", ignore_cleanup_errors=True) as home:
+    beside = next(folder for folder in run.absolute().parents if folder.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".raynas-plan-", dir=beside, ignore_cleanup_errors=True) as home:
         directory = Path(home) / "run"
         with Pipeline.open(small(experiment, directory), directory, clock) as tried:
             facts = described(experiment, tried.net, tried.task)

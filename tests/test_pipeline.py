@@ -412,7 +412,7 @@ def test_another_search_over_the_same_supernet(done: Done, tmp_path: Path) -> No
     again = command("train", other, cwd=tmp_path, patience=PATIENCE)
     assert again.code == 0 and "train: done before (72 steps)" in again.text, again.text
     refused = command("search", done.run, "--run-dir", tmp_path / "third", "--set", "recipe.lr=0.3", cwd=tmp_path)
-    assert "trained otherwise (recipe.lr)" in refused.text
+    assert refused.code == 1 and "trained otherwise (recipe.lr)" in refused.text and not (tmp_path / "third").exists()
 
 
 def test_a_search_that_scores_no_further_than_needed(done: Done, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -51,17 +50,15 @@ def test_a_worker_has_in_the_trial_what_it_has_in_the_run(tmp_path: Path, monkey
 
 def test_a_plan_is_told_and_nothing_is_left(tmp_path: Path) -> None:
     """The whole chain, by the command."""
-    held = tmp_path / "tmp"
-    held.mkdir()
     given = ["recipe.epochs=2", "recipe.warmup_epochs=0", "search.candidates=20", "search.constraints.macs.max=300k"]
-    ended = command("plan", "bignas-digits", *sets(given), cwd=tmp_path, patience=PATIENCE, TMPDIR=str(held))
+    ended = command("plan", "bignas-digits", *sets(given), cwd=tmp_path, patience=PATIENCE)
     assert ended.code == 0, ended.text
     assert "1,024 networks of 71.9 k to 530 k MACs; inputs 1 x 8 x 8, worked at 8 px" in ended.text
     assert "of random networks are within the constraints" in ended.text
     table = {" ".join(line.split()[:3]) for line in ended.lines}
     assert {"train 36 steps", "search 20 candidates", "export 5 children"} <= table
     assert "next: nas run bignas-digits --set recipe.epochs=2" in ended.text
-    assert not list(held.glob("raynas-plan-*")) and not list(tmp_path.glob("runs")) and not list(tmp_path.glob("*.db"))
+    assert not list(tmp_path.iterdir()), "neither the run in small nor a directory of runs"
 
 
 @pytest.mark.parametrize(
@@ -75,4 +72,17 @@ def test_a_plan_is_told_and_nothing_is_left(tmp_path: Path) -> None:
 def test_what_a_run_refuses_a_plan_refuses(tmp_path: Path, setting: str, part: str) -> None:
     ended = command("plan", "bignas-digits", "--set", setting, cwd=tmp_path)
     assert ended.code == 1 and part in ended.text, ended.text
-    assert tempfile.gettempdir() not in ended.text
+    assert "raynas-plan" not in ended.text and not list(tmp_path.iterdir())
+
+
+def test_bounds_on_what_is_not_learnt_yet_are_left_out(tmp_path: Path) -> None:
+    given = ["search.objectives=[accuracy, macs]", "search.constraints={accuracy: {min: 95}, macs: {max: 300k}}"]
+    tried = small(load_experiment("bignas-digits", given), tmp_path / "run")
+    assert list(tried.search.constraints) == ["macs"]
+
+
+def test_a_dry_run_is_of_the_run_that_would_be(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "letter.txt").write_text("mine")
+    ended = command("run", "bignas-digits", "--dry-run", "--run-dir", "taken", cwd=tmp_path)
+    assert ended.code == 1 and "is not empty and holds no run" in ended.text

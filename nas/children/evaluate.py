@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -164,20 +165,33 @@ def judge(
     """The task's figures of a child in evaluation mode; example n is in part n modulo `PARTS`.
 
     Args:
-        hopeless: asked after each batch but the last whether the child need not be scored any further.
+        hopeless: asked now and then whether the child need not be scored any further.
     """
     sums: dict[str, float] = {}
     parts: list[dict[str, float]] = [{} for _ in range(PARTS)]
     seen = 0
     for x, y in batches:
         output = task.predict(child, x)
-        _add(sums, task.scores(output, y))
-        for number in range(min(PARTS, len(y))):
-            _add(parts[(seen + number) % PARTS], task.scores(output[number::PARTS], y[number::PARTS]))
-        seen += len(y)
-        if hopeless is not None and seen < hopeless.examples and hopeless(sums, _of_parts(parts, task), seen):
-            return Judged(task.summarise(sums), _of_parts(parts, task), seen)
+        for rows in _until_looks(seen, len(y), hopeless):
+            some, labels = output[rows], y[rows]
+            _add(sums, task.scores(some, labels))
+            for number in range(min(PARTS, len(labels))):
+                _add(parts[(seen + number) % PARTS], task.scores(some[number::PARTS], labels[number::PARTS]))
+            seen += len(labels)
+            if hopeless and seen % hopeless.every == 0 and seen < hopeless.examples:
+                found = _of_parts(parts, task)
+                if hopeless(sums, found, seen):
+                    return Judged(task.summarise(sums), found, seen)
     return Judged(task.summarise(sums), _of_parts(parts, task))
+
+
+def _until_looks(seen: int, count: int, hopeless: Hopeless | None) -> list[slice]:
+    """The next `count` examples, cut where is looked at what the child has come to."""
+    if hopeless is None:
+        return [slice(0, count)]
+    every = hopeless.every
+    cuts = [0, *range(every - seen % every, count, every), count]
+    return [slice(*ends) for ends in pairwise(cuts)]
 
 
 def _of_parts(parts: list[dict[str, float]], task: Task) -> list[dict[str, float]]:

@@ -13,6 +13,8 @@ from nas.search.pareto import dominates
 from nas.tasks.task import Task
 
 SIGMAS = 4.0  # of what the examples that were not seen may change, where a small risk is taken
+LOOKS = 16  # at what a candidate has come to, at equal shares of the examples
+EACH = 8  # examples of each part, without which nothing is known of how parts differ
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Hopeless:
     examples: int
     likely: bool
 
+    @property
+    def every(self) -> int:
+        """Examples between two looks: the same ones whatever is scored at once."""
+        return -(-self.examples // LOOKS)
+
     def __call__(self, sums: Mapping[str, float], parts: Sequence[Mapping[str, float]], seen: int) -> bool:
         """After `seen` examples.
 
@@ -52,10 +59,12 @@ class Hopeless:
         return all(map(math.isfinite, point)) and any(dominates(other, point) for other in self.bar)
 
     def _probably(self, sums: Mapping[str, float], parts: Sequence[Mapping[str, float]], seen: int) -> dict[str, float]:
-        if len(parts) < 2:
+        if len(parts) < 2 or seen < EACH * len(parts):
             return {}
         share, found = max(0.0, 1 - seen / self.examples), {}
         for name, value in self.task.summarise(dict(sums)).items():
             error = float(np.std([part[name] for part in parts], ddof=1)) * math.sqrt(share / len(parts))
+            if not error:  # all parts alike: all wrong so far, say
+                continue
             found[name] = value + (SIGMAS if self.task.metrics[name] == "higher" else -SIGMAS) * error
         return found

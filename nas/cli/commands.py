@@ -89,23 +89,18 @@ def open_pipeline(
     """The pipeline of a command, as a context; and a screen that is put right whatever happens.
 
     Args:
-        check: what of the command can be refused by the run's files alone; this, and what else needs no torch, is
-            looked at before that is imported. Where a run is given and another --run-dir, which is not there yet, that
-            begins with the run's supernet.
+        check: what of the command can be refused by the run's files alone, or by those of the run whose supernet it
+            begins with; this, and what else needs no torch, is looked at before that is imported.
     """
     from contextlib import contextmanager
 
-    from nas.rundir.directory import RunDir, check_free
+    from nas.rundir.checkpoint import newest_sha
+    from nas.rundir.directory import RunDir
 
-    experiment, run = resolve(target, run_dir, overrides, trusted)
+    experiment, run, source = results.begun(target, run_dir, overrides, trusted)
     console.print(f"{experiment.name} in {run}")
-    experiment.data.locate()
-    for cost in experiment.search.costs:
-        cost.locate()
-    check_free(experiment, RunDir(run.absolute()))
-    given = RunDir(target)
-    source = given if given.is_run() and not RunDir(run).is_run() else None
-    check(experiment, source or RunDir(run.absolute()))
+    at = RunDir(run.absolute())
+    check(experiment, source if source and newest_sha(at.checkpoints) is None else at)
 
     @contextmanager
     def opened() -> Any:
@@ -141,7 +136,7 @@ def run(
     """
     kept, given = object_store(mirror) if mirror else None, bounded(set_, "train", minutes)
     if dry_run:
-        plan.plan(experiment, given, trust)
+        plan.plan(experiment, run_dir, given, trust, mirror)
         return
     with open_pipeline(experiment, run_dir, given, trust, kept) as pipeline:
         ids = pipeline.all()
@@ -183,9 +178,9 @@ def search(
 
     Example: nas search runs/bignas-digits --set search.constraints.macs.max=300k --set search.candidates=400
     """
-    from nas.results.choose import check_trained
+    from nas.results.taking import check_supernet
 
-    with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes), trust, check=check_trained) as pipeline:
+    with open_pipeline(experiment, run_dir, bounded(set_, "search", minutes), trust, check=check_supernet) as pipeline:
         pipeline.search()
         path, at = pipeline.report(), pipeline.run
     results.show_front(at)
@@ -431,7 +426,8 @@ def ui(
     raise typer.Exit(tied.run(command, UI_ENVIRONMENT))
 
 
-for command in (plan.plan, latency.latency, init.init, check.check, schema.schema, *cluster.COMMANDS):
+app.command("plan")(plan.planned)
+for command in (latency.latency, init.init, check.check, schema.schema, *cluster.COMMANDS):
     app.command()(command)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column, Table
 
 from nas.cli.progress import Screen, clock, plain
-from nas.cli.results import NOTHING, Set, Trust, resolve
+from nas.cli.results import NOTHING, Set, Trust, begun
 
 if TYPE_CHECKING:
     from nas.plan import Plan
@@ -18,34 +19,38 @@ console = plain()
 MEGABYTE = 1e6
 
 
-def plan(
+def planned(
     experiment: Annotated[
         str, typer.Argument(metavar="EXPERIMENT", help="A preset's name, a YAML file, or the directory of a run.")
     ],
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run would live. [default: runs/<name>]")
+    ] = None,
     set_: Set = NOTHING,
     trust: Trust = NOTHING,
 ) -> None:
     """Try a run in small, in a directory that is thrown away: refuse what the run would refuse, and tell how long it
-    would take on this machine, how much memory and disk. Takes about a minute.
+    would take on this machine, how much memory and disk. Takes a minute or two, longer with large data.
 
     Example: nas plan bignas-textures --set search.candidates=400
     """
-    given, run = resolve(experiment, None, set_, trust)
-    given.data.locate()
-    for cost in given.search.costs:
-        cost.locate()
-    from nas.rundir.directory import RunDir, check_free
+    plan(experiment, run_dir, set_, trust)
 
-    check_free(given, RunDir(run.absolute()))
+
+def plan(experiment: str, run_dir: Path | None, set_: list[str], trust: list[str], mirror: str | None = None) -> None:
+    """What `nas plan` does, and ``nas run --dry-run``, whose options the next command has."""
+    given, run, _ = begun(experiment, run_dir, set_, trust)
     from nas.plan import plan as tried
 
     screen = Screen(console)
     try:
-        show(tried(given, screen))
+        show(tried(given, run, screen))
     finally:
         screen.stop()
-    again = shlex.join([experiment, *(word for text in set_ for word in ("--set", text))])
-    console.print(f"next: nas run {again}")
+    options = {"--run-dir": [str(run_dir)] if run_dir else [], "--set": set_, "--trust": trust}
+    options["--mirror"] = [mirror] if mirror else []
+    words = [word for name, values in options.items() for value in values for word in (name, value)]
+    console.print(f"next: nas run {shlex.join([experiment, *words])}")
 
 
 def show(found: Plan) -> None:

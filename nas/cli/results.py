@@ -12,7 +12,7 @@ import typer
 from nas.cli import tables
 from nas.cli.progress import plain
 from nas.config.experiment import Experiment, load_experiment
-from nas.rundir.directory import RunDir
+from nas.rundir.directory import RunDir, check_free
 
 console = plain()
 RUN = typer.Argument(metavar="RUN", help="The directory of a run, for example runs/bignas-digits.")
@@ -48,6 +48,24 @@ def resolve(
         return experiment, run_dir or found.path
     experiment = load_experiment(target, overrides)
     return experiment, run_dir or Path("runs") / experiment.name
+
+
+def begun(
+    target: str, run_dir: Path | None, overrides: list[str], trusted: list[str]
+) -> tuple[Experiment, Path, RunDir | None]:
+    """What a command begins with, looked at as far as needs no torch: the experiment, the run's directory, and the run
+    whose supernet it begins with, where one is given and another directory.
+
+    Raises:
+        OSError, ValueError: data or a table of costs is missing; the directory is another run's.
+    """
+    experiment, run = resolve(target, run_dir, overrides, trusted)
+    experiment.data.locate()
+    for cost in experiment.search.costs:
+        cost.locate()
+    check_free(experiment, RunDir(run.absolute()))
+    given = RunDir(target)
+    return experiment, run, given if given.is_run() and given.path.resolve() != run.resolve() else None
 
 
 def report(run: Annotated[Path, RUN]) -> None:

@@ -475,8 +475,8 @@ def _renew(tree: Any, source: str, onto: Any = None) -> None:
 
 def _resolve_paths(tree: Any, folder: Path) -> None:
     """Make the relative paths of an experiment's plain values absolute, counted from `folder`."""
-    data, tracking, search = (
-        tree.get(key) if isinstance(tree, dict) else None for key in ("data", "tracking", "search")
+    data, tracking, search, train = (
+        tree.get(key) if isinstance(tree, dict) else None for key in ("data", "tracking", "search", "train")
     )
     costs = search.get("costs") if isinstance(search, dict) else None
     files = [(data, "path"), *((cost, "table") for cost in (costs if isinstance(costs, list) else ()))]
@@ -484,6 +484,8 @@ def _resolve_paths(tree: Any, folder: Path) -> None:
         if isinstance(section, dict) and isinstance(section.get(key), str):
             path = folder / Path(section[key]).expanduser()
             section[key] = os.path.abspath(path) if path.exists() else section[key]
+    if isinstance(train, dict) and isinstance(train.get("init_from"), str):
+        train["init_from"] = os.path.abspath(folder / Path(train["init_from"]).expanduser())
     if isinstance(tracking, dict) and isinstance(tracking.get("uri"), str):
         uri = tracking["uri"]  # "databricks" and whatever has a scheme are MLflow's own forms
         tracking["uri"] = uri if ":" in uri or uri == "databricks" else os.path.abspath(folder / Path(uri).expanduser())

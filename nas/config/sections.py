@@ -267,7 +267,7 @@ class SearchSettings(Section):
         default="never",
         description=(
             "scoring ends once a candidate is beaten whatever is left (exact), or by four standard errors (likely); "
-            "looked at after each score_batch"
+            "looked at after each sixteenth of validation: score_batch should be no larger"
         ),
     )
     trials: Annotated[PositiveInt, Kind.FREE] = Field(default=2, description="Ray Tune trials at a time")

@@ -82,6 +82,12 @@ class SandwichOptions(RecipeOptions):
         check_warmup(self.warmup_epochs, self.epochs)
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov: true needs a momentum above 0")
+        if self.opens_from != "largest" and not self.opening:
+            raise ValueError(
+                f"opens_from: {self.opens_from} says where choices open from, and opening is 0: they do not"
+            )
+        if self.drawn != type(self).model_fields["drawn"].default and self.sampling == "uniform":
+            raise ValueError(f"drawn: {self.drawn} is for sampling best_up and worst_up; uniform draws each by itself")
         if self.distillation == "alpha" and self.clip_value is None and self.clip_norm is None:
             raise ValueError(
                 "distillation: alpha without a clipped gradient ends in numbers that are not finite; set clip_value "

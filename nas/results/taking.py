@@ -11,6 +11,8 @@ from pathlib import Path
 from nas.config import trust
 from nas.config.experiment import Difference, Experiment, difference
 from nas.config.section import Kind
+from nas.results.choose import check_trained
+from nas.results.history import History
 from nas.rundir.atomic import Damaged, write_atomic
 from nas.rundir.checkpoint import Checkpoint, newest_sha
 from nas.rundir.directory import RunDir
@@ -21,7 +23,8 @@ JUDGING = ("calibration", "calibration_batch", "validation", "metric", "objectiv
 
 def take_supernet(experiment: Experiment, run: RunDir, source: RunDir, say: Callable[[str], None]) -> None:
     """Give a run that has trained nothing yet the newest supernet of `source`, and what was found of its children, so
-    that none is judged twice. Nothing is taken where `source` was trained otherwise.
+    that none is judged twice. Nothing is taken where `source` was trained otherwise. Whatever interrupts it, the next
+    call takes the same.
 
     Args:
         say: told what was taken, or why nothing was.
@@ -29,20 +32,34 @@ def take_supernet(experiment: Experiment, run: RunDir, source: RunDir, say: Call
     if newest_sha(run.checkpoints) is not None or (newest := Checkpoint.newest(source.checkpoints)) is None:
         return
     if other := trained_otherwise(experiment, source):
-        keys = ", ".join(row.key for row in other[:4])
-        say(f"{source.path} was trained otherwise ({keys}): this run trains its own supernet")
+        say(f"{source.path} was trained otherwise ({_keys(other)}): this run trains its own supernet")
         return
     known = _known_of(experiment, source, newest.sha)
     if known:
         run.search.mkdir(exist_ok=True)
-        write_atomic(run.known, "".join(json.dumps(record.to_json()) + "\n" for record in known.values()))
+        lines = (json.dumps(record.to_json()) for record in known.values())
+        write_atomic(run.known(newest.sha), "\n".join(lines) + "\n")
     run.training_log.parent.mkdir(exist_ok=True)
     for file, target in ((source.training_log, run.training_log), (source.rollbacks, run.rollbacks)):
         if file.exists():
             shutil.copyfile(file, target)
-    _copy(newest.directory, run.checkpoints / newest.directory.name)
+    _copy(newest.directory, run.checkpoints / newest.directory.name)  # last: from here on the run has a supernet
     judged = f"; {len(known)} children that were judged there are not judged again" if known else ""
     say(f"the supernet of {source.path}, step {newest.state.step:,}{judged}")
+
+
+def check_supernet(experiment: Experiment, run: RunDir) -> None:
+    """Refuse to search the supernet of a run that has none, or that was trained otherwise than the experiment says.
+
+    Raises:
+        ValueError: says what differs, and what to do.
+    """
+    if other := trained_otherwise(experiment, run):
+        raise ValueError(
+            f"{run.path} was trained otherwise ({_keys(other)}), so this would be a search over another supernet: nas "
+            "run trains it"
+        )
+    check_trained(experiment, run)
 
 
 def trained_otherwise(experiment: Experiment, source: RunDir) -> list[Difference]:
@@ -51,37 +68,39 @@ def trained_otherwise(experiment: Experiment, source: RunDir) -> list[Difference
     return [row for row in rows if row.kind is Kind.IDENTITY and not row.key.startswith("search.")]
 
 
+def _keys(rows: list[Difference]) -> str:
+    return ", ".join(row.key for row in rows[:4])
+
+
 def _of(source: RunDir, experiment: Experiment) -> Experiment:
     """What `source` has run; modules that this experiment names too are trusted."""
     return source.load(trusted=trust.modules_of(experiment.model_dump()))
 
 
 def _known_of(experiment: Experiment, source: RunDir, supernet: str) -> dict[str, Record]:
-    """By id, the children of a supernet that `source` has judged as this experiment would."""
+    """By id, the children of a supernet that `source` has judged as this experiment would, to the end."""
     before, now = _of(source, experiment).search, experiment.search
     if any(getattr(before, key) != getattr(now, key) for key in JUDGING) or len(now.rungs) > 1:
         return {}
-    journal = source.journal(supernet)
-    lines = journal.read_text().splitlines()[1:] if journal.exists() else []
-    forms = (json.loads(line) for line in lines if '"metrics"' in line)
-    records = (Record.from_json(form) for form in forms if "k" in form)
-    return read_known(source) | {
-        record.id: record for record in records if record.metrics is not None and not record.seen
-    }
+    history = History(source.journal(supernet))
+    history.update()
+    whole = {r.id: r for r in history.records.values() if r.metrics is not None and history.final(r)}
+    return read_known(source, supernet) | whole
 
 
-def read_known(run: RunDir) -> dict[str, Record]:
-    """By id, what was known of children before the run's own search.
+def read_known(run: RunDir, supernet: str) -> dict[str, Record]:
+    """By id, what was known of children of a supernet before the run's own search.
 
     Raises:
         Damaged: the file has another form.
     """
-    if not run.known.exists():
+    file = run.known(supernet)
+    if not file.exists():
         return {}
     try:
-        records = [Record.from_json(json.loads(line)) for line in run.known.read_text().splitlines()]
+        records = [Record.from_json(json.loads(line)) for line in file.read_text().splitlines()]
     except (ValueError, TypeError, AttributeError) as error:
-        raise Damaged(f"{run.known} is damaged ({error}); delete it, and the children are judged again") from error
+        raise Damaged(f"{file} is damaged ({error}); delete it, and the children are judged again") from error
     return {record.id: record for record in records}
 
 

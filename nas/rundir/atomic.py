@@ -42,12 +42,12 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a small text file so that a reader sees the old or the new one, never a part."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace a file so that a reader sees the old or the new one, never a part."""
     beside = path.with_name(f".{path.name}.{_token()}.tmp")
     try:
-        with naming(path), beside.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with naming(path), beside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)

@@ -203,10 +203,14 @@ class RunDir:
         """The name of the journal that the last search was written to."""
         return self.search / "current"
 
+    def known(self, supernet: str) -> Path:
+        """What another run's search has found of the children of a supernet, a record a line."""
+        return self.search / f"known-{supernet[:8]}.jsonl"
+
     @property
-    def known(self) -> Path:
-        """What another run's search has found of the children of the same supernet, a record a line."""
-        return self.search / "known.jsonl"
+    def start(self) -> Path:
+        """What the first step begins with, where that is not fresh weights."""
+        return self.training_log.with_name("start.safetensors")
 
     def journals(self) -> list[Path]:
         """All of them, the current one last: as it is written down; in a run of before 0.2, or where that file is

@@ -18,6 +18,8 @@ import numpy as np
 
 from nas.tasks.places import IMAGES
 
+RECORD = 10_240  # bytes, which writers of tars fill up
+
 
 class Member(NamedTuple):
     """An image in a tar: bytes `start` to ``start + size``."""
@@ -69,8 +71,10 @@ class Members(Sequence[Member]):
 
 
 def tars_in(part: Path) -> list[Path]:
-    """The shards of a part, by name."""
-    return sorted(part.glob("*.tar"))
+    """The shards of a part, by name; none where it has folders of classes, beside which the tars lie that they were
+    unpacked from."""
+    folders = any(path.is_dir() and not path.name.startswith(".") for path in part.iterdir())
+    return [] if folders else sorted(part.glob("*.tar"))
 
 
 def found(parts: tuple[Path, Path]) -> tuple[list[str], list[dict[str, Any]]]:
@@ -110,24 +114,28 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
         with tarfile.open(path, "r:") as tar:
             for info in tar:
                 key, end = os.path.splitext(info.name)
-                if not info.isreg():
-                    continue
                 if end.lower() in IMAGES:
+                    if not info.isreg():
+                        raise tarfile.ReadError(f"{info.name} is a link")
+                    if key in images:
+                        raise tarfile.ReadError(f"it holds two images {key}")
                     images[key] = info.offset_data, info.size
                 elif end == ".cls" and (file := tar.extractfile(info)):
                     classes[key] = file.read(300).decode().strip()
-        if not _ends(path):  # which tarfile does not mind
-            raise tarfile.ReadError("its end is missing")
+            _check_end(path, tar.offset)
     except (tarfile.TarError, UnicodeDecodeError, EOFError) as error:
         raise ValueError(f"the shard {path} is no whole tar, or is compressed: {error}") from error
     return [(_class_of(key, classes, path), *images[key]) for key in sorted(images)]
 
 
-def _ends(path: Path) -> bool:
-    """Whether a tar has its end: two blocks of zeros."""
+def _check_end(path: Path, end: int) -> None:
+    """Raises: tarfile.ReadError, where a tar does not end with zeros, two blocks to a record of them. tarfile itself
+    minds neither a file that is cut there, nor what comes after: another tar, or what was never downloaded."""
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 1024))
-        return file.read() == bytes(1024)
+        file.seek(end)
+        left = file.read(RECORD + 1025)
+    if not 1024 <= len(left) <= RECORD + 1024 or any(left):
+        raise tarfile.ReadError("it does not end where its last image does")
 
 
 def _class_of(key: str, classes: dict[str, str], path: Path) -> str:

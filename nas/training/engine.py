@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nas.device import autocast
+from nas.elastic import ElasticBatchNorm2d
 from nas.space import Arch
 from nas.supernet import Output, Pass, Soft, Supernet, main_head
 
@@ -95,18 +96,20 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(model=net.to(device), optimizer=optimizer, config=config)
         self._talk: Any = dist.new_group(backend="gloo")  # small facts between ranks, without waiting for a GPU
         self.module: Supernet = self._engine.module
+        synchronised = any(isinstance(each, ElasticBatchNorm2d) and each.sync for each in self.module.modules())
+        self._talks = zero_stage == 3 or synchronised  # within a pass
         self._ran: list[str] = []  # what was run since the ranks last agreed
         self._names = {id(p): name for name, p in self.module.named_parameters()}
 
     def __call__(self, x: Tensor, archs: Arch | list[Arch] | Soft, how: Pass = Pass()) -> Tensor | Output:
         """The forward pass of the network. That all ranks come with the same architectures is told by `highest`, once
-        a step; under ZeRO 3, which gathers the weights of a module from all ranks, it is asked here.
+        a step; where ranks talk within a pass, of weights under ZeRO 3 or of batch statistics, it is asked here.
 
         Raises:
             RanksDiffer: another rank came with other architectures.
         """
         self._ran.append(_name(archs))
-        if self.zero_stage == 3:
+        if self._talks:
             self.highest()
         return self._engine(x, archs, how)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from nas.build import load_recipe, load_task, make_supernet
@@ -23,7 +24,7 @@ from nas.device import enough_memory
 from nas.draws import bits
 from nas.recipes.recipe import AVERAGE, Recipe, Step
 from nas.rundir.atomic import Damaged, write_atomic
-from nas.rundir.checkpoint import Checkpoint, State, retain
+from nas.rundir.checkpoint import Checkpoint, State, retain, tensors_in
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.rundir.log import EventLine, Line, Log, PanelLine, StepLine
@@ -185,9 +186,17 @@ class Attempt:
         return Checkpoint(self.loop.run.checkpoints / found[0][0], found[0][1]) if found[0] else None
 
     def _begin(self, net: Supernet) -> None:
-        """What the first step starts from, where that is not fresh weights."""
+        """What the first step starts from, where that is not fresh weights. Rank 0 reads it, once a run, and keeps it
+        there: it may change or go while others, or a later attempt, would read it."""
         if given := self.experiment.train.init_from:
-            self.loop.note(EventLine("start", start_from(net, Path(given))))
+            kept = self.loop.run.start
+            if self.loop.rank == 0 and not kept.exists():
+                told = start_from(net, Path(given))
+                self.loop.fence.check()
+                write_atomic(kept, save({name: value.contiguous() for name, value in net.state_dict().items()}))
+                self.loop.note(EventLine("start", told))
+            torch.distributed.barrier()
+            net.load_state_dict(tensors_in(kept))
         if net.quantizes and net.space.cardinality == 1 and self.recipe.quant == "real":
             size = self.experiment.search.calibration_batch
             fit_steps(net, Batches(self.task.train, size, size, torch.device("cpu"), epoch=0))

@@ -24,7 +24,7 @@ from nas.children.alone import make_alone
 from nas.children.evaluate import Evaluator
 from nas.children.hopeless import Hopeless
 from nas.config.experiment import Experiment, parse
-from nas.device import MemoryShort, configure_process
+from nas.device import MemoryShort, configure_process, enough_memory
 from nas.results.taking import read_known
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
@@ -58,22 +58,31 @@ class Scored(tune.Trainable):
         objective: Objective,
         gpu: bool,
     ) -> None:
-        device = configure_process(gpu, 1)
         settings = parse(experiment)
-        at = RunDir(run)
+        self.objective, self.early_stop, self.short = objective, settings.search.early_stop, ""
+        self.reset_config(config)
+        device = configure_process(gpu, 1)
+        try:
+            self._load(settings, RunDir(run), weights, device)
+        except MemoryShort as short:  # told by `step`: what fails in here would be its candidates' failure
+            self.short = str(short)
+
+    def _load(self, settings: Experiment, at: RunDir, weights: Mapping[str, np.ndarray], device: torch.device) -> None:
+        """The supernet and the examples, where they are worked on."""
         task = load_task(settings, Index(at.index, at.batches))
         net = make_supernet(settings, task)
         net.load_state_dict({name: shared(array) for name, array in weights.items()}, assign=True)
-        alone = make_alone(settings, task, device)
-        self.evaluator = Evaluator(net.to(device), task, settings.search, device, None, at.batches, alone)
-        self.objective, self.early_stop = objective, settings.search.early_stop
-        self.reset_config(config)
+        with enough_memory(f"lower search.trials (now {settings.search.trials}), which share the GPUs"):
+            alone, net = make_alone(settings, task, device), net.to(device)
+        self.evaluator = Evaluator(net, task, settings.search, device, None, at.batches, alone)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.candidates, self.bars = new_config["candidates"], new_config.get("bars", {})
         return True
 
     def step(self) -> dict[str, Any]:
+        if self.short:
+            return {"short": self.short, "done": True}
         try:
             judged = [self._judge(k, Arch(choices), steps) for k, choices, steps in self.candidates]
         except MemoryShort as short:
@@ -148,7 +157,7 @@ class Asker(Searcher):
         self.alone = deque[Candidate]()
         self.flying: dict[str, list[Candidate]] = {}
         self.deaths: Counter[int] = Counter()
-        self.seconds = deque((record.seconds for record in journal.records if not record.lower), maxlen=20)
+        self.seconds = deque((r.seconds for r in journal.records if r.seconds and not r.lower), maxlen=20)
         self.exhausted: str | None = None
         self.lost = self.broken = 0
         self.short = ""  # what a worker said whose GPU has too little memory
@@ -315,7 +324,8 @@ def search_children(
             _check_first(search, settings.candidates)
         deadline = time.monotonic() + 60 * settings.max_minutes if settings.max_minutes else float("inf")
         bounds = settings.candidates, settings.trials, settings.batch, deadline
-        asker = Asker(search, journal, missing, *bounds, notify, fence, read_known(run), settings.early_stop != "never")
+        known, bars = read_known(run, trained.sha), settings.early_stop != "never"
+        asker = Asker(search, journal, missing, *bounds, notify, fence, known, bars)
         with session():
             _run(experiment, run, fence, asker, trained)
         return asker.exhausted

@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[])
     given = parser.parse_args()
     for preset in given.presets:
-        told = predicted(plan(load_experiment(preset, given.overrides), Screen(plain())))
+        told = predicted(plan(load_experiment(preset, given.overrides), Path("runs", preset), Screen(plain())))
         took = real(preset, given.overrides)
         for name, seconds in took.items():
             print(

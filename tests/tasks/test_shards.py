@@ -135,6 +135,20 @@ def test_what_is_wrong_is_told_with_the_tar(folder: Path, tmp_path: Path) -> Non
         shard.write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r"the shard .*0001\.tar is no whole tar"):
             load_images(settings(home))
+    other = (home / "train" / "0000.tar").read_bytes()
+    for more in (other, bytes(50_000)):  # two in one; what was made room for and never came
+        shard.write_bytes(whole + more)
+        with pytest.raises(ValueError, match=r"0001\.tar .* does not end where its last image does"):
+            load_images(settings(home))
+    for name, kind in (("ant/0.png", tarfile.REGTYPE), ("ant/link.jpg", tarfile.LNKTYPE)):
+        shard.write_bytes(whole)
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, "ant/2.jpg"
+        with tarfile.open(shard, "a") as tar:
+            tar.add(folder / "train" / "ant" / "0.jpg", "ant/0.jpg")
+            tar.addfile(info)
+        with pytest.raises(ValueError, match=r"two images ant/0|link\.jpg is a link"):
+            load_images(settings(home))
     shard.write_bytes(whole)
     with tarfile.open(shard, "a") as tar:
         tar.add(folder / "train" / "ant" / "0.jpg", "lonely.jpg")
@@ -149,6 +163,12 @@ def test_what_is_wrong_is_told_with_the_tar(folder: Path, tmp_path: Path) -> Non
     (home / "val" / "0001.tar").unlink()
     with pytest.raises(ValueError, match=r"no images in the tars of .*val"):
         load_images(settings(home))
+
+
+def test_tars_beside_the_folders_that_they_were_unpacked_into_are_left_alone(folder: Path, tmp_path: Path) -> None:
+    with tarfile.open(folder / "train" / "ant.tar", "w") as tar:
+        tar.add(folder / "train" / "ant" / "0.jpg", "0.jpg")
+    assert load_images(settings(folder)).classes == ("ant", "bee", "cat")
 
 
 def test_an_image_that_cannot_be_decoded_is_told_with_its_place(folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -151,6 +153,26 @@ def test_a_run_that_has_begun_goes_on_though_what_it_began_with_is_gone(tmp_path
     source.unlink()
     loop_in(tmp_path / "run", f"train.init_from={source}").train()
     assert len(events(tmp_path / "run", "start")) == 1
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_an_attempt_that_died_before_its_first_checkpoint_begins_with_the_same(tmp_path: Path) -> None:
+    """Though what it began with has changed meanwhile."""
+    source = saved(tmp_path / "source.safetensors", whole(Tiny()))
+    settings = (f"train.init_from={source}", "recipe.lr=1e-12")
+    first = load_file(train(tmp_path / "run", *settings) / "weights.safetensors")
+    shutil.rmtree(RunDir(tmp_path / "run").checkpoints)
+    saved(source, {name: value + 1 for name, value in whole(Tiny()).items()})
+    again = load_file(train(tmp_path / "run", *settings) / "weights.safetensors")
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_its_path_counts_from_the_experiments_file(tmp_path: Path) -> None:
+    text = dump(load_experiment("bignas-digits", ["train.init_from=weights.safetensors"]))
+    file = tmp_path / "mine.yaml"
+    relative = re.sub(r"init_from: .*", "init_from: weights.safetensors", text)
+    file.write_text(relative)
+    assert load_experiment(file).train.init_from == str(tmp_path / "weights.safetensors")
 
 
 # --- refused

@@ -14,8 +14,13 @@ import ray
 import torch
 from ray import tune
 from ray.tune.search import Searcher
+from torch import nn
 
+from nas.build import load_task, make_supernet
+from nas.config.experiment import load_experiment
 from nas.device import MemoryShort, device, enough_memory
+from nas.search.core import Objective
+from nas.space import Arch
 from nas.workers import session, trials
 from nas.workers.session import RAY_ENVIRONMENT, gpu_share
 from nas.workers.trials import Asker, Scored
@@ -80,7 +85,10 @@ def asker_over(written: list[Any]) -> Asker:
     """One that hands out candidates for ever and writes down whatever comes."""
     numbers: Any = iter(range(100))
     search: Any = SimpleNamespace(
-        window=32, next_k=0, rungs=[SimpleNamespace(steps=0)], ask=lambda: SimpleNamespace(k=next(numbers), arch={})
+        window=32,
+        next_k=0,
+        rungs=[SimpleNamespace(steps=0)],
+        ask=lambda: SimpleNamespace(k=next(numbers), arch=Arch({})),
     )
     journal: Any = SimpleNamespace(records=[], climbing={}, append_proposals=lambda _: None, append=written.append)
     fence: Any = SimpleNamespace(stopping=lambda: False, check=lambda: None)
@@ -90,7 +98,7 @@ def asker_over(written: list[Any]) -> Asker:
 def test_a_gpu_too_small_for_a_child_ends_the_search_and_blames_nobody() -> None:
     """A candidate that failed would be one that is never tried again."""
 
-    def judge(arch: object, steps: int) -> Any:
+    def judge(arch: object, steps: int, hopeless: object) -> Any:
         with enough_memory("lower search.score_batch"):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
@@ -98,10 +106,30 @@ def test_a_gpu_too_small_for_a_child_ends_the_search_and_blames_nobody() -> None
     asker = asker_over(written)
     given: Any = asker.suggest("a")
     worker: Any = Scored.__new__(Scored)
-    worker.evaluator, worker.metric, worker.candidates = SimpleNamespace(judge=judge), "accuracy", given["candidates"]
+    worker.evaluator, worker.candidates, worker.early_stop = SimpleNamespace(judge=judge), given["candidates"], "never"
+    worker.short = ""
     asker.on_trial_complete("a", Scored.step(worker))
     assert asker.suggest("b") == Searcher.FINISHED and not written
     assert "lower search.score_batch" in asker.short and "2.00 GiB" in asker.short
+
+
+def test_a_gpu_too_small_for_the_supernet_blames_nobody_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told as soon as the worker is asked for something: what fails before would be its candidates' death."""
+
+    def moved(self: nn.Module, *_: object) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB.")
+
+    experiment = load_experiment("bignas-digits")
+    weights = {
+        name: value.numpy() for name, value in make_supernet(experiment, load_task(experiment)).state_dict().items()
+    }
+    monkeypatch.setattr(nn.Module, "to", moved)
+    worker: Any = Scored.__new__(Scored)
+    Scored.setup(
+        worker, {"candidates": []}, weights, experiment.model_dump(mode="json"), str(tmp_path), Objective(), False
+    )
+    told = Scored.step(worker)
+    assert "3.00 GiB" in told["short"] and "lower search.trials (now 2)" in told["short"]
 
 
 def test_what_the_worker_said_is_what_the_command_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
