@@ -149,7 +149,7 @@ def test_images_too_small_for_spatial_attention_are_refused_before_the_training(
     assert not (tmp_path / "run" / "train").exists()
 
 
-@pytest.mark.parametrize("layout", ["basic-c12", "rfdn-c12"])
+@pytest.mark.parametrize("layout", ["basic-c12", "basic-wide", "rfdn-c12"])
 def test_files_carry_the_grids_that_a_child_was_trained_on(layout: str, tmp_path: Path) -> None:
     """Mixed bits: packed weights give the same output, ONNX Runtime too but for values amid two levels, which float
     errors may part."""
