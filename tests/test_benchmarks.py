@@ -73,6 +73,7 @@ def test_a_network_of_one_size_is_a_space_of_one(size: str) -> None:
         check_cost(net, images(net))
 
 
+@pytest.mark.soak
 def test_networks_of_one_size_are_trained_and_tested(
     one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,14 +84,14 @@ def test_networks_of_one_size_are_trained_and_tested(
     for name, count in (("BSDS200_train", 20), ("Set5", 1), ("Set14", 1), ("BSD100", 1)):
         (tmp_path / "data" / name).mkdir(parents=True)
         for i in range(count):
-            pixels = random.integers(0, 256, (66, 70, 3), np.uint8)
+            pixels = random.integers(0, 256, (130, 134, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
     monkeypatch.setattr(dist, "init_process_group", lambda *how, **more: None)  # there is one already
-    monkeypatch.setattr(quantnas, "SIDE", 64)
-    monkeypatch.setattr(quantnas, "NETWORKS", {"fsrcnn": None, "plain6": None})
+    monkeypatch.setattr(quantnas, "SIDE", 128)
+    monkeypatch.setattr(quantnas, "NETWORKS", {"fsrcnn": None})
     words = ["fixed", "--data", tmp_path / "data", "--dir", tmp_path / "runs", "--seeds", 0, "--steps", 1, "--scale", 4]
     monkeypatch.setattr("sys.argv", ["quantnas", *map(str, words)])
     quantnas.main()
     out = capsys.readouterr().out
-    assert all(f"seed 0, {name}, {bits} bits: GBitOPs" in out for name in ("fsrcnn", "plain6") for bits in (8, 4))
-    assert "nan" not in out and len(re.findall(r"Set14 \d", out)) == 4
+    assert all(f"seed 0, fsrcnn, {bits} bits: GBitOPs" in out for bits in (8, 4))
+    assert "nan" not in out and len(re.findall(r"Set14 \d", out)) == 2
