@@ -54,6 +54,21 @@ def load_recipe(task: Task, options: RecipeOptions) -> Recipe:
         return plugins.find("recipe", options.name)(task, options)
 
 
+def check_trainable(recipe: Recipe, net: Supernet) -> None:
+    """Refuse a network that a recipe cannot train.
+
+    Raises:
+        ValueError: the recipe refuses it; or it quantizes, and the recipe has no word on that.
+    """
+    if net.quantizes and type(recipe).quant is Recipe.quant:
+        raise ValueError(
+            f"recipe {recipe.options.name}: it trains without quantizers, and children of this space are scored with "
+            "theirs; use single_path, which trains under noise in their place (recipe.quant), or differentiable. A "
+            "recipe of your own says by its property `quant` how it runs them"
+        )
+    recipe.optimizer(net)
+
+
 def make_supernet(experiment: Experiment, task: Task) -> Supernet:
     """The experiment's network with its first weights: a function of the seed, or those of the checkpoint that a child
     inherits.

@@ -14,6 +14,7 @@ import torch
 
 from nas.build import (
     check_constraints,
+    check_trainable,
     costs_of,
     load_recipe,
     load_task,
@@ -122,7 +123,7 @@ class Pipeline:
         recipe = load_recipe(task, experiment.recipe)
         make_alone(experiment, task, device)  # refuses what the search could not train
         if newest_sha(run.checkpoints) is None:  # else it has trained it; torch's optimizers take a second to import
-            recipe.optimizer(net)  # refuses a network that it cannot train
+            check_trainable(recipe, net)
             if (start := experiment.train.init_from) and not (source or mirror or run.start.exists()):
                 start_from(net, Path(start))  # refuses what it cannot begin with
             if told := made_smaller(net, task):

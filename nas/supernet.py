@@ -45,7 +45,8 @@ class Pass:
 
 @dataclass(frozen=True)
 class Soft:
-    """A mixture of architectures: what a differentiable search trains in place of one.
+    """A mixture of architectures: what a differentiable search trains in place of one. What no slot decides is as in
+    the largest network.
 
     Attributes:
         probabilities: for each of `Supernet.slots` a tensor that sums to one, an axis for each of the slot's choices,
@@ -55,8 +56,9 @@ class Soft:
     probabilities: Mapping[str, Tensor]
 
     def arch(self, net: Supernet) -> Arch:
-        """The architecture of each slot's largest probability; the first of equal ones."""
-        picked: dict[str, Number] = {}
+        """The architecture of each slot's largest probability, the first of equal ones; other choices are as in the
+        largest network."""
+        picked: dict[str, Number] = dict(net.space.largest())
         for name, choices in net.slots.items():
             table = self.probabilities[name]
             places = torch.unravel_index(table.flatten().argmax(), table.shape)
@@ -198,8 +200,12 @@ class Supernet(nn.Module):
         """How many parameters there are to train, an auxiliary head's included."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def windows(self) -> dict[str, Tensor]:
-        """What children hold that is a part of a tensor with another name here, by its name there."""
+    def windows(self, arch: Arch) -> dict[str, Tensor]:
+        """What this child holds that is not the first channels and the centre of the tensor of the same name here, by
+        its name there: a part of a tensor with another name, or other channels.
+
+        Names that the child does not have are ignored, so that a family may give those of all children of its
+        sizes."""
         return {}
 
     def translated(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -240,7 +246,7 @@ class Supernet(nn.Module):
         with undrawn():
             child = self.child(**self.child_config(arch))
         child.to(next(self.parameters()).device)
-        inherit(child, self)
+        inherit(child, self, arch)
         return child
 
     def cost(self, arch: Arch) -> Mapping[str, float]:
@@ -387,11 +393,14 @@ def undrawn() -> Iterator[None]:
 
 
 @torch.no_grad()
-def inherit(net: nn.Module, supernet: nn.Module) -> None:
+def inherit(net: nn.Module, supernet: nn.Module, arch: Arch | None = None) -> None:
     """Copy into each parameter and buffer of `net` the window of the supernet's tensor of the same name, or of that in
     `Supernet.windows`; see also `Supernet.cut`.
 
     A buffer that the supernet does not have (a child's running batch statistics) keeps its own value.
+
+    Args:
+        arch: what `net` is; None: as large as the supernet.
 
     Raises:
         ValueError: the supernet has no parameter of that name, or a smaller one.
@@ -399,7 +408,7 @@ def inherit(net: nn.Module, supernet: nn.Module) -> None:
     shared = {**dict(supernet.named_parameters()), **dict(supernet.named_buffers())}
     cut: Callable[[str, Tensor, torch.Size], Tensor] = lambda _, tensor, shape: window(tensor, shape)  # noqa: E731
     if isinstance(supernet, Supernet):
-        shared |= supernet.windows()
+        shared |= supernet.windows(arch or supernet.space.largest())
         cut = supernet.cut
     for name, parameter in net.named_parameters():
         if name not in shared:

@@ -24,7 +24,8 @@ from nas.elastic import ElasticBatchNorm2d
 from nas.space import Arch, Number
 from nas.supernet import PartCost, Pass, Soft, Supernet, inherit
 from searchspaces import quantnas_child
-from searchspaces.quantnas_child import Slot, build, enlarge, pixel_mean
+from searchspaces.quantnas_child import SlotShape, build, enlarge, pixel_mean
+from searchspaces.quantnas_slot import ElasticSlot
 from searchspaces.quantnas_space import NAMES, QuantNASSpace, Table, slot_cost, unsearched_cost
 
 SMALLEST_ATTENTION = 15  # pixels a side, of which spatial attention leaves one
@@ -34,6 +35,7 @@ SIZES = {
     "rfdn": Table("rfdn", channels=48, cells=4, scale=4),
     "basic-c12": Table("basic", channels=12, cells=1, scale=2),
     "basic-c18": Table("basic", channels=18, cells=2, scale=2),
+    "basic-wide": Table("basic", channels=(12, 18, 24), cells=(1, 2, 3), scale=2, bits=(2, 4, 8)),
     "rfdn-c12": Table("rfdn", channels=12, cells=1, scale=2),
 }
 
@@ -102,43 +104,55 @@ class QuantNAS(Supernet):
         self.mixes_examples = self.table.adq
         self.mean_given = [0.5] * 3 if mean is None else [float(value) for value in mean]
         self.register_buffer("mean", pixel_mean(self.mean_given))
+        self._shapes = {
+            channels: {shape.name: shape for shape in self.table.shapes_at(channels, self.space.depths[-1])}
+            for channels in self.space.widths
+        }
         self._build(shared)
-        self._shapes = {shape.name: shape for shape in self.table.shapes}
-        self._unsearched = unsearched_cost(self.table, image)
         self._bitops = {name: torch.tensor(self._slot_bitops(name), dtype=torch.float64) for name in self.slots}
 
     def _build(self, shared: bool) -> None:
-        choices = {
-            name: (self._operations(op), self.space.choices[bits].values) for name, (op, bits) in self.slots.items()
+        t, norm = self.table, ElasticBatchNorm2d if self.table.adq else None
+
+        def slot(shape: SlotShape, input_bits: int | None) -> ElasticSlot:
+            op, bits = (self.space.choices[name].values for name in self.slots[shape.name])
+            return ElasticSlot(shape, [NAMES[int(code)] for code in op], [int(b) for b in bits], input_bits, shared)
+
+        self.body = build(t.layout, self.space.widths[-1], self.space.depths[-1], t.scale, slot, t.image_bits, norm)
+
+    def windows(self, arch: Arch) -> dict[str, Tensor]:
+        shapes = self._shapes[self.space.size(arch)[0]]
+        slots = [(name, slot) for name, slot in self.named_modules() if isinstance(slot, ElasticSlot)]
+        return {
+            f"{name}.{own}": tensor for name, slot in slots for own, tensor in slot.windows(shapes[slot.name]).items()
         }
-        t = self.table
-        norm = ElasticBatchNorm2d if t.adq else None
-        self.body = build(t.layout, t.channels, t.cells, t.scale, choices, t.image_bits, norm, shared)  # type: ignore[arg-type]
 
-    def windows(self) -> dict[str, Tensor]:
-        slots = [(name, slot) for name, slot in self.named_modules() if isinstance(slot, Slot)]
-        return {f"{name}.{own}": tensor for name, slot in slots for own, tensor in slot.windows().items()}
-
-    def _operations(self, choice: str) -> list[str]:
-        return [NAMES[int(code)] for code in self.space.choices[choice].values]
+    @property
+    def most(self) -> tuple[int, int]:
+        """Channels and cells of the largest network."""
+        return self.space.widths[-1], self.space.depths[-1]
 
     def forward_one(self, x: Tensor, arch: Arch, how: Pass) -> Tensor:
         """x: ``(N, 3, H, W)``, pixels in [0, 1] -> ``(N, 3, scale * H, scale * W)``."""
         picks = {name: (NAMES[int(arch[op])], int(arch[bits])) for name, (op, bits) in self.slots.items()}
-        return self._run(x, picks, how)
+        return self._run(x, picks, self.space.size(arch), how)
 
     def forward_soft(self, x: Tensor, soft: Soft, how: Pass) -> Tensor:
         """Every slot the mean of its operations, each with the mean of its quantized (or noisy) weights and inputs
-        (section 3)."""
-        return self._run(x, soft.probabilities, how)
+        (section 3); as many channels and cells as there are."""
+        return self._run(x, soft.probabilities, self.most, how)
 
-    def _run(self, x: Tensor, picks: Mapping[str, Any], how: Pass) -> Tensor:
+    def _run(self, x: Tensor, picks: Mapping[str, Any], size: tuple[int, int], how: Pass) -> Tensor:
+        channels, cells = size
+        shapes, depth = self._shapes[channels], {"cells": cells} if self.table.sized else {}
         settings = {"quant": how.quant, "generator": how.generator, "published": self.noise == "published"}
 
         def run(part: nn.Module, z: Tensor) -> Tensor:
-            return part(z, picks[part.name] if isinstance(part, Slot) else None, **settings)
+            if isinstance(part, ElasticSlot):
+                return part(z, picks[part.name], shapes[part.name], **settings)
+            return part(z, **settings)
 
-        return enlarge(self.body, x, self.mean, self.table.scale, run, how.quant == "real")
+        return enlarge(lambda z: self.body(z, run, **depth), x, self.mean, self.table.scale, how.quant == "real")
 
     def expected_bitops(self, soft: Soft) -> Tensor:
         """The mean BitOPs over architectures drawn from the probabilities, slot by slot: a float64 number, with
@@ -147,7 +161,7 @@ class QuantNAS(Supernet):
             (soft.probabilities[name].double() * table.to(soft.probabilities[name].device)).sum()
             for name, table in self._bitops.items()
         ]
-        return sum(parts[1:], parts[0]) + self._unsearched.bitops
+        return sum(parts[1:], parts[0]) + self.part_cost((None,)).bitops
 
     def _slot_bitops(self, name: str) -> list[list[int]]:
         op, bits = (self.space.choices[choice].values for choice in self.slots[name])
@@ -155,10 +169,11 @@ class QuantNAS(Supernet):
 
     def child_config(self, arch: Arch) -> dict[str, Any]:
         t = self.table
+        channels, cells = self.space.size(arch)
         sizes = {
             "layout": t.layout,
-            "channels": t.channels,
-            "cells": t.cells,
+            "channels": channels,
+            "cells": cells,
             "scale": t.scale,
             "adq": t.adq,
             "image_bits": t.image_bits,
@@ -169,17 +184,21 @@ class QuantNAS(Supernet):
     def fix(self, arch: Arch, fresh: bool = False) -> QuantNAS:
         fixed = QuantNAS(self.table, noise=self.noise, mean=self.mean_given, image=self.input_shape[-1], settled=arch)
         if not fresh:
-            inherit(fixed, self)
+            inherit(fixed, self, arch)
         return fixed
 
     def parts(self, arch: Arch) -> Iterator[Any]:
-        yield None
+        size = self.space.size(arch) if self.table.sized else ()
+        yield None, *size
         for name, (op, bits) in self.slots.items():
-            yield name, arch[op], arch[bits]
+            yield name, arch[op], arch[bits], *size
 
     def part_cost(self, part: Any) -> PartCost:
-        """A slot with its choice, in all cells that share it; or what is not searched (None)."""
-        if part is None:
-            return self._unsearched
-        name, code, bits = part
-        return slot_cost(self.table, self._shapes[name], NAMES[code], bits, self.input_shape[-1])
+        """A slot with its choice, in all cells that share it; or what is not searched (None). Channels and cells stand
+        at the end where they are chosen; else, and in a mixture, they are the largest network's."""
+        side, (name, *rest) = self.input_shape[-1], part
+        channels, cells = (rest if name is None else rest[2:]) or self.most
+        if name is None:
+            return unsearched_cost(self.table, channels, cells, side)
+        shapes = {shape.name: shape for shape in self.table.shapes_at(channels, cells)}
+        return slot_cost(self.table, shapes[name], NAMES[rest[0]], rest[1], side)

@@ -2,21 +2,22 @@
 copies this file.
 
 A layout is built the same way for a child, whose slots hold one operation of one bit-width, and for a supernet, whose
-slots hold all.
+slots hold all (`quantnas_slot`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nas.quantization.learned import QuantConv2d, fresh_edge, noisy_weight, strength
+from nas.quantization.learned import QuantConv2d, fresh_edge
 
 Norm = Callable[[int], nn.Module]
+Make = Callable[[str], nn.Module]  # makes the slot of that name
 Run = Callable[[nn.Module, Tensor], Tensor]  # runs a slot or a fixed convolution: here a supernet says how
 Layer = tuple[int, int, tuple[int, int], int]  # c_in, c_out, kernel, groups
 
@@ -65,6 +66,7 @@ class SlotShape(NamedTuple):
 
     Attributes:
         group: which list of operations it chooses from.
+        hidden: channels within a pair of convolutions.
         enlarged: it works at the size of the output.
         copies: cells that share the choice, each with its own weights.
         relu: its input goes through ReLU.
@@ -78,12 +80,21 @@ class SlotShape(NamedTuple):
     group: str
     c_in: int
     c_out: int
+    hidden: int
     enlarged: bool = False
     copies: int = 1
     relu: bool = True
     first: bool = False
     last: bool = False
     start: float = 1.0
+
+    def layers(self, operation: str) -> list[Layer]:
+        """The convolutions of an operation here."""
+        return OPERATIONS[operation].layers(self.c_in, self.c_out, self.hidden)
+
+    def edge(self, c_in: int, kernel: tuple[int, int], last: bool) -> float:
+        """What the fresh weights of a convolution here are uniform within."""
+        return fresh_edge(c_in, kernel) * self.start * (LAST if self.last and last else 1)
 
 
 def shapes(layout: str, channels: int, cells: int, scale: int) -> list[SlotShape]:
@@ -100,162 +111,57 @@ def shapes(layout: str, channels: int, cells: int, scale: int) -> list[SlotShape
     c, up = channels, 3 * scale**2
     if layout == "basic":
         slots = [
-            SlotShape("head1", "head", 3, c, relu=False, first=True),
-            SlotShape("head2", "head", c, c, last=True),
-            SlotShape("body1", "body", c, c, copies=cells),
-            SlotShape("body2", "body", c, c, copies=cells, last=True),
-            SlotShape("skip", "skip", c, c, copies=cells, last=True),
-            SlotShape("upsample", "upsample", c, up, relu=False, last=True),
-            SlotShape("tail1", "tail", 3, 3, enlarged=True, relu=False),
-            SlotShape("tail2", "tail", 3, 3, enlarged=True, last=True),
+            SlotShape("head1", "head", 3, c, c, relu=False, first=True),
+            SlotShape("head2", "head", c, c, c, last=True),
+            SlotShape("body1", "body", c, c, c, copies=cells),
+            SlotShape("body2", "body", c, c, c, copies=cells, last=True),
+            SlotShape("skip", "skip", c, c, c, copies=cells, last=True),
+            SlotShape("upsample", "upsample", c, up, c, relu=False, last=True),
+            SlotShape("tail1", "tail", 3, 3, c, enlarged=True, relu=False),
+            SlotShape("tail2", "tail", 3, 3, c, enlarged=True, last=True),
         ]
         return [slot._replace(start=0.5) for slot in slots]
     found = []
     for n in range(1, cells + 1):
         image = {"relu": n > 1, "first": n == 1}
         for m in (1, 2, 3):
-            found.append(SlotShape(f"cell{n}.skip{m}", "skip", c, c // 2, **(image if m == 1 else {})))
-            found.append(SlotShape(f"cell{n}.body{m}", "body", c, c, **(image if m == 1 else {})))
-        found.append(SlotShape(f"cell{n}.body4", "body", c, c // 2))
-    upsample = SlotShape("upsample", "upsample", c, up, relu=False, last=True)
-    return [*found, upsample, SlotShape("tail", "tail", 3, 3, enlarged=True, relu=False)]
+            found.append(SlotShape(f"cell{n}.skip{m}", "skip", c, c // 2, c, **(image if m == 1 else {})))
+            found.append(SlotShape(f"cell{n}.body{m}", "body", c, c, c, **(image if m == 1 else {})))
+        found.append(SlotShape(f"cell{n}.body4", "body", c, c // 2, c))
+    upsample = SlotShape("upsample", "upsample", c, up, c, relu=False, last=True)
+    return [*found, upsample, SlotShape("tail", "tail", 3, 3, c, enlarged=True, relu=False)]
+
+
+def chain(
+    shape: SlotShape, operation: str, bits: Sequence[int], input_bits: int | None, lent: float | None = None
+) -> nn.ModuleList:
+    """The convolutions of an operation in a slot.
+
+    Args:
+        bits, input_bits: as of `QuantConv2d`; the latter of the first one.
+        lent: what the kernel is uniform within that they are given at every call; None: they have weights.
+    """
+    convs, layers = nn.ModuleList(), shape.layers(operation)
+    for number, (c_in, c_out, kernel, groups) in enumerate(layers, 1):
+        front = {"relu": shape.relu, "input_bits": input_bits} if number == 1 else {}
+        edge = shape.edge(c_in // groups, kernel, number == len(layers)) if lent is None else lent
+        convs.append(QuantConv2d(c_in, c_out, kernel, bits, groups, edge=edge, own=lent is None, **front))  # type: ignore[arg-type]
+    return convs
 
 
 class Slot(nn.Module):
-    """The operations that one place may hold, all of the same sizes outside.
+    """One operation of one bit-width."""
 
-    Args:
-        shape: where it stands.
-        operations, bits: what it may be.
-        hidden: channels within a pair of convolutions.
-        input_bits: as in `QuantConv2d`, of the first convolution of each.
-        shared: single convolutions are windows of one whole kernel: smaller ones its centre, groups the blocks on its
-            diagonal.
-    """
-
-    def __init__(
-        self,
-        shape: SlotShape,
-        operations: Sequence[str],
-        bits: Sequence[int],
-        hidden: int,
-        input_bits: int | None,
-        shared: bool = False,
-    ) -> None:
+    def __init__(self, shape: SlotShape, operation: str, bits: int, input_bits: int | None) -> None:
         super().__init__()
-        self.name, self.operations, self.bits = shape.name, tuple(operations), tuple(bits)
-        sides = [OPERATIONS[name].kernel for name in operations if OPERATIONS[name].kind == "one"]
-        shared = shared and len(sides) > 1
+        self.add_module(operation, chain(shape, operation, (bits,), input_bits))
 
-        def edge(c_in: int, kernel: tuple[int, int], last: bool) -> float:
-            return fresh_edge(c_in, kernel) * shape.start * (LAST if shape.last and last else 1)
-
-        if shared:
-            kernel = (max(sides), max(sides))
-            common = edge(shape.c_in, kernel, True)
-            self.whole = nn.Parameter(torch.empty(shape.c_out, shape.c_in, *kernel).uniform_(-common, common))
-        else:
-            self.register_parameter("whole", None)
-        for name in operations:
-            chain, layers = nn.ModuleList(), OPERATIONS[name].layers(shape.c_in, shape.c_out, hidden)
-            for number, (c_in, c_out, kernel, groups) in enumerate(layers, 1):
-                front = {"relu": shape.relu, "input_bits": input_bits} if number == 1 else {}
-                own = not shared or len(layers) > 1
-                spread = edge(c_in // groups, kernel, number == len(layers)) if own else common
-                chain.append(QuantConv2d(c_in, c_out, kernel, bits, groups, edge=spread, own=own, **front))  # type: ignore[arg-type]
-            self.add_module(name, chain)
-
-    def windows(self) -> dict[str, Tensor]:
-        """The weights of operations that have a window of the whole kernel, by their names in a child."""
-        found = {name: self._window(OPERATIONS[name]) for name in self.operations}
-        return {f"{name}.0.weight": window for name, window in found.items() if window is not None}
-
-    def _window(self, operation: Operation) -> Tensor | None:
-        """None for an operation with weights of its own."""
-        if self.whole is None or operation.kind != "one":
-            return None
-        edge = (self.whole.shape[-1] - operation.kernel) // 2
-        centre = self.whole[:, :, edge : edge + operation.kernel, edge : edge + operation.kernel]
-        if operation.groups == 1:
-            return centre
-        return torch.cat([rows.chunk(operation.groups, 1)[n] for n, rows in enumerate(centre.chunk(operation.groups))])
-
-    def forward(self, x: Tensor, pick: tuple[str, int] | Tensor | None = None, **how: Any) -> Tensor:
-        """x: ``(N, c_in, H, W)`` -> ``(N, c_out, H, W)``.
-
-        Args:
-            pick: one operation and bit-width, or the probabilities ``(operations, bits)`` of a mixture; None for the
-                only ones.
-            how: as `QuantConv2d` takes it.
-        """
-        if not isinstance(pick, Tensor):
-            name, bits = pick or (self.operations[0], self.bits[0])
-            return self._chain(name, x, [(bits, 1.0)], how)
-        shares = {}
-        for name, row, values in zip(self.operations, pick, pick.detach().tolist(), strict=True):
-            if any(values):
-                shares[name] = [
-                    (bits, share) for bits, share, value in zip(self.bits, row, values, strict=True) if value
-                ]
-        if how["quant"] == "real" or how["published"]:
-            parts = [_mass(some) * self._chain(name, x, some, how) for name, some in shares.items()]
-        else:
-            parts = self._merged(x, shares, how)
-        return sum(parts[1:], parts[0])
-
-    def _merged(self, x: Tensor, shares: Mapping[str, list[tuple[int, Any]]], how: Mapping[str, Any]) -> list[Tensor]:
-        """The parts of a mixture, of which all single convolutions are one, and all operations see one draw of noise.
-
-        Their outputs are linear in the input and in its noise, which each takes in its own strength: so one convolution
-        of both, with the sums of their kernels, gives the sum of all.
-        """
-        chains = {name: list(self.get_submodule(name).children()) for name in shares}
-        first: QuantConv2d = next(iter(chains.values()))[0]  # type: ignore[assignment]
-        generator, noise, x = how["generator"], None, first.rectified(x)
-        if how["quant"] == "noise":
-            each = [one for some in shares.values() for one in some]
-            noise = first.input_noise(x, first.input_shares(each), generator)
-        parts, kernels, side = [], [], max(OPERATIONS[name].kernel for name in shares)
-        for name, (conv, *rest) in chains.items():
-            assert isinstance(conv, QuantConv2d)
-            lent = self._window(OPERATIONS[name])
-            weight = conv.weight if lent is None else lent
-            weight = noisy_weight(weight, shares[name], generator) if how["quant"] == "noise" else weight
-            amount = 0.0 if noise is None else strength(conv.input_shares(shares[name]))
-            if rest:
-                seen = x if noise is None else x + noise * amount
-                parts.append(
-                    _mass(shares[name]) * rest[0](F.conv2d(seen, weight, None, 1, conv.padding), shares[name], **how)
-                )
-            else:
-                kernel = _mass(shares[name]) * _whole(weight, conv.groups, side)
-                kernels.append(kernel if noise is None else torch.cat((kernel, kernel * amount), 1))
-        if kernels:
-            seen = x if noise is None else torch.cat((x, noise), 1)
-            parts.append(F.conv2d(seen, sum(kernels[1:], kernels[0]), padding=side // 2))
-        return parts
-
-    def _chain(self, name: str, x: Tensor, shares: list[tuple[int, Any]], how: Mapping[str, Any]) -> Tensor:
-        lent = self._window(OPERATIONS[name])
-        for conv in self.get_submodule(name).children():
-            x = conv(x, shares, weight=lent, **how)
+    def forward(self, x: Tensor, quant: str) -> Tensor:
+        """x: ``(N, c_in, H, W)`` -> ``(N, c_out, H, W)``; quant as of `QuantConv2d`."""
+        for convs in self.children():
+            for conv in convs.children():
+                x = conv(x, quant=quant)
         return x
-
-
-def _mass(shares: Sequence[tuple[int, Any]]) -> Any:
-    return sum(share for _, share in shares)
-
-
-def _whole(weight: Tensor, groups: int, side: int) -> Tensor:
-    """The kernels of a grouped or smaller convolution as those of a whole one of `side`: zeros elsewhere."""
-    if groups > 1:
-        blocks = [
-            F.pad(part, (0, 0, 0, 0, n * part.shape[1], (groups - 1 - n) * part.shape[1]))
-            for n, part in enumerate(weight.chunk(groups))
-        ]
-        weight = torch.cat(blocks)
-    edge = (side - weight.shape[-1]) // 2
-    return F.pad(weight, (edge,) * 4) if edge else weight
 
 
 class Residual(nn.Module):
@@ -283,7 +189,7 @@ class Residual(nn.Module):
 class BasicCell(nn.Module):
     """A convolution beside two, around the identity."""
 
-    def __init__(self, channels: int, slot: Callable[[str], Slot], norm: Norm | None) -> None:
+    def __init__(self, channels: int, slot: Make, norm: Norm | None) -> None:
         super().__init__()
         self.residual = Residual(channels, norm)
         self.body1, self.body2, self.skip = slot("body1"), slot("body2"), slot("skip")
@@ -299,26 +205,31 @@ class Basic(nn.Module):
     features.
     """
 
-    def __init__(self, channels: int, cells: int, scale: int, slot: Callable[[str], Slot], norm: Norm | None) -> None:
+    def __init__(self, channels: int, cells: int, scale: int, slot: Make, norm: Norm | None) -> None:
         super().__init__()
-        self.channels, self.scale = channels, scale
+        self.scale = scale
         self.head1, self.head2 = slot("head1"), slot("head2")
         self.body = Residual(channels, norm)
         self.cells = nn.ModuleList(BasicCell(channels, slot, norm) for _ in range(cells))
         self.upsample, self.tail1, self.tail2 = slot("upsample"), slot("tail1"), slot("tail2")
         self.tail = Residual(3, norm)
 
-    def forward(self, x: Tensor, run: Run) -> Tensor:
-        """x: ``(N, 3, H, W)`` around zero -> ``(N, 3, scale * H, scale * W)``, what is added to the enlarged image."""
+    def forward(self, x: Tensor, run: Run, cells: int | None = None) -> Tensor:
+        """x: ``(N, 3, H, W)`` around zero -> ``(N, 3, scale * H, scale * W)``, what is added to the enlarged image.
 
-        def cells(z: Tensor) -> Tensor:
-            for cell in self.cells:
+        Args:
+            cells: how many of them run, the first ones; None: all.
+        """
+
+        def through(z: Tensor) -> Tensor:
+            for cell in list(self.cells)[:cells]:
                 z = cell(z, run)
             return z
 
-        x = x.repeat(1, self.channels // 3, 1, 1) + run(self.head1, x)
+        made = run(self.head1, x)  # says how many channels there are: of a supernet's the first
+        x = x.repeat(1, made.shape[1] // 3, 1, 1) + made
         x = x + run(self.head2, x)
-        x = F.pixel_shuffle(run(self.upsample, self.body(x, cells)), self.scale)
+        x = F.pixel_shuffle(run(self.upsample, self.body(x, through)), self.scale)
         return self.tail(x, lambda z: run(self.tail2, run(self.tail1, z)))
 
 
@@ -353,7 +264,7 @@ class RfdnCell(nn.Module):
     """Residual feature distillation (RFDN, Liu et al. 2020): three refinements, half of the channels kept before
     each and at the end."""
 
-    def __init__(self, number: int, channels: int, slot: Callable[[str], Slot], norm: Norm | None) -> None:
+    def __init__(self, number: int, channels: int, slot: Make, norm: Norm | None) -> None:
         super().__init__()
         self.residual = Residual(channels, norm)
         self.skips = nn.ModuleList(slot(f"cell{number}.skip{m}") for m in (1, 2, 3))
@@ -376,7 +287,7 @@ class RfdnCell(nn.Module):
 class Rfdn(nn.Module):
     """The layout of the paper's later versions: no head, cells after RFDN, all of them fused."""
 
-    def __init__(self, channels: int, cells: int, scale: int, slot: Callable[[str], Slot], norm: Norm | None) -> None:
+    def __init__(self, channels: int, cells: int, scale: int, slot: Make, norm: Norm | None) -> None:
         super().__init__()
         self.channels, self.scale = channels, scale
         self.cells = nn.ModuleList(RfdnCell(n, channels, slot, norm) for n in range(1, cells + 1))
@@ -403,37 +314,29 @@ def build(
     channels: int,
     cells: int,
     scale: int,
-    choices: Mapping[str, tuple[Sequence[str], Sequence[int]]],
+    make: Callable[[SlotShape, int | None], nn.Module],
     image_bits: int | None,
     norm: Norm | None,
-    shared: bool = False,
 ) -> nn.Module:
     """The network of a layout.
 
     Args:
-        choices: for each slot its operations and bit-widths.
+        make: a slot, from its shape and the bits of its input (`QuantConv2d.input_bits`).
         image_bits: of the image, where a convolution sees it; None for the bits of the convolution.
         norm: the norm of ADQ; None for no ADQ.
-        shared: as in `Slot`.
     """
     places = {shape.name: shape for shape in shapes(layout, channels, cells, scale)}
     exact = layout == "basic" or norm is None  # else a norm stands between the image and the first convolution
     image = None if image_bits is None else 0 if exact else image_bits
 
-    def slot(name: str) -> Slot:
-        return Slot(
-            places[name],
-            *choices[name],
-            hidden=channels,
-            input_bits=image if places[name].first else None,
-            shared=shared,
-        )
+    def slot(name: str) -> nn.Module:
+        return make(places[name], image if places[name].first else None)
 
     net: nn.Module = LAYOUTS[layout](channels, cells, scale, slot, norm)
     return net
 
 
-def enlarge(body: nn.Module, x: Tensor, mean: Tensor, scale: int, run: Run, real: bool) -> Tensor:
+def enlarge(added: Callable[[Tensor], Tensor], x: Tensor, mean: Tensor, scale: int, real: bool) -> Tensor:
     """x: ``(N, 3, H, W)``, pixels in [0, 1] -> ``(N, 3, scale * H, scale * W)``: bicubic, and what is added to it.
 
     With real quantizers the pixels are put on the 8-bit grid that images have.
@@ -441,8 +344,8 @@ def enlarge(body: nn.Module, x: Tensor, mean: Tensor, scale: int, run: Run, real
     if real:
         x = (x * 255).round() / 255
     x = x.contiguous(memory_format=torch.channels_last)
-    added = body(x - mean, run)
-    return F.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False) + added
+    change = added(x - mean)
+    return F.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False) + change
 
 
 def pixel_mean(mean: Sequence[float]) -> Tensor:
@@ -481,8 +384,12 @@ class QuantNASChild(nn.Module):
         self.config = {**sizes, "mean": mean, "slots": slots}
         self.scale, self.quant = scale, "real"
         self.register_buffer("mean", pixel_mean(mean))
-        choices = {name: ([operation], [bits]) for name, (operation, bits) in slots.items()}
-        self.body = build(layout, channels, cells, scale, choices, image_bits, nn.BatchNorm2d if adq else None)
+
+        def slot(shape: SlotShape, input_bits: int | None) -> Slot:
+            operation, bits = slots[shape.name]
+            return Slot(shape, operation, bits, input_bits)
+
+        self.body = build(layout, channels, cells, scale, slot, image_bits, nn.BatchNorm2d if adq else None)
 
     def quantize(self, on: bool) -> QuantNASChild:
         """Switch all quantizers on or off."""
@@ -492,5 +399,9 @@ class QuantNASChild(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: ``(N, 3, H, W)``, pixels in [0, 1] -> ``(N, 3, scale * H, scale * W)``."""
         return enlarge(
-            self.body, x, self.mean, self.scale, lambda part, z: part(z, quant=self.quant), self.quant == "real"
+            lambda z: self.body(z, lambda part, at: part(at, quant=self.quant)),
+            x,
+            self.mean,
+            self.scale,
+            self.quant == "real",
         )

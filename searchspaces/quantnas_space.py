@@ -1,5 +1,6 @@
 """The tables, the space and the costs of QuantNAS. Every slot of a network has two choices: an operation and a
-bit-width."""
+bit-width. Channels and cells may be choices of the whole network (not in the paper, which compares networks of one
+size)."""
 
 from __future__ import annotations
 
@@ -33,8 +34,10 @@ class Table:
 
     Attributes:
         layout: ``"basic"`` (the paper's first version) or ``"rfdn"`` (its later ones).
-        channels: of the features; a multiple of 3, and of 4 where there is spatial attention.
-        cells: how many; those of ``"basic"`` share their choices.
+        channels: of the features; a multiple of 3, and of 4 where there is spatial attention. Several, in ``"basic"``,
+            are a choice of the space: a narrower network has the first channels.
+        cells: how many; those of ``"basic"`` share their choices. Several, there, are a choice: a shallower network
+            has the first cells.
         scale: sides of the output over sides of the input.
         bits: the bit-widths of every slot, weights and activations alike; 32 is unquantized.
         adq: adaptive deviation around the residual functions.
@@ -46,8 +49,8 @@ class Table:
     """
 
     layout: str
-    channels: int
-    cells: int
+    channels: int | tuple[int, ...]
+    cells: int | tuple[int, ...]
     scale: int
     bits: tuple[int, ...] = (4, 8)
     adq: bool = True
@@ -61,34 +64,63 @@ class Table:
         if self.input_bits not in (None, "slot"):
             raise ValueError(f'input_bits is {self.input_bits!r}; allowed: null (the image has its 8 bits), "slot"')
         step = 3 if self.layout == "basic" else 12
-        if self.channels % step:
+        if any(channels < 1 or channels % step for channels in self.widths):
             raise ValueError(f"channels are {self.channels}; the layout {self.layout} needs a multiple of {step}")
+        if self.depths[0] < 1:
+            raise ValueError(f"cells are {self.cells}; allowed: 1 or more")
+        if self.layout != "basic" and self.sized:
+            raise ValueError(
+                f"channels are {self.channels} and cells {self.cells}; the layout {self.layout} fuses all of its "
+                "cells: give one number of each, or take the layout basic"
+            )
 
     @property
     def image_bits(self) -> int | None:
         return None if self.input_bits == "slot" else FIXED_BITS
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels to choose from, ascending."""
+        return (self.channels,) if isinstance(self.channels, int) else tuple(sorted(set(self.channels)))
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Cells to choose from, ascending."""
+        return (self.cells,) if isinstance(self.cells, int) else tuple(sorted(set(self.cells)))
+
+    @property
+    def sized(self) -> bool:
+        """Whether channels or cells are chosen."""
+        return len(self.widths) * len(self.depths) > 1
+
+    @property
     def shapes(self) -> list[SlotShape]:
-        return shapes(self.layout, self.channels, self.cells, self.scale)
+        """The slots of the largest network."""
+        return self.shapes_at(self.widths[-1], self.depths[-1])
+
+    def shapes_at(self, channels: int, cells: int) -> list[SlotShape]:
+        """The slots of a network of that size."""
+        return shapes(self.layout, channels, cells, self.scale)
 
     def operations(self, shape: SlotShape) -> list[str]:
-        """What a slot may hold, by its multiply-accumulates."""
+        """What a slot may hold, by its multiply-accumulates: in the same order at all widths, whose ratios are those of
+        the largest."""
         group = (BASIC if self.layout == "basic" else RFDN)[shape.group]
         return sorted(
             (name for name in group if OPERATIONS[name].fits(shape.c_in, shape.c_out)),
-            key=lambda name: taps(self, shape, name),
+            key=lambda name: taps(shape, name),
         )
 
 
-def taps(table: Table, shape: SlotShape, operation: str) -> int:
+def taps(shape: SlotShape, operation: str) -> int:
     """The weights of one operation in one slot, which are its multiply-accumulates a pixel."""
-    layers = OPERATIONS[operation].layers(shape.c_in, shape.c_out, table.channels)
+    layers = shape.layers(operation)
     return sum(c_in // groups * c_out * kernel[0] * kernel[1] for c_in, c_out, kernel, groups in layers)
 
 
 class QuantNASSpace(Space):
-    """The space of a `Table`: for each slot ``<slot>.op``, the operation's place in `OPERATIONS`, and ``<slot>.bits``.
+    """The space of a `Table`: ``channels`` and ``cells`` where it has several, and for each slot ``<slot>.op``, the
+    operation's place in `OPERATIONS`, and ``<slot>.bits``.
 
     Args:
         settled: choices that are not searched: a name or pattern such as ``"body*.op"`` to a value; operations also by
@@ -99,7 +131,8 @@ class QuantNASSpace(Space):
     """
 
     def __init__(self, table: Table, settled: Mapping[str, Number | str] | None = None) -> None:
-        choices = {}
+        sizes = {"channels": table.widths, "cells": table.depths}
+        choices = {name: Choice(name, values) for name, values in sizes.items() if len(values) > 1}
         for shape in table.shapes:
             codes = tuple(NAMES.index(name) for name in table.operations(shape))
             choices[f"{shape.name}.op"] = Choice(f"{shape.name}.op", codes)
@@ -111,7 +144,15 @@ class QuantNASSpace(Space):
             for name in names:
                 choices[name] = replace(choices[name], values=(_value(choices[name], value),))
         super().__init__(list(choices.values()))
+        self.widths, self.depths = (
+            tuple(int(value) for value in choices[name].values) if name in choices else values
+            for name, values in sizes.items()
+        )
         self.slots = {shape.name: (f"{shape.name}.op", f"{shape.name}.bits") for shape in table.shapes}
+
+    def size(self, arch: Arch) -> tuple[int, int]:
+        """Channels and cells of an architecture."""
+        return int(arch.get("channels", self.widths[-1])), int(arch.get("cells", self.depths[-1]))
 
     def named(self, choices: Mapping[str, Number | str]) -> Arch:
         """An architecture whose operations are given by name: ``{"head1.op": "conv3", "head1.bits": 8, ...}``."""
@@ -143,9 +184,7 @@ def slot_cost(table: Table, shape: SlotShape, operation: str, bits: int, side: i
     """One choice of one slot, in all of the cells that share it, for a square input of `side` pixels."""
     pixels = (side * table.scale if shape.enlarged else side) ** 2
     cost = PartCost()
-    for number, (c_in, c_out, kernel, groups) in enumerate(
-        OPERATIONS[operation].layers(shape.c_in, shape.c_out, table.channels)
-    ):
+    for number, (c_in, c_out, kernel, groups) in enumerate(shape.layers(operation)):
         image = first_bits(table) if shape.first and number == 0 else None
         for _ in range(shape.copies):
             cost += conv_cost(c_in // groups, c_out, kernel[0] * kernel[1], pixels, bits, image)
@@ -160,9 +199,10 @@ def first_bits(table: Table) -> int | None:
     return 0 if table.layout == "basic" or not table.adq else table.image_bits
 
 
-def unsearched_cost(table: Table, side: int) -> PartCost:
-    """What every network of the table has: its fixed 8-bit convolutions, and ADQ, whose few operations do not count."""
-    c, cells, cost = table.channels, table.cells, PartCost()
+def unsearched_cost(table: Table, c: int, cells: int, side: int) -> PartCost:
+    """What every network of c channels and so many cells has: its fixed 8-bit convolutions, and ADQ, whose few
+    operations do not count."""
+    cost = PartCost()
     if table.layout == "rfdn":
         for _ in range(cells):
             for c_in, c_out, kernel, pixels in ((2 * c, c, 1, side**2), *_attention(c, side)):

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import importlib
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from PIL import Image
+
+from nas.testing.space import check_cost, check_extracted, check_json, images, ready
+from tests.benchmarks.fixed import Transposed, network
 
 SMALL = {
     "score": ["--candidates", "5"],
@@ -24,3 +33,66 @@ def test_a_benchmark_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: py
     importlib.import_module(f"tests.benchmarks.{name}").main()
     out = capsys.readouterr().out
     assert re.search(r"\d", out) and "nan" not in out, out
+
+
+# --- networks of one size that QuantNAS is compared with
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "macs"),
+    [("fsrcnn-8", 2, 12_464), ("fsrcnn-4", 4, 12_464), ("espcn-8", 2, 21_184), ("espcn-8", 3, 22_624)],
+)
+def test_published_networks_cost_what_was_published(size: str, scale: int, macs: int) -> None:
+    """Multiply-accumulates a pixel of the input: FSRCNN has 5x5x56, 1x1x56x12, four of 3x3x12x12, 1x1x12x56 and 9x9x56
+    transposed, ESPCN 5x5x64, 3x3x64x32 and 3x3x32 for each sub-pixel. The luma has its 8 bits."""
+    net = network(size, scale=scale)
+    cost, bits, first = net.cost(net.space.largest()), int(size[-1]), 25 * (56 if "fsrcnn" in size else 64)
+    assert cost["macs"] == macs * 32**2
+    assert cost["bitops"] == ((macs - first) * bits + first * 8) * bits * 32**2
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_a_transposed_convolution_is_one_to_sub_pixels(scale: int) -> None:
+    """Against torch's own of the same weights, its borders included."""
+    layer, x = Transposed(2, 9, 8, scale, 0.1), torch.randn(1, 2, 7, 6, generator=torch.Generator().manual_seed(0))
+    assert layer.taps.sum() == 81
+    reach, kernel = layer.taps.shape[-1] // 2, torch.zeros(2, 1, 9, 9)
+    for y in range(9):
+        for x_ in range(9):
+            (dy, row), (dx, column) = (divmod(place - 4, scale) for place in (y, x_))
+            kernel[:, 0, y, x_] = layer.conv.weight[row * scale + column, :, reach - dy, reach - dx].detach()
+    wanted = F.conv_transpose2d(x, kernel, stride=scale, padding=4, output_padding=scale - 1)
+    torch.testing.assert_close(layer(x, quant="off"), wanted, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", ["fsrcnn-8", "espcn-4", "plain6-4"])
+def test_a_network_of_one_size_is_a_space_of_one(size: str) -> None:
+    net = ready(network(size, scale=2, mean=[0.2, 0.4, 0.6], image=12))
+    check_json(net, images(net))
+    check_extracted(net, images(net))
+    if size != "fsrcnn-8":  # whose transposed convolution torch counts with the taps that are nothing
+        check_cost(net, images(net))
+
+
+@pytest.mark.soak
+def test_networks_of_one_size_are_trained_and_tested(
+    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two steps on noise, through the benchmark's own command, at x4."""
+    from tests.benchmarks import quantnas
+
+    random = np.random.default_rng(0)
+    for name, count in (("BSDS200_train", 20), ("Set5", 1), ("Set14", 1), ("BSD100", 1)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = random.integers(0, 256, (130, 134, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
+    monkeypatch.setattr(dist, "init_process_group", lambda *how, **more: None)  # there is one already
+    monkeypatch.setattr(quantnas, "SIDE", 128)
+    monkeypatch.setattr(quantnas, "NETWORKS", {"fsrcnn": None})
+    words = ["fixed", "--data", tmp_path / "data", "--dir", tmp_path / "runs", "--seeds", 0, "--steps", 1, "--scale", 4]
+    monkeypatch.setattr("sys.argv", ["quantnas", *map(str, words)])
+    quantnas.main()
+    out = capsys.readouterr().out
+    assert all(f"seed 0, fsrcnn, {bits} bits: GBitOPs" in out for bits in (8, 4))
+    assert "nan" not in out and len(re.findall(r"Set14 \d", out)) == 2

@@ -145,6 +145,9 @@ class QuantConv2d(nn.Module):
         edge: fresh weights are uniform within it; None for `fresh_edge`.
         own: it has weights; if not, `weight` is None and every call gives them (such a layer is not fitted or exported:
             its child is).
+
+    A supernet may run it with fewer output channels than it has, the first ones, by weights that are so many; their
+    steps are the first ones too.
     """
 
     weight: nn.Parameter
@@ -194,7 +197,7 @@ class QuantConv2d(nn.Module):
             quant: ``"off"``, ``"noise"`` or ``"real"``.
             generator: of the noise.
             published: noise mixed the authors' way.
-            weight: of a convolution that has none of its own.
+            weight: in place of its own.
         """
         shares = [(self.bits[0], 1.0)] if shares is None else shares
         weight = self.weight if weight is None else weight
@@ -233,7 +236,7 @@ class QuantConv2d(nn.Module):
 
     def _quantized_weight(self, weight: Tensor, shares: Shares) -> Tensor:
         def on_grid(bits: int) -> Tensor:
-            step = self.weight_step[str(bits)].view(-1, 1, 1, 1)
+            step = self.weight_step[str(bits)][: len(weight)].view(-1, 1, 1, 1)
             return fake_quantize_lsq(weight, step, bits, True, weight.numel())
 
         return _mean([(weight if bits == FULL else on_grid(bits), share) for bits, share in shares])

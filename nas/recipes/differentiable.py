@@ -108,11 +108,17 @@ class Differentiable(Recipe):
         """Adam over the weights; the logits are not among them.
 
         Raises:
-            ValueError: the family has no slots.
+            ValueError: the family has no slots, or the space has choices that no slot decides.
         """
         if not net.slots:
             raise ValueError(
                 "recipe differentiable: this family has no slots whose choices could be mixed; use another recipe"
+            )
+        decided = {choice for choices in net.slots.values() for choice in choices}
+        if beside := [n for n, choice in net.space.choices.items() if len(choice.values) > 1 and n not in decided]:
+            raise ValueError(
+                f"recipe differentiable: {', '.join(beside)} cannot be mixed; settle each at one value (with "
+                "space.options.settled, where the family has it), or use the recipe single_path"
             )
         return torch.optim.Adam(decayed(net, self.options.weight_decay), lr=self.options.lr)
 

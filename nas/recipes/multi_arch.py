@@ -24,7 +24,8 @@ from nas.supernet import Pass, Supernet
 class MultiArch(Recipe):
     """`archs` sub-networks a step, the same on all ranks; row i of the batch of all ranks runs number ``i % archs``.
 
-    With one sub-network a step it is single-path sampling (Guo et al. 2020), which suits any family.
+    With one sub-network a step it is single-path sampling (Guo et al. 2020), which suits any family without quantizers
+    (`single_path` has an option for these).
 
     Args:
         task: mixes images and labels, and gives the loss on both heads.

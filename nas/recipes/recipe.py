@@ -101,7 +101,8 @@ class Recipe:
 
     @property
     def quant(self) -> str:
-        """How its passes run a family that quantizes: ``"off"``, ``"noise"`` or ``"real"``."""
+        """How its passes run a family that quantizes: ``"off"``, ``"noise"`` or ``"real"``. A recipe that does not
+        override it has not thought of quantizers, and such a family is refused."""
         return "off"
 
     def losses(self, run: Run, net: Supernet, batches: Mapping[str, Batch], step: Step) -> Iterator[Tensor]:

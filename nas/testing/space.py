@@ -351,7 +351,7 @@ def check_gradients(net: Supernet, x: Tensor) -> None:
     net.zero_grad()
     (main_head(net(x, arch, Pass(quant=quant))).square().flatten(1).sum(1) * weights).sum().backward()
     (child(x).square().flatten(1).sum(1) * weights).sum().backward()
-    held = {**dict(net.named_parameters()), **net.windows()}
+    held = {**dict(net.named_parameters()), **net.windows(arch)}
     views = {name: net.cut(name, held[name], own.shape) for name, own in child.named_parameters()}
     for name, own in child.named_parameters():
         assert own.grad is not None, f"{name} has no part in the child's output"
@@ -429,7 +429,10 @@ def check_mixture(net: Supernet, x: Tensor) -> None:
     """
     if not net.slots:
         return
-    for arch in architectures(net, random=2, largest=False):
+    decided, largest = {choice for choices in net.slots.values() for choice in choices}, net.space.largest()
+    beside = {name: value for name, value in largest.items() if name not in decided}
+    for drawn in architectures(net, random=2, largest=False):
+        arch = net.space.arch({**drawn, **beside})
         soft = one_hot(net, arch)
         assert soft.arch(net) == arch
         assert net.expected_bitops(soft).item() == net.cost(arch)["bitops"]

@@ -1,5 +1,5 @@
-"""What QuantNAS claims, on BSDS200 x2, tested on Set5, Set14 and BSD100: PSNR on luma, and BitOPs for 32 x 32
-low-resolution pixels.
+"""What QuantNAS claims, on BSDS200 x2 (or ``--scale 4``), tested on Set5, Set14 and BSD100: PSNR on luma, and BitOPs
+for 32 x 32 low-resolution pixels.
 
     python -m tests.benchmarks.quantnas front --data FOLDER --dir build/quantnas
 
@@ -10,6 +10,11 @@ Parts:
     ways scored on the
             supernet); evolution and random search within budgets of BitOPs; the differentiable search. Whatever is
             found is trained on from the supernet's weights with real quantizers, all alike
+    wide    space basic-wide, where channels, cells and 2 bits are choices too: 3 x 3 convolutions of three sizes with 8
+            and with 4 bits; evolution and random search within the BitOPs of the middle one
+    rfdn    space rfdn-c12, likewise: an RFDN with 8 and with 4 bits, evolution and random search
+    fixed   published networks and 3 x 3 convolutions of one width (`tests.benchmarks.fixed`), with 8 and with 4 bits,
+            each from scratch for as many steps as a supernet of the above and the training after it have together
     noise   space basic-c12, a third of the steps: supernets trained under noise and without, with ADQ and without; PSNR
     with real
             quantizers of the same 20 random children
@@ -20,8 +25,8 @@ Parts:
     finds from scratch long    one network of FSRCNN's cost, unquantized, for 20 times as many steps
 
 A training continues where it was killed, and one that is done is not done twice: all are runs in --dir, which is for
-one number of --steps. ``--minutes`` bounds the trainings; the scoring between them comes on top. What real quantizers
-cost a step is in `quant_step`.
+one number of --steps and one --scale. ``--minutes`` bounds the trainings; the scoring between them comes on top. What
+real quantizers cost a step is in `quant_step`.
 
 `front`, seeds 0 to 2, mean ± standard deviation: a supernet of 1,500 steps of 8 crops and four paths under noise,
 opened from the largest network on; each network trained on for 1,500; bicubic has 33.67, 30.23, 29.56 dB.
@@ -108,9 +113,11 @@ from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.space import Arch
 from nas.supernet import Supernet
+from tests.benchmarks.fixed import NETWORKS
 from tests.benchmarks.trainings import CPU, Figures, Trainer, report, searched
 
 BATCH, CANDIDATES, SIZE = 8, 150, "basic-c18"
+SIDE = 320  # pixels that every photograph of BSDS200 has a side; images of validation are four crops wide
 # paths a step for the supernet of `front`: most slots choose among four operations, so each is trained about as often
 # as alone
 SHARED = 4
@@ -138,8 +145,8 @@ class Bench:
     def __init__(self, o: argparse.Namespace) -> None:
         self.o, self.train = o, Trainer(o.dir, o.minutes)
         self.data = (
-            f"{{name: sr-folder, path: {o.data}, train: BSDS200_train, test: Set5, scale: 2, patch: 24, validation: "
-            f"16, rotate: true}}"
+            f"{{name: sr-folder, path: {o.data}, train: BSDS200_train, test: Set5, scale: {o.scale}, "
+            f"patch: {min(24, SIDE // (4 * o.scale))}, validation: 16, rotate: true}}"
         )
         told = load_experiment("quantnas-photos", [f"data={self.data}"])
         self.examples, self.tests = len(load_task(told).train), {}
@@ -156,6 +163,7 @@ class Bench:
         child: Arch | None = None,
         inherit: Path | None = None,
         half: bool = False,
+        space: str = "quantnas",
         **how: Any,
     ) -> Experiment:
         """`half`: an epoch goes through one half of the examples, as that of the differentiable search does."""
@@ -164,7 +172,8 @@ class Bench:
         how["opening"] = how.get("opening", 0.5) * epochs
         told = recipe.format(epochs=epochs, warmup=0.05 * epochs, **{"paths": 1, **how})
         base = load_experiment(
-            "quantnas-photos", [f"space.size={size}", f"data={self.data}", f"seed={seed}", f"recipe={told}"]
+            "quantnas-photos",
+            [f"space={{name: '{space}', size: {size}}}", f"data={self.data}", f"seed={seed}", f"recipe={told}"],
         )
         return base.model_copy(
             update={
@@ -188,13 +197,13 @@ class Bench:
             **self.tested(self.train(told, f"alone-{size}-{arch.id}-{seed}")),
         }
 
-    def finetuned(self, arch: Arch, net: Supernet, seed: int) -> Figures:
+    def finetuned(self, arch: Arch, net: Supernet, seed: int, size: str) -> Figures:
         """The network trained on from the weights that it inherits, with real quantizers, and tested."""
-        found = Checkpoint.newest(RunDir(self.o.dir / f"supernet-{SIZE}-{seed}").checkpoints)
-        told = self.experiment(ALONE, self.o.steps, seed, SIZE, arch, found and found.directory, quant="real")
+        found = Checkpoint.newest(RunDir(self.o.dir / f"supernet-{size}-{seed}").checkpoints)
+        told = self.experiment(ALONE, self.o.steps, seed, size, arch, found and found.directory, quant="real")
         return {
             "GBitOPs": net.cost(arch)["bitops"] / 1e9,
-            **self.tested(self.train(told, f"finetuned-{SIZE}-{arch.id}-{seed}")),
+            **self.tested(self.train(told, f"finetuned-{size}-{arch.id}-{seed}")),
         }
 
     def tested(self, found: Evaluator) -> Figures:
@@ -212,27 +221,72 @@ class Bench:
         alpha = found.recipe()["alpha"]
         return net, architecture(net, alpha), float(entropy(net, alpha))
 
+    def supernet(self, seed: int, size: str) -> Evaluator:
+        """That of `front`, `wide` and `rfdn`."""
+        told = self.experiment(SUPERNET, self.o.steps, seed, size, quant="noise", paths=SHARED)
+        return self.train(told, f"supernet-{size}-{seed}")
+
     def front(self, seed: int) -> Iterator[tuple[str, Figures]]:
-        shared = self.train(
-            self.experiment(SUPERNET, self.o.steps, seed, SIZE, quant="noise", paths=SHARED), f"supernet-{SIZE}-{seed}"
-        )
+        shared = self.supernet(seed, SIZE)
         net = shared.net
         eight, four = hand_made(net, 8), hand_made(net, 4)
-        low, high = net.cost(four)["bitops"], net.cost(eight)["bitops"]
-        middle = round((low * high) ** 0.5)
-        yield "hand-made, 8 bits", self.finetuned(eight, net, seed)
-        yield "hand-made, 4 bits", self.finetuned(four, net, seed)
+        middle = between(net, four, eight)
+        yield "hand-made, 8 bits", self.finetuned(eight, net, seed, SIZE)
+        yield "hand-made, 4 bits", self.finetuned(four, net, seed, SIZE)
         chosen = self.train.once(f"bits-{seed}", lambda: best_bits(shared, eight, middle))
-        yield "hand-made, bits chosen", self.finetuned(chosen, net, seed)
-        for budget, name in ((low, "as 4 bits"), (middle, "between"), (high, "as 8 bits")):
-            yield f"evolution, {name}", self.finetuned(self.best("evolution", shared, seed, budget), net, seed)
-        yield "random search, between", self.finetuned(self.best("random", shared, seed, middle), net, seed)
+        yield "hand-made, bits chosen", self.finetuned(chosen, net, seed, SIZE)
+        yield from self.budgets(shared, seed, SIZE, four, eight)
         _, found, _ = self.differentiable(self.o.steps, seed, SIZE, 1e-3)
-        yield "differentiable search", self.finetuned(found, net, seed)
+        yield "differentiable search", self.finetuned(found, net, seed, SIZE)
 
-    def best(self, algorithm: str, shared: Evaluator, seed: int, budget: int) -> Arch:
+    def wide(self, seed: int) -> Iterator[tuple[str, Figures]]:
+        size = "basic-wide"
+        shared = self.supernet(seed, size)
+        for channels, cells in ((12, 1), (18, 2), (24, 3)):
+            for bits in (8, 4):
+                made = hand_made(shared.net, bits, channels=channels, cells=cells)
+                yield f"{channels} channels, {bits} bits", self.finetuned(made, shared.net, seed, size)
+        ends = [hand_made(shared.net, bits, channels=18, cells=2) for bits in (4, 8)]
+        yield from self.budgets(shared, seed, size, *ends)
+
+    def rfdn(self, seed: int) -> Iterator[tuple[str, Figures]]:
+        size = "rfdn-c12"
+        shared = self.supernet(seed, size)
+        ends = [hand_made(shared.net, bits) for bits in (4, 8)]
+        for made, bits in zip(ends, (4, 8), strict=True):
+            yield f"hand-made, {bits} bits", self.finetuned(made, shared.net, seed, size)
+        yield from self.budgets(shared, seed, size, *ends)
+
+    def fixed(self, seed: int) -> Iterator[tuple[str, Figures]]:
+        for name in NETWORKS:
+            for bits in (8, 4):
+                told = self.experiment(
+                    ALONE,
+                    2 * self.o.steps,
+                    seed,
+                    f"{name}-{bits}",
+                    space="tests.benchmarks.fixed:network",
+                    quant="real",
+                )
+                found = self.train(told, f"fixed-{name}-{bits}-{seed}")
+                cost = found.net.cost(found.net.space.largest())["bitops"]
+                yield f"{name}, {bits} bits", {"GBitOPs": cost / 1e9, **self.tested(found)}
+
+    def budgets(
+        self, shared: Evaluator, seed: int, size: str, four: Arch, eight: Arch
+    ) -> Iterator[tuple[str, Figures]]:
+        """What searches find within the BitOPs of two networks, and between them."""
+        net = shared.net
+        low, middle, high = net.cost(four)["bitops"], between(net, four, eight), net.cost(eight)["bitops"]
+        for budget, name in ((low, "as 4 bits"), (middle, "between"), (high, "as 8 bits")):
+            found = self.best("evolution", shared, seed, size, round(budget))
+            yield f"evolution, {name}", self.finetuned(found, net, seed, size)
+        found = self.best("random", shared, seed, size, middle)
+        yield "random search, between", self.finetuned(found, net, seed, size)
+
+    def best(self, algorithm: str, shared: Evaluator, seed: int, size: str, budget: int) -> Arch:
         """The best of so many candidates within a budget of BitOPs, on inherited weights."""
-        told = self.experiment(SUPERNET, self.o.steps, seed, SIZE, quant="noise")
+        told = self.experiment(SUPERNET, self.o.steps, seed, size, quant="noise")
         constraints = told.search.constraints.model_copy(update={"max_bitops": budget})
         told = told.model_copy(
             update={"search": told.search.model_copy(update={"algorithm": algorithm, "constraints": constraints})}
@@ -244,7 +298,7 @@ class Bench:
                 records, key=lambda record: record.metrics["psnr"] if record.cost["bitops"] <= budget else 0.0
             ).arch  # type: ignore[index]
 
-        return self.train.once(f"{algorithm}-{budget}-{seed}", find)
+        return self.train.once(f"{algorithm}-{size}-{budget}-{seed}", find)
 
     def noise(self, seed: int) -> Iterator[tuple[str, Figures]]:
         for name, quant, adq in (
@@ -300,9 +354,23 @@ class Bench:
         yield "long", self.tested(self.train(told, f"long-{seed}"))
 
 
-def hand_made(net: Supernet, bits: int) -> Arch:
-    """3 x 3 convolutions wherever a slot may hold one, the same bits everywhere."""
-    return net.space.named({name: "conv3" if name.endswith(".op") else bits for name in net.space.choices})  # type: ignore[attr-defined]
+def hand_made(net: Supernet, bits: int, **size: int) -> Arch:
+    """3 x 3 convolutions wherever a slot may hold one, but 1 x 1 where RFDN distils; the same bits everywhere.
+
+    Args:
+        size: channels and cells, where these are choices.
+    """
+
+    def choice(name: str) -> int | str:
+        operation = "conv1" if ".skip" in name else "conv3"
+        return size[name] if name in size else operation if name.endswith(".op") else bits
+
+    return net.space.named({name: choice(name) for name in net.space.choices})  # type: ignore[attr-defined]
+
+
+def between(net: Supernet, one: Arch, other: Arch) -> int:
+    """The geometric mean of two networks' BitOPs."""
+    return round((net.cost(one)["bitops"] * net.cost(other)["bitops"]) ** 0.5)
 
 
 def best_bits(shared: Evaluator, arch: Arch, budget: int) -> Arch:
@@ -318,13 +386,14 @@ def best_bits(shared: Evaluator, arch: Arch, budget: int) -> Arch:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("front", "noise", "paths", "alpha", "long"))
+    parser.add_argument("part", choices=("front", "wide", "rfdn", "fixed", "noise", "paths", "alpha", "long"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--dir", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="which")
     parser.add_argument(
         "--steps", type=int, default=1500, help="of a training; a supernet of `front` takes four paths in each"
     )
+    parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=2)
     parser.add_argument("--minutes", type=float, default=60)
     o = parser.parse_args()
     report(getattr(Bench(o), o.part), o.seeds)

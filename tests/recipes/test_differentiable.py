@@ -221,7 +221,7 @@ def test_random_paths_are_trained_under_noise(paths: int) -> None:
     ) == len(set(archs)) == paths
     assert all(loss.item() != pytest.approx(other, rel=1e-6) for loss, other in zip(losses, plain, strict=True))
     sum(losses[1:], losses[0]).backward()
-    lent = net.windows()
+    lent = net.windows(net.space.largest())
     held = {name for arch in archs for name, _ in net.extract(arch).named_parameters()}
     owned = {name.rsplit(".", 3)[0] + ".whole" if name in lent else name for name in held}
     trained = {name for name, p in net.named_parameters() if p.grad is not None and p.grad.any()}

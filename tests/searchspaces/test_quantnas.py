@@ -19,7 +19,8 @@ from nas.space import Arch
 from nas.supernet import Pass, Soft, inherit
 from nas.testing.space import assert_equal, one_hot, ready
 from searchspaces.quantnas import QuantNAS
-from searchspaces.quantnas_child import OPERATIONS, QuantNASChild, Residual, Slot
+from searchspaces.quantnas_child import OPERATIONS, QuantNASChild, Residual
+from searchspaces.quantnas_slot import ElasticSlot
 from searchspaces.quantnas_space import NAMES
 
 G = 1e9
@@ -88,7 +89,7 @@ def test_the_rfdn_space_has_the_published_size_and_costs() -> None:
     multiply-accumulates."""
     net = supernet("rfdn", input_bits="slot")
     assert net.space.cardinality == 18**29 * 12 and supernet("rfdn", bits=[8]).space.cardinality == 9**29 * 6
-    fixed = net.part_cost(None).bitops / G
+    fixed = net.part_cost((None,)).bitops / G
     assert fixed == pytest.approx(3.6, abs=0.05)
     assert net.cost(net.space.smallest())["bitops"] / G - fixed == pytest.approx(0.40, abs=0.005)
     assert net.cost(net.space.largest())["bitops"] / G - fixed == pytest.approx(196, abs=0.5)
@@ -97,7 +98,7 @@ def test_the_rfdn_space_has_the_published_size_and_costs() -> None:
         rfdn = supernet("rfdn", input_bits="slot", settled={**operations, "*.bits": bits})
         cost = rfdn.cost(rfdn.space.smallest())
         assert cost["bitops"] / G - fixed == pytest.approx(gbitops, abs=0.06)
-        assert (cost["macs"] - rfdn.part_cost(None).macs) / 1e6 == pytest.approx(334, abs=0.5)
+        assert (cost["macs"] - rfdn.part_cost((None,)).macs) / 1e6 == pytest.approx(334, abs=0.5)
 
 
 @pytest.mark.parametrize("size", ["basic", "rfdn"])
@@ -417,17 +418,18 @@ def test_merged_convolutions_are_the_sum_of_each(size: str, quant: str, monkeypa
 
     monkeypatch.setattr(learned, "noise_like", drawn)
     net, random = ready(supernet(size, bits=[4, 8, 32])), torch.Generator().manual_seed(0)
-    channels = {shape.name: shape.c_in for shape in net.table.shapes}
+    shapes = {shape.name: shape for shape in net.table.shapes}
     how = {"quant": quant, "published": False, "generator": None}
-    for slot in [module for module in net.body.modules() if isinstance(module, Slot)]:
-        x = torch.randn(2, channels[slot.name], 9, 9, generator=random)
+    for slot in [module for module in net.body.modules() if isinstance(module, ElasticSlot)]:
+        shape = shapes[slot.name]
+        x = torch.randn(2, shape.c_in, 9, 9, generator=random)
         pick = torch.rand(len(slot.operations), 3, generator=random)
         with torch.no_grad():
             each = [
-                row.sum() * slot._chain(name, x, list(zip(slot.bits, row, strict=True)), how)
+                row.sum() * slot._alone(name, x, list(zip(slot.bits, row, strict=True)), shape, how)
                 for name, row in zip(slot.operations, pick, strict=True)
             ]
-            assert_equal(slot(x, pick, **how), sum(each[1:], each[0]), slot.name)
+            assert_equal(slot(x, pick, shape, **how), sum(each[1:], each[0]), slot.name)
 
 
 def test_one_of_32_bits_in_a_mixture_draws_no_noise() -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from nas.build import load_supernet, load_task, make_supernet, open_search, proposed
+from nas.build import check_trainable, load_recipe, load_supernet, load_task, make_supernet, open_search, proposed
 from nas.children.evaluate import Batches, Evaluator, recalibrate
 from nas.children.export import export_child
 from nas.children.formats import OnnxFile, write_onnx
@@ -22,11 +22,12 @@ from nas.cli.commands import app
 from nas.config.experiment import Experiment, dump, load_experiment
 from nas.quantization.learned import QuantConv2d, for_onnx, pack, unpack
 from nas.recipes.differentiable import architecture, entropy
+from nas.recipes.recipe import Recipe, RecipeOptions
 from nas.rundir.checkpoint import Checkpoint, directories
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.rundir.log import read_training
-from nas.supernet import CostModel
+from nas.supernet import CostModel, Supernet
 from nas.training.loop import Loop
 from nas.workers.trials import search_children
 
@@ -149,7 +150,44 @@ def test_images_too_small_for_spatial_attention_are_refused_before_the_training(
     assert not (tmp_path / "run" / "train").exists()
 
 
-@pytest.mark.parametrize("layout", ["basic-c12", "rfdn-c12"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "{name: sandwich, epochs: 1, batch: 16, lr: 0.1, weight_decay: 0.0}",
+        "{name: multi_arch, epochs: 1, batch: 16, archs: 1}",
+        "{name: multi_arch, epochs: 1, batch: 16, archs: 2}",
+    ],
+)
+def test_a_recipe_that_knows_no_quantizers_is_refused_before_the_training(recipe: str, tmp_path: Path) -> None:
+    words = ["run", "quantnas-photos", "--run-dir", str(tmp_path / "run"), "--set", f"recipe={recipe}"]
+    told = CliRunner().invoke(app, words)
+    assert isinstance(told.exception, ValueError)
+    assert "trains without quantizers" in str(told.exception) and "use single_path" in str(told.exception)
+    assert not (tmp_path / "run" / "train").exists()
+
+
+def test_a_recipe_of_ones_own_says_how_it_runs_quantizers() -> None:
+    """Even that they are off, as the options of those that come with raynas may."""
+
+    class Silent(Recipe):
+        def optimizer(self, net: Supernet) -> torch.optim.Optimizer:
+            return torch.optim.SGD(net.parameters(), lr=0.1)
+
+    class Told(Silent):
+        @property
+        def quant(self) -> str:
+            return "off"
+
+    task, plain = load_task(experiment("single_path")), load_supernet("bignas", "d8")
+    net, options = load_supernet("quantnas", "basic-c12"), RecipeOptions(name="mine:Silent", epochs=1, batch=8)
+    with pytest.raises(ValueError, match=r"recipe mine:Silent: .* its property `quant`"):
+        check_trainable(Silent(task, options), net)
+    check_trainable(Silent(task, options), plain)
+    check_trainable(Told(task, options), net)
+    check_trainable(load_recipe(task, experiment("single_path", "recipe.quant=off").recipe), net)
+
+
+@pytest.mark.parametrize("layout", ["basic-c12", "basic-wide", "rfdn-c12"])
 def test_files_carry_the_grids_that_a_child_was_trained_on(layout: str, tmp_path: Path) -> None:
     """Mixed bits: packed weights give the same output, ONNX Runtime too but for values amid two levels, which float
     errors may part."""
