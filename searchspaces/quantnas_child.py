@@ -107,6 +107,12 @@ def shapes(layout: str, channels: int, cells: int, scale: int) -> list[SlotShape
     weights as torch has them it learns little but a linear filter for a thousand steps (hand-made, 8 bits, 1,500 steps
     of 8 crops: 35.8 dB on Set5, so 36.5). It has a price: few steps with real quantizers from scratch get less far (12
     channels, 560 steps: 32.3 dB for 32.6).
+
+    The second layout, of some ten convolutions one after the other, starts as torch does, but for its enlargement.
+    Half as large, or with small last convolutions, it stays longer at a linear filter (hand-made, 12 channels, 8 bits,
+    800 steps under noise at the rate 3e-3, Set5, one seed: 35.1 dB so, 35.2 in both other ways, 34.9 to 35.1 for 35.2
+    at the rate 1e-3). Twice as large a network alone gets further (35.7, 35.7, 35.4 for 35.1, 35.7, 35.2 by three
+    seeds), but a supernet less far (600 steps of four paths, eight children, one seed: 31.1 dB for 31.6).
     """
     c, up = channels, 3 * scale**2
     if layout == "basic":

@@ -13,8 +13,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image
 
+from nas.build import load_supernet
 from nas.testing.space import check_cost, check_extracted, check_json, images, ready
 from tests.benchmarks.fixed import Transposed, network
+from tests.benchmarks.quantnas import hand_made
 
 SMALL = {
     "score": ["--candidates", "5"],
@@ -33,6 +35,15 @@ def test_a_benchmark_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: py
     importlib.import_module(f"tests.benchmarks.{name}").main()
     out = capsys.readouterr().out
     assert re.search(r"\d", out) and "nan" not in out, out
+
+
+def test_hand_made_networks_are_those_of_the_paper_and_of_their_size() -> None:
+    """An RFDN has 334 M multiply-accumulates in what is searched (specification); a network of 3 x 3 convolutions costs
+    what the space of its size says."""
+    rfdn, wide, c18 = (load_supernet("quantnas", size) for size in ("rfdn", "basic-wide", "basic-c18"))
+    found = rfdn.cost(hand_made(rfdn, 8))["macs"] - rfdn.part_cost((None,)).macs
+    assert found / 1e6 == pytest.approx(334, abs=0.5)
+    assert wide.cost(hand_made(wide, 4, channels=18, cells=2)) == c18.cost(hand_made(c18, 4))
 
 
 # --- networks of one size that QuantNAS is compared with

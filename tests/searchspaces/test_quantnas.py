@@ -329,6 +329,25 @@ def test_operations_have_weights_of_their_own_as_in_the_paper() -> None:
     assert not any("whole" in name for name, _ in net.named_parameters())
 
 
+@pytest.mark.parametrize(
+    ("size", "starts"),
+    [
+        ("basic-c12", {"head1": 0.5, "head2": 0.05, "upsample": 0.05, "tail1": 0.5, "cells.0.body2": 0.05}),
+        ("rfdn-c12", {"cells.0.skips.1": 1, "cells.0.bodies.3": 1, "upsample": 0.1, "tail": 1, "fuse": 1}),
+    ],
+)
+def test_fresh_weights_are_as_large_as_the_layout_starts(size: str, starts: dict[str, float]) -> None:
+    """Of torch's own range, by the square root of the inputs; quantizers span them."""
+    net = supernet(size)
+    for name, start in starts.items():
+        part = net.body.get_submodule(name)
+        weight = (part.weight if isinstance(part, QuantConv2d) else part.whole).detach()
+        edge = start * weight[0].numel() ** -0.5
+        assert 0.95 * edge < weight.abs().max() <= edge, name
+        for conv in [module for module in part.modules() if isinstance(module, QuantConv2d) and module.weight is None]:
+            assert conv.weight_step["8"].exp().max().item() * 127.5 == pytest.approx(edge, rel=1e-5), name
+
+
 # --- ADQ
 
 

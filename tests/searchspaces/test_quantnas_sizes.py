@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nas.build import load_recipe, load_supernet
+from nas.costs.latencies import kind_of
 from nas.quantization.learned import QuantConv2d
 from nas.recipes.differentiable import DifferentiableOptions, architecture, shapes
 from nas.space import Arch
@@ -80,6 +81,15 @@ def test_a_smaller_network_costs_what_the_space_of_that_size_counts(table: str, 
     net, same = load_supernet("quantnas", "basic-wide"), load_supernet("quantnas", table)
     arch = same.space.sample(np.random.default_rng(1))
     assert net.cost(net.space.arch({**arch, "channels": channels, "cells": cells})) == same.cost(arch)
+
+
+def test_parts_tell_the_size_where_it_is_chosen_and_else_are_as_tables_of_latencies_have_them() -> None:
+    for size, more in (("basic-c12", ()), ("basic-wide", (18, 2))):
+        net = load_supernet("quantnas", size)
+        arch = net.space.arch({**net.space.smallest(), **dict(zip(("channels", "cells"), more, strict=False))})
+        unsearched, head, *_ = map(kind_of, net.parts(arch))
+        assert unsearched == ("[null]", more)
+        assert head == ('["head1"]', (arch["head1.op"], arch["head1.bits"], *more))
 
 
 def test_operations_stand_in_the_same_order_at_every_width() -> None:
