@@ -36,7 +36,7 @@ from nas.training.loop import total_steps
 from nas.watch import Watcher
 
 TRY_S = 15.0  # for which training, and search, are tried; each ends what it is at
-TRY_CHILDREN = 2  # exported: the first brings in the libraries, the second tells what one takes
+TRY_CHILDREN = 3  # exported: the first brings in the libraries, the others tell what one takes
 DRAWN = 1000  # random networks, of which the share within the constraints is told
 NEVER = 10**9  # steps between checkpoints: one at the end
 
