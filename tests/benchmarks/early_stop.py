@@ -56,7 +56,7 @@ def main() -> None:
             seen[way] += judged.seen or examples
             stopped[way] += [record.k] if judged.seen else []
     whole = {record.k for record in history.front()}
-    print(f"{len(records)} candidates, {examples} examples, asked after each {given.score_batch}")
+    print(f"{len(records)} candidates, {examples} examples, {given.score_batch} at once")
     for way in WAYS:
         share, scored = len(stopped[way]) / len(records), seen[way] / examples / len(records)
         lost, rate = len(whole & set(stopped[way])), len(records) / seconds[way]
