@@ -99,6 +99,17 @@ def test_the_best_of_a_history_that_grows(size: int, points: list[tuple[float, .
     assert best(cloud, violations[::-1]).tolist() == select(cloud, violations[::-1], size).tolist()
 
 
+@pytest.mark.parametrize(("size", "objectives"), [(1, 2), (2, 2), (6, 2), (6, 3)])
+def test_the_best_of_many_that_are_equal_or_none_better(size: int, objectives: int) -> None:
+    """Few values, so that there are ties, long fronts and copies; after each record."""
+    random = np.random.default_rng(size)
+    for cloud in (random.integers(0, 9, (70, objectives)).astype(float), random.random((70, objectives))):
+        best, none = Best(size), np.zeros(70)
+        for count in range(71):
+            found = best(cloud[:count], none[:count])
+            assert found.tolist() == select(cloud[:count], none[:count], size).tolist()
+
+
 @given(any_cloud)
 def test_ranks_against_peeling(points: list[tuple[float, ...]]) -> None:
     left = {i: p for i, p in enumerate(points) if np.isfinite(p).all()}

@@ -107,6 +107,20 @@ def test_fronts_bars_and_picks_are_of_the_last_rung_alone(tmp_path: Path) -> Non
     assert asked and asked.bar and set(asked.bar) <= bar
 
 
+def test_how_many_climb() -> None:
+    """Of a row in which each is better than the next: those before whom less than the next rung's share stands."""
+    ladder = Ladder((Rung(), Rung(0.25, 10), Rung(0.5, 20)), 2)
+    for number in range(7):
+        ladder.append([(float(number), float(number))] * 2)
+
+    def climbing(rung: int) -> list[int]:
+        places = [place for place in range(8) if ladder.climbs((place - 0.5, place - 0.5), rung, 7)]
+        assert not ladder.climbs((float("nan"), 0.0), rung, 7)
+        return places
+
+    assert climbing(0) == [0, 1] and climbing(1) == [0, 1, 2, 3] and climbing(2) == []
+
+
 def test_who_did_not_climb_stands_where_it_would_be_expected() -> None:
     ladder = Ladder((Rung(), Rung(0.5, 10)), 2)
     ladder.append([(5.0, 1.0)])  # nobody has climbed yet
