@@ -47,22 +47,20 @@ class ElasticSlot(nn.Module):
 
     def windows(self, shape: SlotShape) -> dict[str, Tensor]:
         """The weights of operations that have a window of the whole kernel, by their names in a child of that shape."""
-        lent = [name for name in self.operations if self.whole is not None and OPERATIONS[name].kind == "one"]
-        return {f"{name}.0.weight": self.weights(name, shape)[0] for name in lent}
+        lent = {name: self._lent(name, shape) for name in self.operations}
+        return {f"{name}.0.weight": weight for name, weight in lent.items() if weight is not None}
 
-    def weights(self, operation: str, shape: SlotShape) -> list[Tensor]:
-        """The weights of each convolution of an operation, in a slot of that shape."""
-        found = []
-        for conv, (c_in, c_out, (side, _), groups) in zip(self._convs(operation), shape.layers(operation), strict=True):
-            if conv.weight is not None:
-                found.append(conv.weight[:c_out, : c_in // groups])
-                continue
-            assert self.whole is not None
-            edge = (self.whole.shape[-1] - side) // 2
-            centre = self.whole[:c_out, :c_in, edge : edge + side, edge : edge + side]
-            blocks = [rows.chunk(groups, 1)[n] for n, rows in enumerate(centre.chunk(groups))]
-            found.append(torch.cat(blocks) if groups > 1 else centre)
-        return found
+    def _lent(self, operation: str, shape: SlotShape) -> Tensor | None:
+        """The window of the whole kernel that an operation is in a slot of that shape; None where its weights are its
+        own."""
+        if self.whole is None or OPERATIONS[operation].kind != "one":
+            return None
+        ((c_in, c_out, (side, _), groups),) = shape.layers(operation)
+        edge = (self.whole.shape[-1] - side) // 2
+        centre = self.whole[:c_out, :c_in, edge : edge + side, edge : edge + side]
+        if groups == 1:
+            return centre
+        return torch.cat([rows.chunk(groups, 1)[n] for n, rows in enumerate(centre.chunk(groups))])
 
     def forward(self, x: Tensor, pick: tuple[str, int] | Tensor, shape: SlotShape, **how: Any) -> Tensor:
         """x: ``(N, c_in, H, W)`` -> ``(N, c_out, H, W)``.
@@ -102,14 +100,15 @@ class ElasticSlot(nn.Module):
             noise = first.input_noise(x, first.input_shares(each), generator)
         parts, kernels, side = [], [], max(OPERATIONS[name].kernel for name in shares)
         for name, some in shares.items():
-            conv, *rest = self._convs(name)
-            weight, *later = self.weights(name, shape)
+            (conv, *rest), ((c_in, c_out, *_), *later) = self._convs(name), shape.layers(name)
+            lent = self._lent(name, shape)
+            weight = conv.first(c_in, c_out) if lent is None else lent
             weight = noisy_weight(weight, some, generator) if how["quant"] == "noise" else weight
             amount = 0.0 if noise is None else strength(conv.input_shares(some))
             if rest:
                 seen = x if noise is None else x + noise * amount
                 hidden = F.conv2d(seen, weight, None, 1, conv.padding)
-                parts.append(_mass(some) * rest[0](hidden, some, weight=later[0], **how))
+                parts.append(_mass(some) * rest[0](hidden, some, out=later[0][1], **how))
             else:
                 kernel = _mass(some) * _whole(weight, conv.groups, side)
                 kernels.append(kernel if noise is None else torch.cat((kernel, kernel * amount), 1))
@@ -121,8 +120,9 @@ class ElasticSlot(nn.Module):
     def _alone(
         self, name: str, x: Tensor, shares: list[tuple[int, Any]], shape: SlotShape, how: Mapping[str, Any]
     ) -> Tensor:
-        for conv, weight in zip(self._convs(name), self.weights(name, shape), strict=True):
-            x = conv(x, shares, weight=weight, **how)
+        lent = self._lent(name, shape)
+        for conv, (_, c_out, *_) in zip(self._convs(name), shape.layers(name), strict=True):
+            x = conv(x, shares, weight=lent, out=c_out, **how)
         return x
 
     def _convs(self, operation: str) -> list[QuantConv2d]:

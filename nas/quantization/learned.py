@@ -146,8 +146,7 @@ class QuantConv2d(nn.Module):
         own: it has weights; if not, `weight` is None and every call gives them (such a layer is not fitted or exported:
             its child is).
 
-    A supernet may run it with fewer output channels than it has, the first ones, by weights that are so many; their
-    steps are the first ones too.
+    A supernet may run it with fewer channels than it has, the first ones; their steps are the first ones too.
     """
 
     weight: nn.Parameter
@@ -189,8 +188,9 @@ class QuantConv2d(nn.Module):
         generator: torch.Generator | None = None,
         published: bool = False,
         weight: Tensor | None = None,
+        out: int | None = None,
     ) -> Tensor:
-        """x: ``(N, c_in, H, W)``.
+        """x: ``(N, c_in, H, W)``, of the first channels that it takes.
 
         Args:
             shares: how much of each bit-width; None for the only one.
@@ -198,9 +198,10 @@ class QuantConv2d(nn.Module):
             generator: of the noise.
             published: noise mixed the authors' way.
             weight: in place of its own.
+            out: output channels; None: all.
         """
         shares = [(self.bits[0], 1.0)] if shares is None else shares
-        weight = self.weight if weight is None else weight
+        weight = self.first(x.shape[1], out) if weight is None else weight
         x, inputs = self.rectified(x), self.input_shares(shares)
         if quant == "real":
             x, weight = self._quantized_input(x, inputs) if inputs else x, self._quantized_weight(weight, shares)
@@ -212,6 +213,13 @@ class QuantConv2d(nn.Module):
             x = x if noise is None else x + noise * strength(inputs)
             weight = noisy_weight(weight, shares, generator)
         return F.conv2d(x, weight, None, self.stride, self.padding, 1, self.groups)
+
+    def first(self, c_in: int, c_out: int | None) -> Tensor:
+        """Its own weight for its first channels. All of it is the parameter itself and no view, which under ZeRO 3
+        would outlive what is gathered for a pass."""
+        whole = self.weight
+        shape = (c_out or len(whole), c_in // self.groups)
+        return whole if shape == whole.shape[:2] else whole[: shape[0], : shape[1]]
 
     def rectified(self, x: Tensor) -> Tensor:
         """The input as it is quantized."""
