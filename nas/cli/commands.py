@@ -98,7 +98,6 @@ def open_pipeline(
     from nas.rundir.directory import RunDir
 
     experiment, run, source = results.begun(target, run_dir, overrides, trusted)
-    console.print(f"{experiment.name} in {run}")
     at = RunDir(run.absolute())
     check(experiment, source if source and newest_sha(at.checkpoints) is None else at)
 

@@ -60,6 +60,7 @@ def begun(
         OSError, ValueError: data or a table of costs is missing; the directory is another run's.
     """
     experiment, run = resolve(target, run_dir, overrides, trusted)
+    console.print(f"{experiment.name} in {run}")
     experiment.data.locate()
     for cost in experiment.search.costs:
         cost.locate()

@@ -54,7 +54,7 @@ def check_supernet(experiment: Experiment, run: RunDir) -> None:
     Raises:
         ValueError: says what differs, and what to do.
     """
-    if other := trained_otherwise(experiment, run):
+    if run.is_run() and (other := trained_otherwise(experiment, run)):
         raise ValueError(
             f"{run.path} was trained otherwise ({_keys(other)}), so this would be a search over another supernet: nas "
             "run trains it"
