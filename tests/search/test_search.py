@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from nas.config import plugins
 from nas.search.constraints import Constraints, CostFunction, check_attainable
 from nas.search.core import Exhausted, Objective, Search, resume
-from nas.search.evolution import Best, select
+from nas.search.evolution import Best, child, select
 from nas.search.fittest import fittest
 from nas.search.journal import Candidate, Journal, Record
 from nas.search.pareto import crowding, dominates, front, hypervolume, ranks
@@ -108,6 +108,33 @@ def test_the_best_of_many_that_are_equal_or_none_better(size: int, objectives: i
         for count in range(71):
             found = best(cloud[:count], none[:count])
             assert found.tolist() == select(cloud[:count], none[:count], size).tolist()
+
+
+def test_crowding_by_hand() -> None:
+    """Both neighbours' distance over the range, added up; of values on both sides of 0 and of a range below 1."""
+    cloud = [(-5.0, 0.4), (0.0, 0.1), (-4.0, 0.3), (5.0, 0.0)]
+    assert crowding(cloud).tolist() == [np.inf, pytest.approx(0.9 + 0.75), pytest.approx(0.5 + 0.75), np.inf]
+
+
+def test_ranks_of_many() -> None:
+    cloud = np.random.default_rng(0).integers(0, 15, (150, 2)).astype(float)
+    left, rank = dict(enumerate(map(tuple, cloud))), 0
+    while left:
+        top = [i for i, p in left.items() if not any(dominates(q, p) for q in left.values())]
+        assert set(ranks(cloud)[top]) == {rank}
+        left, rank = {i: p for i, p in left.items() if i not in top}, rank + 1
+
+
+def test_a_child_is_its_first_parent_but_for_a_mutation_where_nothing_is_crossed() -> None:
+    rng = np.random.default_rng(0)
+    first, second = SPACE.largest(), SPACE.smallest()
+
+    def others(crossover: float) -> float:
+        """Choices that are not the first parent's, in the mean."""
+        found = [child(SPACE, (first, second), rng, crossover, 0.0) for _ in range(20)]
+        return float(np.mean([sum(first.get(name) != value for name, value in arch.items()) for arch in found]))
+
+    assert 0 < others(0.0) < 3 and others(1.0) > 8
 
 
 @given(any_cloud)
