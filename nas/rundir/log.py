@@ -169,7 +169,8 @@ class Log:
         with naming(self.path):
             self.file.write(json.dumps({"kind": line.kind, **form}) + "\n")
             self.file.flush()
-        self.last = time.monotonic()
+        if isinstance(line, StepLine):  # the first step of an attempt is told, whatever was told before it
+            self.last = time.monotonic()
 
 
 def parsed(raw: bytes) -> Any:
