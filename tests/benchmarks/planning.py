@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.planning bignas-digits bignas-textures vit-resnas-digits
 
-Measured (two cores, other work beside): see `RESULTS`.
+Measured: docs/plan.md.
 """
 
 from __future__ import annotations
