@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 
-from nas.build import costs_of, objective_of
+from nas.build import costs_of, load_recipe, objective_of
 from nas.children.export import made_smaller, works_at
 from nas.config.experiment import Experiment
 from nas.config.sections import TrainSettings
@@ -60,9 +60,8 @@ class Plan:
 
     Attributes:
         networks: of the space.
-        costs: name to what the smallest and the largest network have of it.
+        costs: what the smallest and the largest network have of the cost that the search makes small; title: its name.
         within: share of random networks within the constraints; None where there are none.
-        cost: the one that the search makes small; title: its name for people.
         inputs: ``(C, H, W)`` that networks are given; sides: pixels that the smallest and the largest work at.
         advice: what does not go together, for people; empty where all does.
         workers, asked: training workers that were tried, of those that the experiment asks for.
@@ -73,9 +72,8 @@ class Plan:
     """
 
     networks: int
-    costs: Mapping[str, tuple[float, float]]
+    costs: tuple[float, float]
     within: float | None
-    cost: str
     title: str
     inputs: tuple[int, int, int]
     sides: tuple[int, int]
@@ -222,9 +220,8 @@ def described(experiment: Experiment, net: Supernet, task: Task) -> dict[str, An
     fits = [not bound.violation(costs(arch)) for arch in drawn]
     return {
         "networks": space.cardinality,
-        "costs": {name: (ends[0][name], ends[1][name]) for name in costs.measures},
+        "costs": (ends[0][cost], ends[1][cost]),
         "within": sum(fits) / len(fits) if fits else None,
-        "cost": cost,
         "title": costs.measures[cost].title,
         "inputs": task.input_shape,
         "sides": tuple(works_at(net.extract(arch), task.input_shape) for arch in (space.smallest(), space.largest())),
@@ -236,8 +233,8 @@ def measured(
     experiment: Experiment, tried: Pipeline, stages: list[Stage], total: int, tuned: bool
 ) -> tuple[tuple[Part, ...], float]:
     """The work of the run, and the seconds of the trial that are of that kind."""
-    train, search, export = stages[:3]
-    steps, looks, done = learning(tried.run, train, total, experiment.train)
+    _, search, export = stages[:3]
+    steps, looks, done = learning(tried.run, total, experiment.train)
     many = experiment.search.candidates
     if experiment.search.max_minutes:
         many = min(many, max(1, int(60 * experiment.search.max_minutes / search.each)))
@@ -249,10 +246,10 @@ def measured(
     ]
     done += sum(stage.each * stage.marks[-1][1] for stage in (search, export))
     if tuned and (settings := experiment.finetune):
-        stage = next(stage for stage in stages[3:] if stage.name == "train")
         (run,) = (RunDir(path) for path in (tried.run.path / "finetune").iterdir())
-        total = max(1, round(settings.recipe.epochs * (len(tried.task.train) // settings.recipe.batch)))
-        steps, looks, more = learning(run, stage, total, experiment.train)
+        alone = experiment.model_copy(update={"recipe": settings.recipe})
+        total = total_steps(alone, len(tried.task.train), load_recipe(tried.task, settings.recipe))
+        steps, looks, more = learning(run, total, experiment.train)
         parts += [
             each._replace(name=f"finetune: {each.name}", number=each.number * settings.children)
             for each in (steps, looks)
@@ -261,7 +258,7 @@ def measured(
     return tuple(parts), done
 
 
-def learning(run: RunDir, stage: Stage, total: int, settings: TrainSettings) -> tuple[Part, Part, float]:
+def learning(run: RunDir, total: int, settings: TrainSettings) -> tuple[Part, Part, float]:
     """Steps, and looks at validation with a checkpoint, of a training that would have `total` steps; and the seconds
     of the trial that were these."""
     log = read_training(run.training_log)

@@ -57,7 +57,7 @@ def show(found: Plan) -> None:
     """What a plan says, for people."""
     from nas.results.plots import human
 
-    low, high = (human(end) for end in found.costs[found.cost])
+    low, high = map(human, found.costs)
     networks = f"{found.networks:,}" if found.networks < 1e6 else f"{found.networks:.1e}"
     shape = " x ".join(map(str, found.inputs))
     sides = " to ".join(dict.fromkeys(map(str, found.sides)))
