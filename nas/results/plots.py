@@ -6,9 +6,11 @@ searched.
 
 from __future__ import annotations
 
+import importlib
 import io
 import math
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -334,6 +336,8 @@ def _svg(
         height: inches; the width is always 9.
         tips: for groups by gid, the text of each of its marks, shown where the pointer rests.
     """
+    if "IPython" in sys.modules:  # matplotlib asks it for its version, and MLflow's thread may just be importing it
+        importlib.import_module("IPython")  # until it is whole
     with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": name}):  # no pyplot, so no state outside
         figure = Figure(figsize=(9, height), layout="constrained")
         canvas = FigureCanvasSVG(figure)

@@ -75,7 +75,7 @@ def test_a_run_that_is_deleted_in_training_is_not_made_again(tmp_path: Path, one
         nonlocal steps
         steps += 1
         if steps == 6:
-            shutil.rmtree(run)
+            shutil.rmtree(run.rename(tmp_path / "moved"))  # at once: the checkpoint's thread may be writing into it
         return fence.stopping()
 
     loop.fence.stopping = stopping  # type: ignore[method-assign]
