@@ -176,15 +176,14 @@ class Pipeline:
             self.watch.say(f"train: done before ({newest.state.step:,} steps)")
             self.tracker.finish("train")
             return
-        from nas.workers.train import train
-
-        open_search(
-            self.experiment, self.net, self.task
-        )  # what the search shall begin with is refused now, not after the training
+        # what the search shall begin with is refused now, not after the training
+        open_search(self.experiment, self.net, self.task)
         if newest and not self.experiment.train.max_minutes:
             self.watch.say(f"train: goes on from step {newest.state.step:,} of {total:,} (--minutes N ends it by time)")
         self._begin("train", "starting Ray and the workers")
-        self._ray()
+        self._ray("nas.workers.train")
+        from nas.workers.train import train
+
         seen = TrainingNotes(self.task.metric, self.experiment.train.max_minutes, self.watch)
 
         def notify(line: Line) -> None:
@@ -207,10 +206,9 @@ class Pipeline:
         if before >= target:
             self.watch.say(f"search: done before: {outcome(history)}")
             return
-        from nas.workers.trials import search_children  # brings in Ray Tune, which training does without
-
         self._begin("search", "starting the evaluators")
-        self._ray()
+        self._ray("nas.workers.trials")
+        from nas.workers.trials import search_children  # brings in Ray Tune, which training does without
 
         def notify(record: Record) -> None:
             history.update()
@@ -389,7 +387,7 @@ class Pipeline:
         from nas.workers.alone import train_alone  # brings in Ray Tune
 
         self._begin("fidelity", "starting the workers")
-        self._ray()
+        self._ray("nas.workers.alone")
 
         def trained(arch: Arch, seed: int, judged: Judged) -> None:
             trials.add_alone(arch.id, seed, judged)
@@ -440,11 +438,11 @@ class Pipeline:
 
         return write_report(self.run)
 
-    def _ray(self) -> None:
-        """A connection to Ray for the rest of the command."""
+    def _ray(self, needed: str) -> None:
+        """A connection to Ray for the rest of the command; `needed` is imported while it starts."""
         from nas.workers.session import leaving, session
 
-        self.ray.enter_context(session(self.run.ray_logs, self.stopper.check))
+        self.ray.enter_context(session(self.run.ray_logs, self.stopper.check, needed))
         notice = "this machine is being taken away: saving and ending"
         self.ray.enter_context(watching(leaving, lambda: self.ask(notice)))
 

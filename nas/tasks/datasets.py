@@ -90,13 +90,11 @@ def _histogram(x: Tensor) -> Tensor:
 
 def _digits(settings: ClassificationOptions) -> Images:
     """scikit-learn's 1,797 digits (UCI, 8 x 8, values 0..16); 297 are the test part, whatever the experiment's seed."""
-    from sklearn.datasets import load_digits  # a second of importing, which whoever reads an experiment would wait for
-
-    found = load_digits()
-    x = torch.from_numpy(np.round(found.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
-    y = torch.from_numpy(found.target)
-    test = np.isin(np.arange(len(y)), stratified(found.target, 297, 0, "digits test"))
-    return _images((x[~test], y[~test]), (x[test], y[test]), [str(n) for n in found.target_names])
+    rows = np.loadtxt(wheel("sklearn", "datasets/data") / "digits.csv.gz", delimiter=",", dtype=np.int64)
+    grey, target = rows[:, :-1].reshape(-1, 1, 8, 8), rows[:, -1]  # read here: importing scikit-learn takes a second
+    x, y = torch.from_numpy(np.round(grey * (255 / 16)).astype(np.uint8)), torch.from_numpy(target)
+    test = np.isin(np.arange(len(y)), stratified(target, 297, 0, "digits test"))
+    return _images((x[~test], y[~test]), (x[test], y[test]), [str(n) for n in range(10)])
 
 
 TEXTURES = (

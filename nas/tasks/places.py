@@ -141,10 +141,10 @@ def folder_base(path: str) -> tuple[Path, str]:
     )
 
 
-def wheel() -> Path:
-    """Where scikit-image keeps its images; it is not imported, and nothing is fetched."""
-    found = importlib.util.find_spec("skimage")
-    return Path(found.origin if found and found.origin else "skimage").parent / "data"
+def wheel(package: str = "skimage", folder: str = "data") -> Path:
+    """Where a package keeps its data, scikit-image its images; it is not imported, and nothing is fetched."""
+    found = importlib.util.find_spec(package)
+    return Path(found.origin if found and found.origin else package).parent / folder
 
 
 def photos() -> Path | None:

@@ -43,6 +43,26 @@ os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(_extensions()))
 os.environ["PATH"] = os.pathsep.join(filter(None, [str(Path(sys.executable).parent), os.environ.get("PATH")]))
 
 
+def _deepspeed() -> Any:
+    """DeepSpeed without what it imports for its autotuner, MLflow, and compiles for its Muon; neither is used here, and
+    both together are half of what it takes to start."""
+    if "deepspeed" in sys.modules:
+        return sys.modules["deepspeed"]
+    hidden = sys.modules.setdefault("mlflow", None) is None  # type: ignore[arg-type]
+    try:
+        import deepspeed
+        from deepspeed.runtime import compiler
+
+        compiles, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+        import deepspeed.runtime.zero.muon.original_muon
+
+        compiler.compile = compiles
+    finally:
+        if hidden:
+            del sys.modules["mlflow"]
+    return deepspeed
+
+
 class RanksDiffer(RuntimeError):
     """Ranks were about to run different architectures in the same pass; their gradients would be wrong without an
     error."""
@@ -72,8 +92,7 @@ class Engine:
         micro_batch: int,
         device: torch.device,
     ) -> None:
-        import deepspeed
-
+        deepspeed = _deepspeed()
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         config = {
             "train_micro_batch_size_per_gpu": micro_batch,
@@ -163,8 +182,7 @@ class Engine:
     @contextlib.contextmanager
     def whole(self) -> Iterator[Supernet]:
         """The bare network with all of its weights on every rank, to be read."""
-        import deepspeed
-
+        deepspeed = _deepspeed()
         gathered = list(self.module.parameters()) if self.zero_stage == 3 else []
         with deepspeed.zero.GatheredParameters(gathered):
             yield self.module

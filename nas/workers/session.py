@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
@@ -46,7 +47,9 @@ class TooLittle(ValueError):
 
 
 @contextmanager
-def session(logs: Path | None = None, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+def session(
+    logs: Path | None = None, check: Callable[[], None] = lambda: None, needed: str | None = None
+) -> Iterator[None]:
     """A connection to Ray: the cluster of RAY_ADDRESS, or a local one that ends with this process. Nested calls
     share one.
 
@@ -55,6 +58,7 @@ def session(logs: Path | None = None, check: Callable[[], None] = lambda: None) 
     Args:
         logs: where Ray's logs are kept where it dies.
         check: asked while Ray starts; what it raises ends the start.
+        needed: a module that takes long to import, as Ray takes to start: it is imported meanwhile.
     """
     if ray.is_initialized():
         yield
@@ -66,6 +70,8 @@ def session(logs: Path | None = None, check: Callable[[], None] = lambda: None) 
     with local.swept():
         thread.start()
         try:
+            if needed:
+                importlib.import_module(needed)
             wait_for(started, check)
             _take_back(signal.SIGTERM)
             with local.marked():

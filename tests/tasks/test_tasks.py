@@ -148,6 +148,20 @@ def test_the_three_parts_of_digits(digits: Classification) -> None:
     assert torch.equal(other.test.plain, digits.test.plain)  # the test part does not depend on the seed
 
 
+def test_digits_are_scikit_learns() -> None:
+    """Read from its file, in its order; train and test together are all of them."""
+    from sklearn.datasets import load_digits
+
+    found, images = load_digits(), load_images(load_experiment("bignas-digits", []).data)
+    grey = np.round(found.images * (255 / 16)).astype(np.uint8)
+    ours = Counter(
+        (int(y), x.numpy().tobytes())
+        for xs, ys in ((images.train_x, images.train_y), (images.test_x, images.test_y))
+        for x, y in zip(xs, ys, strict=True)
+    )
+    assert ours == Counter((int(y), x.tobytes()) for x, y in zip(grey, found.target, strict=True))
+
+
 def test_no_image_is_in_train_and_test(digits: Classification) -> None:
     parts = [torch.unique(s.plain[s.rows].flatten(1), dim=0) for s in (digits.train, digits.validation, digits.test)]
     assert len(torch.unique(torch.cat(parts), dim=0)) == sum(map(len, parts)) == 1797
