@@ -3,6 +3,7 @@ with the smallest and the largest network.
 
     pip install pymoo optuna
     python -m tests.benchmarks.search_peers
+    python -m tests.benchmarks.search_peers --tables tests/golden/tables/*
 
 Hypervolume below (1, 1.05) of error and relative cost, mean ± standard deviation over seeds 0-4:
 
@@ -22,31 +23,58 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from nas.search.pareto import hypervolume
-from nas.space import Arch
-from tests.synthetic import REFERENCE, SPACE, objectives
+from nas.space import Arch, Choice, Space
+from tests import synthetic
+from tests.benchmarks import search_tables
+from tests.benchmarks.tables import Table
 
-CHOICES = list(SPACE.choices.values())
-ENDS = [[0] * len(CHOICES), [len(choice.values) - 1 for choice in CHOICES]]
-Volumes = Callable[[int, list[int]], list[float]]
-
-
-def network(genes: np.ndarray) -> Arch:
-    """The architecture of a row of positions among each choice's values."""
-    return SPACE.arch({choice.name: choice.values[int(at)] for choice, at in zip(CHOICES, genes, strict=True)})
+Point = tuple[float, float]
 
 
-def told(found: list[tuple[float, float]], marks: list[int]) -> list[float]:
-    return [hypervolume(found[:mark], REFERENCE) for mark in marks]
+@dataclass(frozen=True)
+class Problem:
+    """What is searched.
+
+    Attributes:
+        objectives: of a network, both to be small.
+        reference: the corner of hypervolumes.
+    """
+
+    space: Space
+    objectives: Callable[[Arch], Point]
+    reference: Point
+
+    @property
+    def choices(self) -> list[Choice]:
+        return list(self.space.choices.values())
+
+    @property
+    def ends(self) -> list[list[int]]:
+        """Positions among each choice's values of the smallest and of the largest network."""
+        return [[0] * len(self.choices), [len(choice.values) - 1 for choice in self.choices]]
+
+    def network(self, genes: np.ndarray) -> Arch:
+        """The architecture of a row of positions among each choice's values."""
+        pairs = zip(self.choices, genes, strict=True)
+        return self.space.arch({choice.name: choice.values[int(at)] for choice, at in pairs})
+
+    def told(self, found: list[Point], marks: list[int]) -> list[float]:
+        return [hypervolume(found[:mark], self.reference) for mark in marks]
+
+
+Volumes = Callable[[Problem, int, list[int]], list[float]]
 
 
 def pymoo(population: int) -> Volumes:
     """NSGA-II with uniform crossover and polynomial mutation of whole numbers."""
 
-    def run(seed: int, marks: list[int]) -> list[float]:
+    def run(problem: Problem, seed: int, marks: list[int]) -> list[float]:
         from pymoo.algorithms.moo.nsga2 import NSGA2
         from pymoo.core.problem import ElementwiseProblem
         from pymoo.operators.crossover.ux import UX
@@ -54,22 +82,22 @@ def pymoo(population: int) -> Volumes:
         from pymoo.operators.repair.rounding import RoundingRepair
         from pymoo.optimize import minimize
 
-        found: list[tuple[float, float]] = []
+        found: list[Point] = []
 
-        class Synthetic(ElementwiseProblem):
+        class Searched(ElementwiseProblem):
             def _evaluate(self, x: np.ndarray, out: dict[str, object], *args: object, **kwargs: object) -> None:
-                found.append(objectives(network(x)))
+                found.append(problem.objectives(problem.network(x)))
                 out["F"] = found[-1]
 
-        top = np.array(ENDS[1])
-        problem = Synthetic(n_var=len(top), n_obj=2, xl=0 * top, xu=top, vtype=int)
+        top = np.array(problem.ends[1])
+        searched = Searched(n_var=len(top), n_obj=2, xl=0 * top, xu=top, vtype=int)
         rng = np.random.default_rng(seed)
-        start = np.concatenate((ENDS, rng.integers(0, top + 1, (population - 2, len(top)))))
+        start = np.concatenate((problem.ends, rng.integers(0, top + 1, (population - 2, len(top)))))
         mutation = PM(prob=1.0, eta=3.0, vtype=float, repair=RoundingRepair())
         crossover = UX(prob=1.0, vtype=float, repair=RoundingRepair())
         search = NSGA2(pop_size=population, sampling=start, crossover=crossover, mutation=mutation)
-        minimize(problem, search, ("n_eval", max(marks)), seed=seed)
-        return told(found, marks)
+        minimize(searched, search, ("n_eval", max(marks)), seed=seed)
+        return problem.told(found, marks)
 
     return run
 
@@ -77,23 +105,24 @@ def pymoo(population: int) -> Volumes:
 def optuna(sampler: str) -> Volumes:
     """NSGA-II or TPE, as they come."""
 
-    def run(seed: int, marks: list[int]) -> list[float]:
+    def run(problem: Problem, seed: int, marks: list[int]) -> list[float]:
         import optuna as library
 
         library.logging.set_verbosity(library.logging.ERROR)
         made = {"NSGA-II": library.samplers.NSGAIISampler, "TPE": library.samplers.TPESampler}[sampler](seed=seed)
         study = library.create_study(directions=["minimize", "minimize"], sampler=made)
-        for end in ENDS:
-            study.enqueue_trial({choice.name: choice.values[at] for choice, at in zip(CHOICES, end, strict=True)})
-        found: list[tuple[float, float]] = []
+        for end in problem.ends:
+            pairs = zip(problem.choices, end, strict=True)
+            study.enqueue_trial({choice.name: choice.values[at] for choice, at in pairs})
+        found: list[Point] = []
 
-        def evaluate(trial: library.Trial) -> tuple[float, float]:
-            values = {choice.name: trial.suggest_categorical(choice.name, choice.values) for choice in CHOICES}
-            found.append(objectives(SPACE.arch(values)))
+        def evaluate(trial: library.Trial) -> Point:
+            values = {choice.name: trial.suggest_categorical(choice.name, choice.values) for choice in problem.choices}
+            found.append(problem.objectives(problem.space.arch(values)))
             return found[-1]
 
         study.optimize(evaluate, n_trials=max(marks))
-        return told(found, marks)
+        return problem.told(found, marks)
 
     return run
 
@@ -106,19 +135,36 @@ SEARCHERS: dict[str, Volumes] = {
 }
 
 
+def tabled(table: Table) -> Problem:
+    """A table as a problem."""
+
+    def objectives(arch: Arch) -> Point:
+        metric, cost = table.scaled([arch])[0]
+        return float(metric), float(cost)
+
+    return Problem(table.space, objectives, search_tables.REFERENCE)
+
+
 def main() -> None:
-    """Print the table."""
+    """Print a table for each problem."""
     parser = argparse.ArgumentParser(description="Hypervolume of other libraries' searchers.")
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0")
     parser.add_argument("--marks", type=int, nargs="+", default=[100, 250])
+    parser.add_argument("--tables", type=Path, nargs="*", help="of judged children, in place of the synthetic problem")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    print("| searcher | " + " | ".join(f"{mark:,}" for mark in args.marks) + " |")
-    print("| --- " * (len(args.marks) + 1) + "|")
-    for name, volumes in SEARCHERS.items():
-        table = np.array([volumes(seed, args.marks) for seed in range(args.seeds)])
-        cells = [f"{mean:.4f} ± {spread:.4f}" for mean, spread in zip(table.mean(0), table.std(0), strict=True)]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    problem, best = Problem(synthetic.SPACE, synthetic.objectives, synthetic.REFERENCE), 1.0
+    for path in args.tables or [None]:
+        if path:
+            table = Table.read(path)
+            best = search_tables.headline(path, table, list(map(str, args.marks)))
+            problem = tabled(table)
+        else:
+            print("| searcher | " + " | ".join(f"{mark:,}" for mark in args.marks) + " |")
+            print("| --- " * (len(args.marks) + 1) + "|")
+        for name, volumes in SEARCHERS.items():
+            found = [volumes(problem, seed, args.marks) for seed in range(args.seeds)]
+            print(search_tables.row(name, np.array(found) / best), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 Run from the root of the repository:
 
     python -m tests.benchmarks.search_predictors
+    python -m tests.benchmarks.search_predictors --tables tests/golden/tables/*
+
+With tables of judged children (tests/benchmarks/tables.py) the correlations are with what was found of children that
+the predictor has not seen, and the searches go over the table.
 
 Seeds 0-2, mean ± standard deviation, beside other processes, before gains counted decades of cost:
 
@@ -24,6 +28,7 @@ import argparse
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,10 +39,16 @@ from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, Ma
 from sklearn.linear_model import BayesianRidge
 
 from nas.search.guided import Guided
+from nas.search.pareto import hypervolume
 from nas.search.predictor import Predictor
 from nas.space import Arch, Space
+from tests.benchmarks import search_tables
 from tests.benchmarks.search_synthetic import volumes
+from tests.benchmarks.search_tables import proposals
+from tests.benchmarks.tables import Table
 from tests.synthetic import OBJECTIVE, SPACE, accuracy, cost
+
+COUNTS = 64, 200  # architectures that a predictor is fitted on
 
 
 class Trees:
@@ -122,40 +133,63 @@ def with_model(model: Callable[[], Any] | None) -> type[Guided]:
 
 
 def correlation(
-    model: Callable[[], Any] | None, space: Space, metric: Callable[[Arch], float], count: int, seed: int
+    model: Callable[[], Any] | None, archs: Sequence[Arch], values: np.ndarray, space: Space, count: int
 ) -> float:
-    """Kendall's tau on 500 unseen random architectures."""
+    """Kendall's tau with the metrics of `archs` beyond the first `count`, which it is fitted on."""
+    predictor = with_model(model)(space, cost, OBJECTIVE)._predictor().fit(archs[:count], values[:count, None])
+    return float(kendalltau(predictor(archs[count:])[0][:, 0], values[count:]).statistic)
+
+
+def drawn(table: Table | None, seed: int) -> tuple[list[Arch], np.ndarray]:
+    """Random architectures and their metrics."""
     rng = np.random.default_rng(seed)
-    archs: Sequence[Arch] = [space.sample(rng) for _ in range(count + 500)]
-    values = np.array([[metric(arch)] for arch in archs])
-    predictor = with_model(model)(SPACE, cost, OBJECTIVE)._predictor().fit(archs[:count], values[:count])
-    return float(kendalltau(predictor(archs[count:])[0][:, 0], values[count:, 0]).statistic)
+    if table is None:
+        archs = [SPACE.sample(rng) for _ in range(700)]
+        return archs, np.array([accuracy(arch) for arch in archs])
+    archs = list(table.figures)
+    archs = [archs[at] for at in rng.permutation(len(archs))]
+    return archs, np.array([table.figures[arch][0] for arch in archs])
+
+
+def found(kind: type[Guided], table: Table | None, options: Any, seed: int, marks: list[int]) -> list[float]:
+    """Hypervolume at these numbers of evaluations."""
+    if table is None:
+        return volumes(kind(SPACE, cost, OBJECTIVE, options=options, seed=seed), marks)
+    searched = kind(table.space, table.cost, table.objective, options=options, seed=seed)
+    archs = proposals(searched, table, max(marks))
+    return [hypervolume(table.scaled(archs[:mark]), search_tables.REFERENCE) for mark in marks]
 
 
 def main() -> None:
-    """Print the table."""
+    """Print a table for each problem."""
     parser = argparse.ArgumentParser(description="Predictors of a guided search.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--marks", type=int, nargs="+", default=[100, 250])
+    parser.add_argument("--marks", type=int, nargs="+", default=[100, 250], help="0: correlations alone")
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--options", nargs="*", default=[], help="of the search, as every=8")
+    parser.add_argument("--tables", type=Path, nargs="*", help="of judged children, in place of the synthetic problem")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # kernels at the end of their range
     options = Guided.Options(**dict(each.split("=") for each in args.options))
-    heads = [*(f"tau of {n}" for n in (64, 200)), *map(str, args.marks), "ms a candidate"]
-    print("| predictor | " + " | ".join(heads) + " |\n" + "| --- " * (len(heads) + 1) + "|")
-    for name in args.models:
-        taus = [
-            np.mean([correlation(MODELS[name], SPACE, accuracy, n, seed) for seed in args.seeds]) for n in (64, 200)
-        ]
-        began = time.perf_counter()
-        kind = with_model(MODELS[name])
-        found = np.array(
-            [volumes(kind(SPACE, cost, OBJECTIVE, options=options, seed=seed), args.marks) for seed in args.seeds]
-        )
-        took = (time.perf_counter() - began) / len(args.seeds) / max(args.marks) * 1000
-        cells = [f"{mean:.4f} ± {spread:.4f}" for mean, spread in zip(found.mean(0), found.std(0), strict=True)]
-        print(f"| {name} | " + " | ".join([*(f"{tau:.2f}" for tau in taus), *cells, f"{took:.0f}"]) + " |", flush=True)
+    for path in args.tables or [None]:
+        table = Table.read(path) if path else None
+        space = table.space if table else SPACE
+        print(f"\n{path.name.partition('.')[0] if path else 'synthetic'}\n")
+        heads = [*(f"tau of {n}" for n in COUNTS), *map(str, args.marks), "ms a candidate"]
+        print("| predictor | " + " | ".join(heads) + " |\n" + "| --- " * (len(heads) + 1) + "|")
+        for name in args.models:
+            taus = [
+                np.mean([correlation(MODELS[name], *drawn(table, seed), space, n) for seed in args.seeds])
+                for n in COUNTS
+            ]
+            began = time.perf_counter()
+            kind = with_model(MODELS[name])
+            each = np.array([found(kind, table, options, seed, args.marks) for seed in args.seeds if any(args.marks)])
+            took = (time.perf_counter() - began) / len(args.seeds) / max(*args.marks, 1) * 1000
+            row = search_tables.row(name, each) if len(each) else f"| {name} | |"
+            print(
+                row.replace(" | ", " | " + "".join(f"{tau:.2f} | " for tau in taus), 1) + f" {took:.0f} |", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""What each search finds among children that were all judged once (tests/benchmarks/tables.py): hypervolume over that
-of the true front, and after how many evaluations it holds the whole of it.
+"""What each search finds in tables of judged children (tests/benchmarks/tables.py). In one of a whole space: its
+hypervolume over that of the true front, and after how many evaluations it holds all of it. In one that has a part of
+its space: the surrogate's hypervolume, each axis from 0 to 1 over the table, the cost's a logarithm.
 
     python -m tests.benchmarks.search_tables
 """
@@ -54,7 +55,7 @@ def whole(found: list[Arch], table: Table) -> int:
 def main() -> None:
     """Print a table for each."""
     parser = argparse.ArgumentParser(description="Searches over tables of judged children.")
-    parser.add_argument("--tables", type=Path, nargs="+", default=sorted(TABLES.glob("*.json")))
+    parser.add_argument("--tables", type=Path, nargs="+", default=sorted(TABLES.glob("*.json*")))
     parser.add_argument("--searches", nargs="+", default=plugins.built_in("search"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--window", type=int, default=32)
@@ -63,32 +64,33 @@ def main() -> None:
     warnings.simplefilter("ignore")
     for path in args.tables:
         table = Table.read(path)
-        best = hypervolume(table.scaled(list(table.front)), REFERENCE)
-        print(f"\n{path.stem}: {len(table.figures):,} children, {len(table.front)} on the front\n")
-        print("| search | " + " | ".join(map(str, args.marks)) + " | whole front after |")
-        print("| --- " * (len(args.marks) + 2) + "|")
+        best = headline(path, table, [*map(str, args.marks), *(["whole front after"] if table.complete else [])])
         for name in args.searches:
             kind: type[Search] = plugins.find("search", name)
+            most = len(table.figures) if table.complete and name != "guided" else max(args.marks)
             runs = [
-                proposals(
-                    kind(table.space, table.cost, table.objective, seed=seed, window=args.window),
-                    table,
-                    len(table.figures),
-                )
-                if name != "guided"
-                else proposals(
-                    kind(table.space, table.cost, table.objective, seed=seed, window=args.window),
-                    table,
-                    max(args.marks),
-                )
+                proposals(kind(table.space, table.cost, table.objective, seed=seed, window=args.window), table, most)
                 for seed in range(args.seeds)
             ]
             shares = np.array(
                 [[hypervolume(table.scaled(run[:mark]), REFERENCE) / best for mark in args.marks] for run in runs]
             )
-            cells = [f"{mean:.4f} ± {spread:.4f}" for mean, spread in zip(shares.mean(0), shares.std(0), strict=True)]
-            ends = [whole(run, table) for run in runs]
-            print(f"| {name} | {' | '.join(cells)} | {min(ends)} to {max(ends)} |", flush=True)
+            ends = [whole(run, table) for run in runs] if table.complete else []
+            print(row(name, shares) + (f" {min(ends)} to {max(ends)} |" if ends else ""), flush=True)
+
+
+def headline(path: Path, table: Table, heads: list[str]) -> float:
+    """What stands above a table's rows; returns the hypervolume that theirs are told in parts of."""
+    told = f"{len(table.front)} on the front" if table.complete else f"tau of the surrogate {table.tau:.3f}"
+    print(f"\n{path.name.partition('.')[0]}: {len(table.figures):,} children, {told}\n")
+    print("| search | " + " | ".join(heads) + " |\n" + "| --- " * (len(heads) + 1) + "|")
+    return hypervolume(table.scaled(list(table.front)), REFERENCE) if table.complete else 1.0
+
+
+def row(name: str, shares: np.ndarray) -> str:
+    """Mean and standard deviation of each column."""
+    cells = [f"{mean:.4f} ± {spread:.4f}" for mean, spread in zip(shares.mean(0), shares.std(0), strict=True)]
+    return f"| {name} | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":
