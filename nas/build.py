@@ -60,13 +60,22 @@ def check_trainable(recipe: Recipe, net: Supernet) -> None:
     Raises:
         ValueError: the recipe refuses it; or it quantizes, and the recipe has no word on that.
     """
+    check_quantizers(recipe, net)
+    recipe.optimizer(net)
+
+
+def check_quantizers(recipe: Recipe, net: Supernet) -> None:
+    """Refuse a network that quantizes to a recipe that has no word on that.
+
+    Raises:
+        ValueError: it is so.
+    """
     if net.quantizes and type(recipe).quant is Recipe.quant:
         raise ValueError(
             f"recipe {recipe.options.name}: it trains without quantizers, and children of this space are scored with "
             "theirs; use single_path, which trains under noise in their place (recipe.quant), or differentiable. A "
             "recipe of your own says by its property `quant` how it runs them"
         )
-    recipe.optimizer(net)
 
 
 def make_supernet(experiment: Experiment, task: Task) -> Supernet:

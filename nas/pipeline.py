@@ -14,6 +14,7 @@ import torch
 
 from nas.build import (
     check_constraints,
+    check_quantizers,
     check_trainable,
     costs_of,
     load_recipe,
@@ -121,7 +122,7 @@ class Pipeline:
             )
         check_constraints(experiment, net, objective_of(experiment, task, net))
         recipe = load_recipe(task, experiment.recipe)
-        make_alone(experiment, task, device)  # refuses what the search could not train
+        make_alone(experiment, task, net, device)  # refuses what the search could not train
         if newest_sha(run.checkpoints) is None:  # else it has trained it; torch's optimizers take a second to import
             check_trainable(recipe, net)
             if (start := experiment.train.init_from) and not (source or mirror or run.start.exists()):
@@ -360,7 +361,9 @@ class Pipeline:
         objective, costs = objective_of(experiment, self.task, self.net), costs_of(experiment, self.net)
         constraints = constraints_of(experiment).without(set(objective.names) - costs.measures.keys())
         archs = evenly(space, costs, objective.cost, constraints, children or experiment.fidelity.children)
-        Alone(experiment, self.task, check_recipe(experiment), self.device, 0)  # refuses what could not be trained
+        # both refuse what could not be trained
+        check_quantizers(load_recipe(self.task, check_recipe(experiment)), self.net)
+        Alone(experiment, self.task, check_recipe(experiment), self.device, 0)
         judged = len(self.task.validation)
         about = {"validation": min(experiment.search.validation or judged, judged), "test": len(self.task.test)}
         prices = {arch: costs(arch)[objective.cost] for arch in archs}
@@ -473,6 +476,6 @@ class Pipeline:
         device, settings, shared = self.device, self.experiment.search, self.run.batches
         self.net.load_state_dict(self._supernet().child_weights())
         net: Supernet = self.net.to(device)
-        alone, test = make_alone(self.experiment, self.task, device), self.task.test
+        alone, test = make_alone(self.experiment, self.task, net, device), self.task.test
         evaluator = Evaluator(net, self.task, settings, device, None, shared, alone)
         return evaluator, Batches(test, len(test), settings.score_batch, device, place=shared / "test")

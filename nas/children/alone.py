@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nas.build import load_recipe
+from nas.build import check_quantizers, load_recipe
 from nas.children.evaluate import CACHE_BYTES, fit_steps
 from nas.children.export import child_packages, load_child
 from nas.config.experiment import Experiment
@@ -91,8 +91,10 @@ class Alone:
 
         Raises:
             MemoryShort: the GPU is too small for a step.
+            ValueError: the network quantizes, and the recipe has no word on that.
         """
         recipe = self._recipe()
+        check_quantizers(recipe, net)
         recipe.teacher = self.teacher
         if net.quantizes and recipe.quant == "real":
             fit_steps(net, calibration)
@@ -134,7 +136,13 @@ class Alone:
         return pixels(x.to(self.device)), y.to(self.device)
 
 
-def make_alone(experiment: Experiment, task: Task, device: torch.device) -> Alone | None:
-    """What trains the children of a search that scores them after some steps; None for one that trains nobody."""
-    recipe = experiment.search.recipe
-    return Alone(experiment, task, recipe, device, experiment.seed, again=True) if recipe else None
+def make_alone(experiment: Experiment, task: Task, net: Supernet, device: torch.device) -> Alone | None:
+    """What trains the children of a search that scores them after some steps; None for one that trains nobody.
+
+    Raises:
+        ValueError: the recipe cannot train them.
+    """
+    if (recipe := experiment.search.recipe) is None:
+        return None
+    check_quantizers(load_recipe(task, recipe), net)
+    return Alone(experiment, task, recipe, device, experiment.seed, again=True)

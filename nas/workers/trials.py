@@ -73,7 +73,7 @@ class Scored(tune.Trainable):
         net = make_supernet(settings, task)
         net.load_state_dict({name: shared(array) for name, array in weights.items()}, assign=True)
         with enough_memory(f"lower search.trials (now {settings.search.trials}), which share the GPUs"):
-            alone, net = make_alone(settings, task, device), net.to(device)
+            alone, net = make_alone(settings, task, net, device), net.to(device)
         self.evaluator = Evaluator(net, task, settings.search, device, None, at.batches, alone)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from nas.search.pareto import hypervolume
 from tests.driving import check_tracked, journal, records, sets, start
 
 PRESET, TRAINING = "bignas-digits", ["recipe.epochs=2", "recipe.warmup_epochs=0.2"]
-TRIALS = 1, 2, 4
+ROOM = {"RAY_OVERRIDE_RESOURCES": '{"CPU": 4}'}  # so that four trials run side by side wherever they run
 PATIENCE_S = 900.0  # for a command, on a busy machine
 
 
@@ -42,14 +42,14 @@ def so_far(run: Path) -> int:
 
 
 def to_the_end(words: list[str], home: Path) -> None:
-    process = start(*words, cwd=home, log=home / "said.txt")
+    process = start(*words, cwd=home, log=home / "said.txt", **ROOM)
     assert process.wait(PATIENCE_S) == 0, (home / "said.txt").read_text()
 
 
 def killed(words: list[str], home: Path, run: Path, at: int, later: float) -> int:
     """Give the command, and kill it once there are `at` records and some seconds have passed. Returns how many there
     were."""
-    process, deadline = start(*words, cwd=home, log=home / "said.txt"), time.monotonic() + PATIENCE_S
+    process, deadline = start(*words, cwd=home, log=home / "said.txt", **ROOM), time.monotonic() + PATIENCE_S
     while so_far(run) < at and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(later)
@@ -61,6 +61,7 @@ def killed(words: list[str], home: Path, run: Path, at: int, later: float) -> in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="over all numbers of trials")
+    parser.add_argument("--trials", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--candidates", type=int, default=200)
     parser.add_argument("--algorithm", default="guided")
     parser.add_argument("--seed", type=int, default=0)
@@ -71,8 +72,8 @@ def main() -> None:
     home.mkdir(parents=True)
     to_the_end(["train", PRESET, "--run-dir", "trained", *sets(TRAINING)], home)
     print("| trials | killed at | journal | hypervolume |\n" + "| --- " * 4 + "|")
-    shares = np.diff(np.linspace(0, given.kills, len(TRIALS) + 1).round().astype(int)).tolist()
-    for trials, kills in ((2, 0), *zip(TRIALS, shares, strict=True)):
+    shares = np.diff(np.linspace(0, given.kills, len(given.trials) + 1).round().astype(int)).tolist()
+    for trials, kills in ((2, 0), *zip(given.trials, shares, strict=True)):
         run = home / f"searched-{trials}-{kills}"
         words = ["search", "trained", "--run-dir", str(run), *sets(settings(given.algorithm, given.candidates, trials))]
         marks: list[int] = []

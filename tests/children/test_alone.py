@@ -12,6 +12,7 @@ from nas.build import load_task, make_supernet
 from nas.children.alone import Alone, make_alone
 from nas.children.evaluate import PARTS, Evaluator, judge
 from nas.config.experiment import Experiment, load_experiment
+from nas.recipes.recipe import Recipe
 
 CPU = torch.device("cpu")
 FEW = ["search.calibration=64", "search.calibration_batch=32", "search.rungs=[[1, 0], [0.5, 8]]"]
@@ -27,7 +28,7 @@ def few(preset: str, *changes: str) -> Experiment:
 def evaluator(experiment: Experiment) -> Evaluator:
     task = load_task(experiment)
     net = make_supernet(experiment, task)
-    return Evaluator(net, task, experiment.search, CPU, alone=make_alone(experiment, task, CPU))
+    return Evaluator(net, task, experiment.search, CPU, alone=make_alone(experiment, task, net, CPU))
 
 
 @pytest.mark.parametrize("preset", ["bignas-digits", "vit-resnas-digits", "quantnas-photos"])
@@ -95,4 +96,14 @@ def test_the_parts_of_a_score_add_up_to_it() -> None:
 def test_a_batch_that_is_more_than_all_examples_is_refused() -> None:
     experiment = few("bignas-digits", "search.recipe.batch=1300")
     with pytest.raises(ValueError, match="batches of 1300; there are 1200"):
-        make_alone(experiment, load_task(experiment), CPU)
+        evaluator(experiment)
+
+
+def test_a_recipe_without_a_word_on_quantizers_trains_no_child_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(Recipe):
+        """One of a user's own that forgot them."""
+
+    monkeypatch.setattr("nas.children.alone.load_recipe", lambda task, options: Silent(task, options))
+    with pytest.raises(ValueError, match="it trains without quantizers"):
+        evaluator(few("quantnas-photos"))
+    evaluator(few("bignas-digits"))
