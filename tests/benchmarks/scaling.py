@@ -148,26 +148,27 @@ def mlflow(most: int) -> Iterator[Row]:
 
 
 def workers(most: int) -> Iterator[Row]:
-    """A step of the same batch on one and on two workers; the size is that of what one worker has."""
-    for count in (1, 2):
-        clock = ran([f"train.workers={count}", "recipe.epochs=4", "search.candidates=2"])
-        marks = clock.stages[0].marks
-        (first, some), (last, all_) = marks[0], marks[-1]
-        yield count, "step", (last - first) / (all_ - some)
+    """A step of the same batch on one and on two workers, of small networks and of larger ones."""
+    for preset, epochs in (("bignas-textures", 2), ("bignas-fashion-mnist", 0.08)):
+        for count in (1, 2):
+            few = [f"train.workers={count}", f"recipe.epochs={epochs}", "recipe.warmup_epochs=0", "search.candidates=2"]
+            marks = ran(few, preset).stages[0].marks
+            (first, some), (last, all_) = marks[0], marks[-1]
+            yield count, f"step of {preset}", (last - first) / (all_ - some)
 
 
 def trials(most: int) -> Iterator[Row]:
     """A candidate with one, two and four trials at a time."""
     for count in (1, 2, 4):
-        clock = ran([f"search.trials={count}", "recipe.epochs=1", "recipe.warmup_epochs=0", "search.candidates=300"])
+        clock = ran([f"search.trials={count}", "recipe.epochs=1", "recipe.warmup_epochs=0", "search.candidates=200"])
         yield count, "candidate", clock.stages[1].each
 
 
-def ran(settings: list[str]) -> Stopwatch:
-    """Training and search of the textures."""
+def ran(settings: list[str], preset: str = "bignas-textures") -> Stopwatch:
+    """Training and search."""
     clock = Stopwatch(Screen(plain()))
     with tempfile.TemporaryDirectory() as home:
-        experiment = load_experiment("bignas-textures", settings)
+        experiment = load_experiment(preset, settings)
         with Pipeline.open(experiment, Path(home) / "run", clock) as run:
             run.train()
             run.search()
