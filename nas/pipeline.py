@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -182,7 +183,13 @@ class Pipeline:
         if newest and not self.experiment.train.max_minutes:
             self.watch.say(f"train: goes on from step {newest.state.step:,} of {total:,} (--minutes N ends it by time)")
         self._begin("train", "starting Ray and the workers")
-        self._ray("nas.workers.train")
+
+        def prepared() -> None:
+            from nas.workers.train import prepare
+
+            prepare(self.device)
+
+        self._ray(prepared)
         from nas.workers.train import train
 
         seen = TrainingNotes(self.task.metric, self.experiment.train.max_minutes, self.watch)
@@ -208,7 +215,7 @@ class Pipeline:
             self.watch.say(f"search: done before: {outcome(history)}")
             return
         self._begin("search", "starting the evaluators")
-        self._ray("nas.workers.trials")
+        self._ray(lambda: import_module("nas.workers.trials"))
         from nas.workers.trials import search_children  # brings in Ray Tune, which training does without
 
         def notify(record: Record) -> None:
@@ -390,7 +397,7 @@ class Pipeline:
         from nas.workers.alone import train_alone  # brings in Ray Tune
 
         self._begin("fidelity", "starting the workers")
-        self._ray("nas.workers.alone")
+        self._ray(lambda: import_module("nas.workers.alone"))
 
         def trained(arch: Arch, seed: int, judged: Judged) -> None:
             trials.add_alone(arch.id, seed, judged)
@@ -441,11 +448,11 @@ class Pipeline:
 
         return write_report(self.run)
 
-    def _ray(self, needed: str) -> None:
-        """A connection to Ray for the rest of the command; `needed` is imported while it starts."""
+    def _ray(self, meanwhile: Callable[[], object]) -> None:
+        """A connection to Ray for the rest of the command; `meanwhile` is done while it starts."""
         from nas.workers.session import leaving, session
 
-        self.ray.enter_context(session(self.run.ray_logs, self.stopper.check, needed))
+        self.ray.enter_context(session(self.run.ray_logs, self.stopper.check, meanwhile))
         notice = "this machine is being taken away: saving and ending"
         self.ray.enter_context(watching(leaving, lambda: self.ask(notice)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import math
 import os
@@ -48,7 +47,7 @@ class TooLittle(ValueError):
 
 @contextmanager
 def session(
-    logs: Path | None = None, check: Callable[[], None] = lambda: None, needed: str | None = None
+    logs: Path | None = None, check: Callable[[], None] = lambda: None, meanwhile: Callable[[], object] = lambda: None
 ) -> Iterator[None]:
     """A connection to Ray: the cluster of RAY_ADDRESS, or a local one that ends with this process. Nested calls
     share one.
@@ -58,7 +57,7 @@ def session(
     Args:
         logs: where Ray's logs are kept where it dies.
         check: asked while Ray starts; what it raises ends the start.
-        needed: a module that takes long to import, as Ray takes to start: it is imported meanwhile.
+        meanwhile: done while Ray starts, which takes some seconds; not done where it has started before.
     """
     if ray.is_initialized():
         yield
@@ -70,8 +69,7 @@ def session(
     with local.swept():
         thread.start()
         try:
-            if needed:
-                importlib.import_module(needed)
+            meanwhile()
             wait_for(started, check)
             _take_back(signal.SIGTERM)
             with local.marked():

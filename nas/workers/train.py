@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from nas.config.experiment import Experiment, parse
 from nas.device import MemoryShort, configure_process
@@ -23,6 +26,14 @@ Notify = Callable[[Line], None]
 
 class TrainingFailed(RuntimeError):
     """The workers gave up; the message is theirs."""
+
+
+def prepare(device: torch.device) -> None:
+    """What takes long before a training and needs no Ray: to be done while that starts, where it is started here."""
+    if device.type == "cpu" and "RAY_ADDRESS" not in os.environ:
+        from nas.training.engine import prebuild
+
+        prebuild()
 
 
 def train(experiment: Experiment, run: RunDir, fence: Fence, notify: Notify = lambda _: None) -> Checkpoint | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from nas.config.experiment import load_experiment
 from nas.device import MemoryShort
@@ -112,6 +113,38 @@ def test_waiting_ends_with_what_a_check_finds(tmp_path: Path) -> None:
     assert time.monotonic() - began < 10
     Fence.take(tmp_path)
     assert session.on_ray(lambda: threading.current_thread().name, Fence(tmp_path, 1)) != "MainThread"
+
+
+def test_what_needs_no_ray_is_done_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = threading.Event()
+
+    def hold(started: Future[None], over: threading.Event) -> None:
+        if began.wait(20):
+            started.set_result(None)
+        else:
+            started.set_exception(RuntimeError("what could be done meanwhile waits for Ray"))
+        over.wait()
+
+    monkeypatch.setattr(session, "_hold", hold)
+    with session.session(meanwhile=began.set):
+        pass
+    with pytest.raises(ValueError, match="refused"), session.session(meanwhile=lambda: int("refused")):
+        pytest.fail("it was refused")
+
+
+@pytest.mark.parametrize(
+    ("device", "address", "built"), [("cpu", None, True), ("cpu", "127.0.0.1:6379", False), ("cuda", None, False)]
+)
+def test_the_operator_is_built_before_a_training_where_it_will_run(
+    monkeypatch: pytest.MonkeyPatch, device: str, address: str | None, built: bool
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("nas.training.engine.prebuild", lambda: calls.append("built"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    training.prepare(torch.device(device))
+    assert calls == ["built"] * built
 
 
 @pytest.mark.parametrize(
