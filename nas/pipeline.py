@@ -15,7 +15,6 @@ import torch
 
 from nas.build import (
     check_constraints,
-    check_quantizers,
     check_trainable,
     costs_of,
     load_recipe,
@@ -368,9 +367,8 @@ class Pipeline:
         objective, costs = objective_of(experiment, self.task, self.net), costs_of(experiment, self.net)
         constraints = constraints_of(experiment).without(set(objective.names) - costs.measures.keys())
         archs = evenly(space, costs, objective.cost, constraints, children or experiment.fidelity.children)
-        # both refuse what could not be trained
-        check_quantizers(load_recipe(self.task, check_recipe(experiment)), self.net)
-        Alone(experiment, self.task, check_recipe(experiment), self.device, 0)
+        # refuses what could not be trained
+        Alone(experiment, self.task, self.net, check_recipe(experiment), self.device, 0)
         judged = len(self.task.validation)
         about = {"validation": min(experiment.search.validation or judged, judged), "test": len(self.task.test)}
         prices = {arch: costs(arch)[objective.cost] for arch in archs}

@@ -159,7 +159,7 @@ class Supernet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._cost_of_part: dict[Any, PartCost] = {}
+        self._cost_of_part: dict[Any, tuple[int, int, int, int]] = {}  # macs, params, bitops, bytes
 
     def forward(self, x: Tensor, archs: Arch | list[Arch] | Soft, how: Pass = Pass()) -> Tensor | Output:
         """x: ``(N, C, H, W)``, pixels in [0, 1]. A list of A architectures runs local row j by ``archs[j % A]``; `Soft`
@@ -256,11 +256,12 @@ class Supernet(nn.Module):
         for part in self.parts(arch):
             cost = known.get(part)
             if cost is None:
-                cost = known[part] = self.part_cost(part)
-            macs += cost.macs
-            params += cost.params
-            bitops += cost.bitops
-            size += cost.bytes
+                found = self.part_cost(part)
+                cost = known[part] = found.macs, found.params, found.bitops, found.bytes
+            macs += cost[0]
+            params += cost[1]
+            bitops += cost[2]
+            size += cost[3]
         return {"macs": macs, "params": params, "bitops": bitops, "bytes": size}
 
 

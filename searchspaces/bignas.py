@@ -305,7 +305,8 @@ class BigNAS(Supernet):
         c_in = arch["stem"]
         for index, names in enumerate(self.space.names):
             width, depth = arch[names.width], int(arch[names.depth])
-            kernels, expands = (tuple([arch[name] for name in each[:depth]]) for each in names[2:])
+            kernels = tuple([arch[name] for name in names.kernel[:depth]])
+            expands = tuple([arch[name] for name in names.expand[:depth]])
             yield index, c_in, width, depth, kernels, expands  # type: ignore[misc]
             c_in = width
 
@@ -401,9 +402,12 @@ class BigNAS(Supernet):
             if len(kernels) == len(expands) == 1:
                 yield index, sides[index], c_in, width, depth, kernels, expands
                 continue
+            side = sides[index]
             for number in range(depth):  # where blocks differ, a stage has too many forms to remember
-                own = (each[number : number + 1] if len(each) > 1 else each for each in (kernels, expands))
-                yield index, sides[index + (number > 0)], width if number else c_in, width, 1, *own, number
+                kernel = kernels[number : number + 1] if len(kernels) > 1 else kernels
+                expand = expands[number : number + 1] if len(expands) > 1 else expands
+                yield index, side, c_in, width, 1, kernel, expand, number
+                side, c_in = sides[index + 1], width
         yield "head", sides[-1], width, arch["head"]
 
     def part_cost(self, part: tuple[Any, ...]) -> PartCost:

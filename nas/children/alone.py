@@ -34,6 +34,7 @@ class Alone:
 
     Args:
         experiment: whose data and space.
+        net: the supernet whose children they are.
         options: of a recipe that trains one network; `seed` in place of the experiment's.
         again: several are trained, so that batches are kept for the next one, as far as they are few.
 
@@ -41,13 +42,15 @@ class Alone:
         epoch: steps that see each training example once.
 
     Raises:
-        ValueError: a batch is more than all training examples.
+        ValueError: a batch is more than all training examples; or the network quantizes, and the recipe has no word on
+            that.
     """
 
     def __init__(
         self,
         experiment: Experiment,
         task: Task,
+        net: Supernet,
         options: RecipeOptions,
         device: torch.device,
         seed: int,
@@ -56,6 +59,7 @@ class Alone:
         self.task, self.options, self.device, self.seed, self.again = task, options, device, seed, again
         self.lower = f"lower batch (now {options.batch}) of search.recipe, or of alone where it is nas fidelity"
         recipe = self._recipe()
+        check_quantizers(recipe, net)
         self.teacher = None
         if recipe.taught_by:
             self.teacher = load_child(recipe.taught_by, child_packages(experiment.space.name)).to(device)
@@ -91,10 +95,8 @@ class Alone:
 
         Raises:
             MemoryShort: the GPU is too small for a step.
-            ValueError: the network quantizes, and the recipe has no word on that.
         """
         recipe = self._recipe()
-        check_quantizers(recipe, net)
         recipe.teacher = self.teacher
         if net.quantizes and recipe.quant == "real":
             fit_steps(net, calibration)
@@ -137,12 +139,6 @@ class Alone:
 
 
 def make_alone(experiment: Experiment, task: Task, net: Supernet, device: torch.device) -> Alone | None:
-    """What trains the children of a search that scores them after some steps; None for one that trains nobody.
-
-    Raises:
-        ValueError: the recipe cannot train them.
-    """
-    if (recipe := experiment.search.recipe) is None:
-        return None
-    check_quantizers(load_recipe(task, recipe), net)
-    return Alone(experiment, task, recipe, device, experiment.seed, again=True)
+    """What trains the children of a search that scores them after some steps; None for one that trains nobody."""
+    recipe = experiment.search.recipe
+    return Alone(experiment, task, net, recipe, device, experiment.seed, again=True) if recipe else None

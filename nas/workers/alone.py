@@ -62,7 +62,7 @@ class Learner(tune.Trainable):
         choices, seed = self.job
         recipe = self.settings.alone
         assert recipe is not None
-        alone = Alone(self.settings, self.task, recipe, self.device, seed)
+        alone = Alone(self.settings, self.task, self.net, recipe, self.device, seed)
         net = alone.fresh(self.net, Arch(choices))
         try:
             alone.train(net, max(1, round(recipe.epochs * alone.epoch)), self.evaluator.calibration, self._told)

@@ -77,11 +77,11 @@ def trainings(
         return {"seed": seed, "kind": kind, "id": arch.id, "macs": macs, "steps": steps, **judged.metrics}
 
     if any((seed, "cut", arch.id) not in done for arch in archs):
-        learner = Alone(experiment, task, experiment.recipe, CPU, seed)
+        learner = Alone(experiment, task, net, experiment.recipe, CPU, seed)
         steps = round(experiment.recipe.epochs * learner.epoch)
         learner.train(net, steps, [])
         yield from (told("cut", arch, net, steps) for arch in archs)
-    learner = Alone(experiment, task, alone_options, CPU, seed)
+    learner = Alone(experiment, task, net, alone_options, CPU, seed)
     steps = round(alone_options.epochs * learner.epoch)
     whole = supernet_macs(net) / (len(archs) * float(np.mean([net.cost(arch)["macs"] for arch in archs])))
     lengths = {"alone": steps} | {

@@ -164,7 +164,7 @@ def main() -> None:
     """Print a table for each problem."""
     parser = argparse.ArgumentParser(description="Predictors of a guided search.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--marks", type=int, nargs="+", default=[100, 250], help="0: correlations alone")
+    parser.add_argument("--marks", type=int, nargs="+", default=[100, 250])
     parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument("--options", nargs="*", default=[], help="of the search, as every=8")
     parser.add_argument("--tables", type=Path, nargs="*", help="of judged children, in place of the synthetic problem")
@@ -179,17 +179,14 @@ def main() -> None:
         print("| predictor | " + " | ".join(heads) + " |\n" + "| --- " * (len(heads) + 1) + "|")
         for name in args.models:
             taus = [
-                np.mean([correlation(MODELS[name], *drawn(table, seed), space, n) for seed in args.seeds])
+                float(np.mean([correlation(MODELS[name], *drawn(table, seed), space, n) for seed in args.seeds]))
                 for n in COUNTS
             ]
             began = time.perf_counter()
             kind = with_model(MODELS[name])
-            each = np.array([found(kind, table, options, seed, args.marks) for seed in args.seeds if any(args.marks)])
-            took = (time.perf_counter() - began) / len(args.seeds) / max(*args.marks, 1) * 1000
-            row = search_tables.row(name, each) if len(each) else f"| {name} | |"
-            print(
-                row.replace(" | ", " | " + "".join(f"{tau:.2f} | " for tau in taus), 1) + f" {took:.0f} |", flush=True
-            )
+            each = np.array([found(kind, table, options, seed, args.marks) for seed in args.seeds])
+            took = (time.perf_counter() - began) / len(args.seeds) / max(args.marks) * 1000
+            print(search_tables.row(name, each, *(f"{tau:.2f}" for tau in taus)) + f" {took:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -87,10 +87,10 @@ def headline(path: Path, table: Table, heads: list[str]) -> float:
     return hypervolume(table.scaled(list(table.front)), REFERENCE) if table.complete else 1.0
 
 
-def row(name: str, shares: np.ndarray) -> str:
-    """Mean and standard deviation of each column."""
+def row(name: str, shares: np.ndarray, *before: str) -> str:
+    """Mean and standard deviation of each column, and what stands before them."""
     cells = [f"{mean:.4f} ± {spread:.4f}" for mean, spread in zip(shares.mean(0), shares.std(0), strict=True)]
-    return f"| {name} | {' | '.join(cells)} |"
+    return f"| {' | '.join((name, *before, *cells))} |"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,14 @@ python -m tests.benchmarks.tables runs/all tests/golden/tables/bignas-d8.json
 Of a space that is larger than its table, the table is what a surrogate is fitted on, as NAS-Bench-301 does (Zela et
 al., ICLR 2022): boosted trees for the metric, and for what they miss noise that is the same for a child each time;
 costs are the network's own. `Table.tau` says how well the trees rank children that they were not fitted on.
+
+tests/golden/tables/bignas-m28.json.gz, and vit-m28 likewise of vit-resnas-fashion-mnist, ended after 1,513 candidates
+and without its budget (search.constraints.macs.min=null, .max=null):
+
+nas train bignas-fashion-mnist --set recipe.epochs=1 --set recipe.warmup_epochs=0.1 --set train.workers=1
+nas search runs/bignas-fashion-mnist --run-dir runs/all --set search.algorithm=random --set search.candidates=4096
+    --set search.metric=cross_entropy --set search.calibration=128 --set search.calibration_batch=128
+    --set search.validation=500
 """
 
 from __future__ import annotations

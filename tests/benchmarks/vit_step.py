@@ -11,8 +11,6 @@ numbers and nothing between them: what no step can be quicker than, as long as i
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -23,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nas.build import load_supernet
 from nas.recipes.multi_arch import stratified_archs
-from tests.benchmarks.multi_arch import step
+from tests.benchmarks.multi_arch import spent, step
 
 PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "aten.convolution", "aten._scaled_dot_product")
 
@@ -46,13 +44,6 @@ def alike(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype).uniform_(-1, 1)
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Processor time, since others are at work here."""
-    began = time.process_time()
-    work()
-    return time.process_time() - began
 
 
 def main() -> None:
@@ -78,8 +69,8 @@ def main() -> None:
             archs = stratified_archs(net.space, count, 1.0, rng, 0.0, (1, 1, 0, 0))
             with Products() as products:
                 step(net, x, y, [archs])
-            whole = seconds(lambda archs=archs: step(net, x, y, [archs]))  # type: ignore[misc]
-            alone = seconds(lambda noted=products.noted: [f(*a, **k) for f, a, k in noted])  # type: ignore[misc]
+            whole = spent(lambda archs=archs: step(net, x, y, [archs]))  # type: ignore[misc]
+            alone = spent(lambda noted=products.noted: [f(*a, **k) for f, a, k in noted])  # type: ignore[misc]
             pairs.append((whole, alone))
         took, alone = (1e3 * median(each) for each in zip(*pairs, strict=True))
         print(f"| {count} | {took:.0f} | {alone:.0f} | {median(a / w for w, a in pairs):.2f} |", flush=True)

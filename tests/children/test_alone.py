@@ -64,7 +64,7 @@ def test_the_moving_average_is_what_is_judged() -> None:
     weights = {}
     for average in (0.0, 0.5):
         options = recipe.model_copy(update={"average": average})
-        alone = Alone(experiment, task, options, CPU, 0)
+        alone = Alone(experiment, task, net, options, CPU, 0)
         one = alone.fresh(net, net.space.smallest())
         alone.train(one, 6, [])
         weights[average] = one.state_dict()
@@ -78,7 +78,7 @@ def test_fresh_weights_are_a_function_of_the_seed() -> None:
     net = make_supernet(experiment, task)
     assert experiment.finetune
     made = [
-        Alone(experiment, task, experiment.finetune.recipe, CPU, seed).fresh(net, net.space.largest()).state_dict()
+        Alone(experiment, task, net, experiment.finetune.recipe, CPU, seed).fresh(net, net.space.largest()).state_dict()
         for seed in (0, 0, 1)
     ]
     name = next(name for name, value in made[0].items() if value.ndim == 4)
