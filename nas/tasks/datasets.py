@@ -18,7 +18,7 @@ from nas.tasks import shards
 from nas.tasks.files import MOST_BYTES, Files, readable
 from nas.tasks.index import current, stamp
 from nas.tasks.options import ClassificationOptions
-from nas.tasks.places import IMAGES, cifar10_root, fashion_root, folder_base, wheel
+from nas.tasks.places import IMAGES, cifar10_root, digits_file, fashion_root, folder_base, wheel
 
 SAMPLE = 5000  # images on disk of a part that are looked at before anything begins
 
@@ -90,7 +90,7 @@ def _histogram(x: Tensor) -> Tensor:
 
 def _digits(settings: ClassificationOptions) -> Images:
     """scikit-learn's 1,797 digits (UCI, 8 x 8, values 0..16); 297 are the test part, whatever the experiment's seed."""
-    rows = np.loadtxt(wheel("sklearn", "datasets/data") / "digits.csv.gz", delimiter=",", dtype=np.int64)
+    rows = np.loadtxt(digits_file(), delimiter=",", dtype=np.int64)
     grey, target = rows[:, :-1].reshape(-1, 1, 8, 8), rows[:, -1]  # read here: importing scikit-learn takes a second
     x, y = torch.from_numpy(np.round(grey * (255 / 16)).astype(np.uint8)), torch.from_numpy(target)
     test = np.isin(np.arange(len(y)), stratified(target, 297, 0, "digits test"))

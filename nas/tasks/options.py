@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from nas.config.section import DataOptions, Share
-from nas.tasks.places import cifar10_root, fashion_root, folder_base, missing, photos, roots
+from nas.tasks.places import cifar10_root, digits_file, fashion_root, folder_base, missing, photos, roots
 
 
 class ClassificationOptions(DataOptions):
@@ -56,7 +56,12 @@ class ClassificationOptions(DataOptions):
     def locate(self) -> Path | None:
         if self.name == "folder":
             return folder_base(str(self.path))[0]
-        places = {"digits": lambda: None, "textures": photos, "fashion-mnist": fashion_root, "cifar10": cifar10_root}
+        places = {
+            "digits": digits_file,
+            "textures": photos,
+            "fashion-mnist": fashion_root,
+            "cifar10": cifar10_root,
+        }
         return places[self.name]()
 
 

@@ -147,6 +147,19 @@ def wheel(package: str = "skimage", folder: str = "data") -> Path:
     return Path(found.origin if found and found.origin else package).parent / folder
 
 
+def digits_file() -> Path:
+    """scikit-learn's digits: a row for each, 64 grey levels of 0 to 16 and the class."""
+    path = wheel("sklearn", "datasets/data") / "digits.csv.gz"
+    if not path.is_file():
+        raise missing(
+            "scikit-learn's digits.csv.gz",
+            [path.parent],
+            "the file that its wheel carries",
+            ["pip install --force-reinstall scikit-learn"],
+        )
+    return path
+
+
 def photos() -> Path | None:
     """None, once scikit-image's photographs are seen to be there: what is made of them needs no place of its own."""
     home = wheel()

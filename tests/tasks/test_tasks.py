@@ -162,6 +162,16 @@ def test_digits_are_scikit_learns() -> None:
     assert ours == Counter((int(y), x.tobytes()) for x, y in zip(grey, found.target, strict=True))
 
 
+def test_digits_that_scikit_learn_has_not_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Before torch is imported, and by whoever reads them."""
+    settings = load_experiment("bignas-digits", []).data
+    assert settings.locate() == places.digits_file()
+    monkeypatch.setattr(places, "wheel", lambda *where: tmp_path)
+    for look in (settings.locate, lambda: load_images(settings)):
+        with pytest.raises(DataMissing, match=f"(?s)digits.csv.gz was not found.*{tmp_path}.*pip install"):
+            look()
+
+
 def test_no_image_is_in_train_and_test(digits: Classification) -> None:
     parts = [torch.unique(s.plain[s.rows].flatten(1), dim=0) for s in (digits.train, digits.validation, digits.test)]
     assert len(torch.unique(torch.cat(parts), dim=0)) == sum(map(len, parts)) == 1797
