@@ -10,6 +10,7 @@ import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median
 from types import MappingProxyType
 from typing import Any
@@ -40,6 +41,8 @@ from nas.workers.session import check_room, gpu_share, has_gpus, on_ray, session
 
 LIVES = 3  # deaths of a worker on one candidate alone, after which the candidate counts as failed
 TRIAL_SECONDS = 2.0  # how long a trial should last at least, so that Tune's own work stays small beside it
+HELD_SECONDS = 0.05  # between two questions of a worker that is done whether its trial is over
+STARTING_SECONDS = 120.0  # how long workers that are done wait for others that start
 
 
 class SearchFailed(RuntimeError):
@@ -48,6 +51,8 @@ class SearchFailed(RuntimeError):
 
 class Scored(tune.Trainable):
     """An actor that holds one supernet and judges the candidates of one trial after another."""
+
+    short = ""  # what is said where a GPU has too little memory
 
     def setup(  # type: ignore[override]
         self,
@@ -59,7 +64,7 @@ class Scored(tune.Trainable):
         gpu: bool,
     ) -> None:
         settings = parse(experiment)
-        self.objective, self.early_stop, self.short = objective, settings.search.early_stop, ""
+        self.objective, self.early_stop = objective, settings.search.early_stop
         self.reset_config(config)
         device = configure_process(gpu, 1)
         try:
@@ -83,11 +88,14 @@ class Scored(tune.Trainable):
     def step(self) -> dict[str, Any]:
         if self.short:
             return {"short": self.short, "done": True}
+        if not self.candidates:  # judged; the trial goes on until the driver's `Asker.over` ends it
+            time.sleep(HELD_SECONDS)
         try:
             judged = [self._judge(k, Arch(choices), steps) for k, choices, steps in self.candidates]
         except MemoryShort as short:
             return {"short": str(short), "done": True}
-        return {"judged": judged, "done": True}
+        self.candidates = []
+        return {"judged": judged}
 
     def _judge(self, k: int, arch: Arch, steps: int) -> dict[str, Any]:
         began = time.monotonic()
@@ -122,11 +130,16 @@ def shared(array: np.ndarray) -> torch.Tensor:
 class Asker(Searcher):
     """Between Tune and a search: gives each trial its candidates, and writes down what came of them.
 
+    A trial ends when there is something for its worker to do next, and no other worker is starting. Tune would stop a
+    worker that nothing is waiting for; and where a trial waits for its new worker, Tune gives it the first one that is
+    done and stops the new one: workers that take seconds to start would never come to work beside one whose trials
+    take less.
+
     Args:
         search, journal: already at the same place.
         missing: candidates that a killed driver left without a record.
         target: how many candidates there shall be in all.
-        at_once: most candidates in flight, over `trials` trials.
+        trials: how many workers there shall be.
         batch: candidates a trial; None chooses by the time that they take.
         deadline: `time.monotonic` after which nothing new is begun.
         notify: called with each new record.
@@ -155,11 +168,17 @@ class Asker(Searcher):
         self.climbing = deque(candidate for candidate in missing if candidate.k in journal.climbing)
         self.waiting = deque(candidate for candidate in missing if candidate.k not in journal.climbing)
         self.alone = deque[Candidate]()
-        self.flying: dict[str, list[Candidate]] = {}
+        self.ready: list[Candidate] = []  # for the next trial
+        self.flying: dict[str, list[Candidate]] = {}  # by trial; of one that is held, none
+        self.starting: dict[str, float] = {}  # trials that wait for a new worker, and since when
+        self.idle = 0  # workers without a trial
         self.deaths: Counter[int] = Counter()
         self.seconds = deque((r.seconds for r in journal.records if r.seconds and not r.lower), maxlen=20)
         self.exhausted: str | None = None
-        self.lost = self.broken = 0
+        self.worked = False  # whether any worker has judged anything
+        self.lost = 0  # workers that died one after another, none of which had judged anything
+        self.broken = 0  # so many where that is enough
+        self.patience = LIVES  # how many more may die in their start before nobody waits for others
         self.short = ""  # what a worker said whose GPU has too little memory
 
     def __getstate__(self) -> dict[str, Any]:
@@ -167,19 +186,50 @@ class Asker(Searcher):
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        if time.monotonic() > self.deadline or self.broken or self.short or self.fence.stopping():
+        if self._stopping():
             return Searcher.FINISHED
-        if len(self.flying) >= self.trials:  # Tune itself begins as many as there are CPUs for
-            return None
-        one_by_one = self.alone or self.climbing  # what climbs is trained, which takes long enough
-        candidates = [one_by_one.popleft()] if one_by_one else self._next()
-        if candidates:
-            self.flying[trial_id] = candidates
-            given: dict[str, Any] = {"candidates": [(c.k, dict(c.arch), self._steps(c)) for c in candidates]}
-            if self.bars:
-                given["bars"] = {c.k: (c.bar, dict(self.search.cost(c.arch))) for c in candidates}
-            return given
-        return None if self.flying else Searcher.FINISHED
+        if not self._prepared():
+            return None if any(self.flying.values()) else Searcher.FINISHED
+        candidates, self.ready = self.ready, []
+        self.flying[trial_id] = candidates
+        if self.idle:
+            self.idle -= 1
+        else:
+            self.starting[trial_id] = time.monotonic()
+        given: dict[str, Any] = {"candidates": [(c.k, dict(c.arch), self._steps(c)) for c in candidates]}
+        if self.bars:
+            given["bars"] = {c.k: (c.bar, dict(self.search.cost(c.arch))) for c in candidates}
+        return given
+
+    def _stopping(self) -> bool:
+        """Whether nothing new is begun."""
+        return bool(time.monotonic() > self.deadline or self.broken or self.short or self.fence.stopping())
+
+    def _prepared(self) -> bool:
+        """Whether there is something for a trial to do."""
+        if not self.ready:
+            one_by_one = self.alone or self.climbing  # what climbs is trained, which takes long enough
+            self.ready = [one_by_one.popleft()] if one_by_one else self._next()
+        return bool(self.ready)
+
+    def prepare(self) -> None:
+        """Propose what the next trial will do while workers work, so that none waits for it."""
+        if not self._stopping():
+            self._prepared()
+
+    def began(self, trial_id: str) -> None:
+        """Note that a trial has its worker."""
+        self.starting.pop(trial_id, None)
+
+    def over(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Write down what a trial has found, and say whether it ends; Tune's `stop`."""
+        if "short" in result:
+            return True
+        self._judged(trial_id, result["judged"])
+        since = time.monotonic() - STARTING_SECONDS
+        if self.patience and any(began > since for began in self.starting.values()):
+            return self._stopping()
+        return self._stopping() or self._prepared() or not any(self.flying.values())
 
     def _steps(self, candidate: Candidate) -> int:
         """For how many steps a candidate is trained by itself on the rung that it is on."""
@@ -229,31 +279,42 @@ class Asker(Searcher):
         return min(most, max(1, round(TRIAL_SECONDS / max(median(self.seconds), 1e-3))))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        candidates = self.flying.pop(trial_id, [])
+        candidates, born = self.flying.pop(trial_id, []), trial_id not in self.starting
+        self.began(trial_id)
         if result is not None and "short" in result:
             self.short = result["short"]
+        elif error or result is None or "judged" not in result:
+            self._died(candidates, born)
+        else:
+            self.idle += 1
+
+    def _judged(self, trial_id: str, rows: list[dict[str, Any]]) -> None:
+        """Write down what came of a trial's candidates."""
+        if not rows:
             return
-        if error or result is None or "judged" not in result:
-            for candidate in candidates:
-                self._died(candidate, len(candidates) == 1)
-            return
-        self.lost = -1  # a worker has worked: from here on a death may be a candidate's fault
-        judged = {row["k"]: row for row in result["judged"]}
+        self.worked, self.lost = True, 0
+        candidates, self.flying[trial_id] = self.flying[trial_id], []
+        judged = {row["k"]: row for row in rows}
         for candidate in candidates:
             if candidate.k not in self.journal.climbing:
                 self.seconds.append(judged[candidate.k]["seconds"])
             self._take(candidate, **judged[candidate.k])
 
-    def _died(self, candidate: Candidate, alone: bool) -> None:
-        """A worker died on this candidate: it is tried alone, and blamed after `LIVES` deaths on it alone."""
-        if self.lost >= 0:
+    def _died(self, candidates: list[Candidate], born: bool) -> None:
+        """A worker died on these: each is tried alone, and blamed after `LIVES` deaths on it alone. Where it had not
+        even begun, or none has ever judged anything, the fault is not theirs."""
+        self.patience -= not born and self.patience > 0
+        blamed = born and self.worked
+        if not blamed:
             self.lost += 1
             self.broken = self.lost if self.lost >= 2 * LIVES else 0
-        self.deaths[candidate.k] += alone and self.lost < 0
-        if self.deaths[candidate.k] >= LIVES:
-            self._take(candidate, candidate.k, 0.0, None, [], f"its worker died {LIVES} times on this candidate alone")
-        else:
-            self.alone.append(candidate)
+        for candidate in candidates:
+            self.deaths[candidate.k] += blamed and len(candidates) == 1
+            if self.deaths[candidate.k] < LIVES:
+                self.alone.append(candidate)
+                continue
+            error = f"its worker died {LIVES} times on this candidate alone"
+            self._take(candidate, candidate.k, 0.0, None, [], error)
 
     def _take(
         self,
@@ -355,27 +416,53 @@ def _run(experiment: Experiment, run: RunDir, fence: Fence, asker: Asker, traine
     arrays = {name: tensor.numpy() for name, tensor in trained.child_weights().items()}
     told = {"experiment": experiment.model_dump(mode="json"), "run": str(run.path), "gpu": gpu}
     scored = tune.with_parameters(Scored, weights=arrays, objective=asker.search.objective, **told)
-    tuner = tune.Tuner(
-        tune.with_resources(scored, {"cpu": 1, "gpu": share}),
-        tune_config=tune.TuneConfig(search_alg=asker, num_samples=-1, max_concurrent_trials=None, reuse_actors=True),
-        run_config=tune.RunConfig(
-            name=f"search-{fence.attempt}",
-            storage_path=str(run.ray),
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=0),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-        ),
-    )
-    logging.getLogger("ray.tune").setLevel(
-        logging.CRITICAL
-    )  # it prints the traceback of a dead worker, whose candidates the asker gives out again
+    tuner = tuner_of(tune.with_resources(scored, {"cpu": 1, "gpu": share}), asker, f"search-{fence.attempt}", run.ray)
     on_ray(tuner.fit, fence)
     if asker.short:
         raise MemoryShort(asker.short)
     if asker.broken:
         raise SearchFailed(
-            f"{asker.broken} workers died one after another and none has judged a child; what they said: {_said(tuner)}"
+            f"{asker.broken} workers died one after another and none of them has judged a child; what they said: "
+            f"{_said(tuner)}"
         )
+
+
+def tuner_of(scored: Any, asker: Asker, name: str, home: Path) -> tune.Tuner:
+    """Trials of a `Scored` with its resources, on as many workers as the asker shall have.
+
+    Args:
+        home: where Tune writes, in a folder of this `name`.
+    """
+    # Tune prints the traceback of a dead worker, whose candidates the asker gives out again
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    return tune.Tuner(
+        scored,
+        tune_config=tune.TuneConfig(
+            search_alg=asker, num_samples=-1, max_concurrent_trials=asker.trials, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=str(home),
+            verbose=0,
+            callbacks=[Loop(asker)],
+            stop=asker.over,
+            failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+        ),
+    )
+
+
+class Loop(tune.Callback):
+    """Tells the asker which trials have their worker, and when it has time."""
+
+    def __init__(self, asker: Asker) -> None:
+        self.asker = asker
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.asker.began(trial.trial_id)
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self.asker.prepare()
 
 
 def _said(tuner: tune.Tuner) -> str:

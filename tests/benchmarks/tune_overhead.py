@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import tempfile
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ from nas.rundir.fence import Fence
 from nas.search.journal import Journal, Record
 from nas.space import Arch
 from nas.workers.session import session
-from nas.workers.trials import Asker, Scored
+from nas.workers.trials import Asker, Scored, tuner_of
 from tests.synthetic import OBJECTIVE, SPACE, cost
 
 TRIALS = 2
@@ -53,11 +52,7 @@ def measure(algorithm: str, candidates: int, seconds: float) -> tuple[float, flo
 
             asker = Asker(search, journal, [], candidates, TRIALS, None, float("inf"), notify, Unfenced())
             sleeps = tune.with_resources(tune.with_parameters(Sleeps, seconds=seconds), {"cpu": 1})
-            config = tune.TuneConfig(search_alg=asker, num_samples=-1, max_concurrent_trials=None, reuse_actors=True)
-            kept = tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False)
-            run = tune.RunConfig(name="overhead", storage_path=folder, verbose=0, checkpoint_config=kept)
-            logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-            tune.Tuner(sleeps, tune_config=config, run_config=run).fit()
+            tuner_of(sleeps, asker, "overhead", Path(folder)).fit()
         lines = Path(folder, "journal.jsonl").read_text().splitlines()
         assert sum("k" in json.loads(line) for line in lines) == candidates
     wall = told[-1] - told[0]

@@ -64,6 +64,7 @@ def searched(path: Path, algorithm: str, trials: int, seed: int, killed: float =
             {"k": k, "metrics": scored(Arch(arch), steps), "parts": [], "seconds": 1.0, "error": None}
             for k, arch, steps in flying.pop(name)
         ]
+        asker.over(name, {"judged": rows})
         asker.on_trial_complete(name, {"judged": rows})
         if rng.random() < killed:
             journal.close()

@@ -133,7 +133,9 @@ def test_a_gpu_too_small_for_the_supernet_blames_nobody_either(tmp_path: Path, m
 
 
 def test_what_the_worker_said_is_what_the_command_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asker: Any = SimpleNamespace(short="", broken=0, search=SimpleNamespace(objective=SimpleNamespace(metric="m")))
+    asker: Any = SimpleNamespace(
+        short="", broken=0, trials=2, over=None, search=SimpleNamespace(objective=SimpleNamespace(metric="m"))
+    )
     settings: Any = SimpleNamespace(
         search=SimpleNamespace(trials=2), train=SimpleNamespace(use_gpu=False), model_dump=lambda **_: {}
     )
