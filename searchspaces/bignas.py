@@ -27,6 +27,18 @@ from searchspaces import bignas_child
 from searchspaces.bignas_space import BigNASSpace, Block, Stage, Table, Values, round_channels
 
 
+def lite(*resolution: int) -> Table:
+    """For photographs as small as CIFAR's: what is left at the end is 2 to 4 pixels a side."""
+    stages = (
+        Stage((16,), (1,), (3,), (1,), 1),
+        Stage((16, 24), (1, 2), (3, 5), (3, 6), 2),
+        Stage((24, 32, 40), (1, 2, 3), (3, 5), (3, 6), 2),
+        Stage((48, 56, 64), (1, 2, 3), (3, 5), (3, 6), 1),
+        Stage((80, 88, 96), (1, 2), (3,), (3, 6), 2),
+    )
+    return Table(resolution, (16,), stages, (256, 320))
+
+
 def photographs(*resolution: int, fourth_stride: int) -> Table:
     """For ordinary photographs, scaled down: what is left at the end is 3 to 4 pixels a side."""
     stages = (
@@ -68,18 +80,8 @@ SIZES = {
         head=(96, 128),
         channels=1,
     ),
-    "c32-lite": Table(
-        resolution=(24, 32),
-        stem=(16,),
-        stages=(
-            Stage((16,), (1,), (3,), (1,), 1),
-            Stage((16, 24), (1, 2), (3, 5), (3, 6), 2),
-            Stage((24, 32, 40), (1, 2, 3), (3, 5), (3, 6), 2),
-            Stage((48, 56, 64), (1, 2, 3), (3, 5), (3, 6), 1),
-            Stage((80, 88, 96), (1, 2), (3,), (3, 6), 2),
-        ),
-        head=(256, 320),
-    ),
+    "c16-lite": lite(12, 16),
+    "c32-lite": lite(24, 32),
     "p64": photographs(48, 56, 64, fourth_stride=1),
     "p96": photographs(64, 80, 96, fourth_stride=2),
     "p128": photographs(96, 112, 128, fourth_stride=2),
