@@ -272,7 +272,7 @@ class SearchSettings(Section):
     )
     trials: Annotated[PositiveInt, Kind.FREE] = Field(default=2, description="Ray Tune trials at a time")
     batch: Annotated[PositiveInt | None, Kind.FREE] = Field(
-        default=None, description="candidates a trial; null: from the measured time"
+        default=None, description="candidates that a trial judges at a time; null: from the measured time"
     )
     score_batch: Annotated[PositiveInt, Kind.FREE] = Field(default=500, description="images at once in scoring")
     max_minutes: Annotated[PositiveFloat | None, Kind.FREE] = Field(

@@ -1,6 +1,9 @@
-"""The search as Ray Tune trials: reused actors that share the supernet's weights, some candidates to a trial.
+"""The search as Ray Tune trials: each is a worker that shares the supernet's weights and judges some candidates a step.
 
-Tune runs what the search asks for and hands back what came of it. It keeps no state of ours: the journal does.
+Tune starts, watches and replaces the workers and hands back what came of each step. It keeps no state of ours: the
+journal does. A trial is not a candidate, nor some of them: workers take seconds to start, and where a trial waits for
+its worker, Tune gives it the first one that is done and stops the new one. Beside trials of two seconds no second
+worker would ever come to work.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from ray import tune
+from ray.tune.error import TuneError
 from ray.tune.search import Searcher
 
 from nas.build import load_task, make_supernet, open_journal, open_search
@@ -40,9 +44,9 @@ from nas.tasks.task import Task
 from nas.workers.session import check_room, gpu_share, has_gpus, on_ray, session
 
 LIVES = 3  # deaths of a worker on one candidate alone, after which the candidate counts as failed
-TRIAL_SECONDS = 2.0  # how long a trial should last at least, so that Tune's own work stays small beside it
-HELD_SECONDS = 0.05  # between two questions of a worker that is done whether its trial is over
-STARTING_SECONDS = 120.0  # how long workers that are done wait for others that start
+STEP_SECONDS = 2.0  # how long a step should last at least, so that Tune's own work stays small beside it
+IDLE_SECONDS = 0.02, 0.2  # between two questions of a worker that has nothing to do, the first time and in the end
+AGAIN_SECONDS = 600.0  # most between two tries to start a worker where others died in their start
 
 
 class SearchFailed(RuntimeError):
@@ -50,7 +54,7 @@ class SearchFailed(RuntimeError):
 
 
 class Scored(tune.Trainable):
-    """An actor that holds one supernet and judges the candidates of one trial after another."""
+    """An actor that holds one supernet and judges some candidates a step."""
 
     short = ""  # what is said where a GPU has too little memory
 
@@ -83,13 +87,15 @@ class Scored(tune.Trainable):
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.candidates, self.bars = new_config["candidates"], new_config.get("bars", {})
+        self.idle = IDLE_SECONDS[0]
         return True
 
     def step(self) -> dict[str, Any]:
         if self.short:
             return {"short": self.short, "done": True}
-        if not self.candidates:  # judged; the trial goes on until the driver's `Asker.over` ends it
-            time.sleep(HELD_SECONDS)
+        if not self.candidates:
+            time.sleep(self.idle)
+            self.idle = min(2 * self.idle, IDLE_SECONDS[1])
         try:
             judged = [self._judge(k, Arch(choices), steps) for k, choices, steps in self.candidates]
         except MemoryShort as short:
@@ -128,23 +134,18 @@ def shared(array: np.ndarray) -> torch.Tensor:
 
 
 class Asker(Searcher):
-    """Between Tune and a search: gives each trial its candidates, and writes down what came of them.
-
-    A trial ends when there is something for its worker to do next, and no other worker is starting. Tune would stop a
-    worker that nothing is waiting for; and where a trial waits for its new worker, Tune gives it the first one that is
-    done and stops the new one: workers that take seconds to start would never come to work beside one whose trials
-    take less.
+    """Between Tune and a search: gives workers their candidates, and writes down what came of them.
 
     Args:
         search, journal: already at the same place.
         missing: candidates that a killed driver left without a record.
         target: how many candidates there shall be in all.
         trials: how many workers there shall be.
-        batch: candidates a trial; None chooses by the time that they take.
+        batch: candidates a step; None chooses by the time that they take.
         deadline: `time.monotonic` after which nothing new is begun.
         notify: called with each new record.
         known: what was found of children before, by id; these are not judged again.
-        bars: whether trials are told what candidates are held against, so that they may end early.
+        bars: whether workers are told what candidates are held against, so that they may end early.
         fence: refuses writes of a driver that is over; once it asks to stop, nothing new is begun.
     """
 
@@ -168,17 +169,18 @@ class Asker(Searcher):
         self.climbing = deque(candidate for candidate in missing if candidate.k in journal.climbing)
         self.waiting = deque(candidate for candidate in missing if candidate.k not in journal.climbing)
         self.alone = deque[Candidate]()
-        self.ready: list[Candidate] = []  # for the next trial
-        self.flying: dict[str, list[Candidate]] = {}  # by trial; of one that is held, none
-        self.starting: dict[str, float] = {}  # trials that wait for a new worker, and since when
-        self.idle = 0  # workers without a trial
+        self.ready: list[Candidate] = []  # for the next worker that has nothing to do
+        self.flying: dict[str, list[Candidate]] = {}  # by trial
+        self.workers: dict[str, Callable[[dict[str, Any]], object]] = {}  # by trial: gives it something to do
+        self.proved: set[str] = set()  # trials that have judged something
         self.deaths: Counter[int] = Counter()
         self.seconds = deque((r.seconds for r in journal.records if r.seconds and not r.lower), maxlen=20)
         self.exhausted: str | None = None
-        self.worked = False  # whether any worker has judged anything
-        self.lost = 0  # workers that died one after another, none of which had judged anything
-        self.broken = 0  # so many where that is enough
-        self.patience = LIVES  # how many more may die in their start before nobody waits for others
+        self.lost = 0  # workers that died in their start, or before any has ever judged anything, one after another
+        self.again = 0.0  # `time.monotonic` from which on another one is tried while others work
+        self.worked = False  # whether any has judged anything
+        self.broken = 0
+        self.failure: Exception | None = None  # in `over`, which Tune wraps in its own
         self.short = ""  # what a worker said whose GPU has too little memory
 
     def __getstate__(self) -> dict[str, Any]:
@@ -186,50 +188,66 @@ class Asker(Searcher):
         return {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]
-        if self._stopping():
+        """Another worker, which has nothing to do yet."""
+        if self._done():
             return Searcher.FINISHED
-        if not self._prepared():
-            return None if any(self.flying.values()) else Searcher.FINISHED
-        candidates, self.ready = self.ready, []
-        self.flying[trial_id] = candidates
-        if self.idle:
-            self.idle -= 1
-        else:
-            self.starting[trial_id] = time.monotonic()
-        given: dict[str, Any] = {"candidates": [(c.k, dict(c.arch), self._steps(c)) for c in candidates]}
-        if self.bars:
-            given["bars"] = {c.k: (c.bar, dict(self.search.cost(c.arch))) for c in candidates}
-        return given
+        left = max(1, self.target - len(self.journal.records))
+        if len(self.flying) >= left or (self.workers and time.monotonic() < self.again):
+            return None
+        self.flying[trial_id] = []
+        return {"candidates": []}
+
+    def _done(self) -> bool:
+        """Whether nothing more will come."""
+        return self._stopping() or not (self._prepared() or any(self.flying.values()))
 
     def _stopping(self) -> bool:
         """Whether nothing new is begun."""
         return bool(time.monotonic() > self.deadline or self.broken or self.short or self.fence.stopping())
 
     def _prepared(self) -> bool:
-        """Whether there is something for a trial to do."""
+        """Whether there is something for a worker to do."""
         if not self.ready:
             one_by_one = self.alone or self.climbing  # what climbs is trained, which takes long enough
             self.ready = [one_by_one.popleft()] if one_by_one else self._next()
         return bool(self.ready)
 
     def prepare(self) -> None:
-        """Propose what the next trial will do while workers work, so that none waits for it."""
-        if not self._stopping():
+        """Propose what comes next while workers work, so that none waits for it."""
+        if not self.ready and not self._stopping():
             self._prepared()
 
-    def began(self, trial_id: str) -> None:
-        """Note that a trial has its worker."""
-        self.starting.pop(trial_id, None)
+    def began(self, trial_id: str, give: Callable[[dict[str, Any]], object]) -> None:
+        """Note that a trial has its worker.
+
+        Args:
+            give: gives it what it is to do in its next step.
+        """
+        self.workers[trial_id] = give
 
     def over(self, trial_id: str, result: Mapping[str, Any]) -> bool:
-        """Write down what a trial has found, and say whether it ends; Tune's `stop`."""
+        """Write down what a trial has found, give it more to do, and say whether it ends; Tune's `stop`."""
+        try:
+            return self._over(trial_id, result)
+        except Exception as failure:
+            self.failure = failure
+            raise
+
+    def _over(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         if "short" in result:
+            self.short = result["short"]
             return True
         self._judged(trial_id, result["judged"])
-        since = time.monotonic() - STARTING_SECONDS
-        if self.patience and any(began > since for began in self.starting.values()):
-            return self._stopping()
-        return self._stopping() or self._prepared() or not any(self.flying.values())
+        if self._done():
+            return True
+        if self.ready:
+            candidates, self.ready = self.ready, []
+            self.flying[trial_id] = candidates
+            given: dict[str, Any] = {"candidates": [(c.k, dict(c.arch), self._steps(c)) for c in candidates]}
+            if self.bars:
+                given["bars"] = {c.k: (c.bar, dict(self.search.cost(c.arch))) for c in candidates}
+            self.workers[trial_id](given)
+        return False
 
     def _steps(self, candidate: Candidate) -> int:
         """For how many steps a candidate is trained by itself on the rung that it is on."""
@@ -237,7 +255,7 @@ class Asker(Searcher):
         return self.search.rungs[len(before.lower) + 1 if before else 0].steps
 
     def _next(self) -> list[Candidate]:
-        """Candidates for a trial. Those that are known are written down and never get there; what they were may let
+        """Candidates for a step. Those that are known are written down and never get there; what they were may let
         others be proposed."""
         open_: list[Candidate] = []
         while not open_ and (candidates := self._proposed()):
@@ -251,7 +269,7 @@ class Asker(Searcher):
         return open_
 
     def _proposed(self) -> list[Candidate]:
-        """As many as a trial shall have, or as there are now."""
+        """As many as a step shall have, or as there are now."""
         candidates: list[Candidate] = []
         while len(candidates) < self._size():
             candidate = self.waiting.popleft() if self.waiting else self._ask()
@@ -270,29 +288,28 @@ class Asker(Searcher):
             return None
 
     def _size(self) -> int:
-        """Candidates for the next trial: enough to fill some seconds, and no more than half the window in flight."""
+        """Candidates for the next step: enough to fill some seconds, and no more than half the window in flight."""
         most = max(1, self.search.window // 2 // self.trials)
         if self.batch:
             return min(self.batch, most)
         if not self.seconds:
             return 1
-        return min(most, max(1, round(TRIAL_SECONDS / max(median(self.seconds), 1e-3))))
+        return min(most, max(1, round(STEP_SECONDS / max(median(self.seconds), 1e-3))))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        candidates, born = self.flying.pop(trial_id, []), trial_id not in self.starting
-        self.began(trial_id)
-        if result is not None and "short" in result:
-            self.short = result["short"]
-        elif error or result is None or "judged" not in result:
-            self._died(candidates, born)
-        else:
-            self.idle += 1
+        candidates, proved = self.flying.pop(trial_id, []), trial_id in self.proved
+        self.workers.pop(trial_id, None)
+        self.proved.discard(trial_id)
+        if error or result is None:
+            self._died(candidates, proved)
 
     def _judged(self, trial_id: str, rows: list[dict[str, Any]]) -> None:
         """Write down what came of a trial's candidates."""
         if not rows:
             return
-        self.worked, self.lost = True, 0
+        if trial_id not in self.proved:
+            self.proved.add(trial_id)
+            self.worked, self.lost = True, 0
         candidates, self.flying[trial_id] = self.flying[trial_id], []
         judged = {row["k"]: row for row in rows}
         for candidate in candidates:
@@ -300,16 +317,16 @@ class Asker(Searcher):
                 self.seconds.append(judged[candidate.k]["seconds"])
             self._take(candidate, **judged[candidate.k])
 
-    def _died(self, candidates: list[Candidate], born: bool) -> None:
-        """A worker died on these: each is tried alone, and blamed after `LIVES` deaths on it alone. Where it had not
-        even begun, or none has ever judged anything, the fault is not theirs."""
-        self.patience -= not born and self.patience > 0
-        blamed = born and self.worked
-        if not blamed:
+    def _died(self, candidates: list[Candidate], proved: bool) -> None:
+        """A worker died on these: each is tried alone, and blamed after `LIVES` deaths on it alone, if any worker has
+        ever judged anything. Without any it died in its start, or idle."""
+        if not (proved or (self.worked and candidates)):
             self.lost += 1
-            self.broken = self.lost if self.lost >= 2 * LIVES else 0
+            self.again = time.monotonic() + min(2.0**self.lost, AGAIN_SECONDS)
+        if self.lost >= 2 * LIVES and not self.workers:
+            self.broken = self.lost
         for candidate in candidates:
-            self.deaths[candidate.k] += blamed and len(candidates) == 1
+            self.deaths[candidate.k] += self.worked and len(candidates) == 1
             if self.deaths[candidate.k] < LIVES:
                 self.alone.append(candidate)
                 continue
@@ -417,7 +434,7 @@ def _run(experiment: Experiment, run: RunDir, fence: Fence, asker: Asker, traine
     told = {"experiment": experiment.model_dump(mode="json"), "run": str(run.path), "gpu": gpu}
     scored = tune.with_parameters(Scored, weights=arrays, objective=asker.search.objective, **told)
     tuner = tuner_of(tune.with_resources(scored, {"cpu": 1, "gpu": share}), asker, f"search-{fence.attempt}", run.ray)
-    on_ray(tuner.fit, fence)
+    run_trials(tuner, asker, fence)
     if asker.short:
         raise MemoryShort(asker.short)
     if asker.broken:
@@ -428,7 +445,7 @@ def _run(experiment: Experiment, run: RunDir, fence: Fence, asker: Asker, traine
 
 
 def tuner_of(scored: Any, asker: Asker, name: str, home: Path) -> tune.Tuner:
-    """Trials of a `Scored` with its resources, on as many workers as the asker shall have.
+    """Trials of a `Scored` with its resources, as many as the asker shall have workers.
 
     Args:
         home: where Tune writes, in a folder of this `name`.
@@ -452,6 +469,20 @@ def tuner_of(scored: Any, asker: Asker, name: str, home: Path) -> tune.Tuner:
     )
 
 
+def run_trials(tuner: tune.Tuner, asker: Asker, fence: Fence) -> None:
+    """All of them, to the end.
+
+    Raises:
+        Exception: what failed in the asker, as it was, or in Tune.
+    """
+    try:
+        on_ray(tuner.fit, fence)
+    except TuneError:
+        if asker.failure is not None:
+            raise asker.failure from None
+        raise
+
+
 class Loop(tune.Callback):
     """Tells the asker which trials have their worker, and when it has time."""
 
@@ -459,7 +490,8 @@ class Loop(tune.Callback):
         self.asker = asker
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.asker.began(trial.trial_id)
+        # An actor does what it is told in the order in which it is told: before its next step.
+        self.asker.began(trial.trial_id, trial.temporary_state.ray_actor.reset_config.remote)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self.asker.prepare()

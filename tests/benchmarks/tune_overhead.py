@@ -31,7 +31,8 @@ class Sleeps(Scored):
     """An actor that takes so long for a candidate; it finds nothing of `tests` where it runs."""
 
     def setup(self, config: dict[str, Any], seconds: float) -> None:  # type: ignore[override]
-        self.seconds, self.candidates = seconds, config["candidates"]
+        self.seconds = seconds
+        self.reset_config(config)
 
     def _judge(self, k: int, arch: Arch, steps: int) -> dict[str, Any]:
         time.sleep(self.seconds)

@@ -132,13 +132,15 @@ def test_a_candidate_is_written_down_before_it_is_given_out() -> None:
         window=32, next_k=0, rungs=INHERITED, ask=lambda: SimpleNamespace(k=next(numbers), arch=Arch({}))
     )
     written: list[Any] = []
+    out: list[Any] = []
     journal: Any = SimpleNamespace(records=[], climbing={}, append_proposals=written.extend)
     fence: Any = SimpleNamespace(stopping=lambda: False, check=lambda: None)
     asker = Asker(search, journal, [], 50, 2, 1, float("inf"), lambda _: None, fence)
-    for trial in range(3):
-        given: Any = asker.suggest(str(trial))
-        assert given["candidates"][0][0] == trial
-        assert [each.k for each in written] == list(range(trial + 1))
+    for trial in "ab":
+        assert asker.suggest(trial) == {"candidates": []}
+        asker.began(trial, lambda given: out.append(([k for k, _, _ in given["candidates"]], [w.k for w in written])))
+        assert not asker.over(trial, {"judged": []})
+    assert out == [([0], [0]), ([1], [0, 1])]
 
 
 def test_what_is_known_is_not_judged_again(tmp_path: Path) -> None:
@@ -173,13 +175,17 @@ def test_what_is_known_is_not_judged_again(tmp_path: Path) -> None:
     search: Any = Stepwise()
     journal = Journal(tmp_path / "journal", {})
     asker = Asker(search, journal, [], 6, 1, 2, float("inf"), lambda _: None, fence, known)
-    given = asker.suggest("0")
-    assert isinstance(given, dict) and [k for k, _, _ in given["candidates"]] == [2]
+    out: list[Any] = []
+    assert asker.suggest("0") == {"candidates": []}
+    asker.began("0", out.append)
+    assert not asker.over("0", {"judged": []})
+    assert [[k for k, _, _ in given["candidates"]] for given in out] == [[2]]
     assert [record.k for record in journal.records] == [0, 1, 3] and list(journal.proposals) == [0, 1, 2, 3]
-    assert "bars" not in given and asker.bars is False
-    asker.bars, asker.flying, asker.batch = True, {}, 1
+    assert "bars" not in out[0] and asker.bars is False
+    asker.bars, asker.batch = True, 1
     asker.waiting.append(Candidate(4, archs[4], ((-90.0, 3.0),)))
-    assert asker.suggest("1") == {"candidates": [(4, {"a": 4}, 0)], "bars": {4: (((-90.0, 3.0),), {"macs": 5.0})}}
+    assert not asker.over("0", {"judged": []})
+    assert out[1] == {"candidates": [(4, {"a": 4}, 0)], "bars": {4: (((-90.0, 3.0),), {"macs": 5.0})}}
     first = journal.records[0]
     assert (first.metrics, first.cost, first.seconds, first.parts) == (
         {"accuracy": 90.0},

@@ -52,20 +52,24 @@ def searched(path: Path, algorithm: str, trials: int, seed: int, killed: float =
     the probability `killed`, with whatever is in flight."""
     rng = np.random.default_rng(seed)
     _, journal, asker = opened(path, algorithm)
-    flying: dict[str, Any] = {}
+    flying: dict[str, list[Any]] = {}
     for number in range(10_000):
-        while len(flying) < trials and isinstance(given := asker.suggest(str(number)), dict):
-            flying[str(number)] = given["candidates"]
+        while len(flying) < trials and isinstance(asker.suggest(str(number)), dict):
+            given: list[Any] = []
+            asker.began(str(number), lambda told, given=given: given.extend(told["candidates"]))
+            flying[str(number)] = given
             number += 1000
         if not flying:
             return journal
         name = list(flying)[int(rng.integers(len(flying)))]
         rows = [
             {"k": k, "metrics": scored(Arch(arch), steps), "parts": [], "seconds": 1.0, "error": None}
-            for k, arch, steps in flying.pop(name)
+            for k, arch, steps in flying[name]
         ]
-        asker.over(name, {"judged": rows})
-        asker.on_trial_complete(name, {"judged": rows})
+        flying[name].clear()
+        if asker.over(name, {"judged": rows}):
+            flying.pop(name)
+            asker.on_trial_complete(name, {"judged": []})
         if rng.random() < killed:
             journal.close()
             _, journal, asker = opened(path, algorithm)

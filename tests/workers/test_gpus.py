@@ -104,11 +104,11 @@ def test_a_gpu_too_small_for_a_child_ends_the_search_and_blames_nobody() -> None
 
     written: list[Any] = []
     asker = asker_over(written)
-    given: Any = asker.suggest("a")
     worker: Any = Scored.__new__(Scored)
-    worker.evaluator, worker.candidates, worker.early_stop = SimpleNamespace(judge=judge), given["candidates"], "never"
-    worker.short = ""
-    asker.on_trial_complete("a", Scored.step(worker))
+    worker.evaluator, worker.early_stop = SimpleNamespace(judge=judge), "never"
+    Scored.reset_config(worker, asker.suggest("a"))  # type: ignore[arg-type]
+    asker.began("a", worker.reset_config)
+    assert not asker.over("a", Scored.step(worker)) and asker.over("a", Scored.step(worker))
     assert asker.suggest("b") == Searcher.FINISHED and not written
     assert "lower search.score_batch" in asker.short and "2.00 GiB" in asker.short
 

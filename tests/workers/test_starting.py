@@ -39,7 +39,8 @@ class Slow(Scored):
     """The first is there at once, each other one after seconds; it finds nothing of `tests` where it runs."""
 
     def setup(self, config: dict[str, Any], home: str) -> None:  # type: ignore[override]
-        self.candidates, number = config["candidates"], len(os.listdir(home))
+        number = len(os.listdir(home))
+        self.reset_config(config)
         open(f"{home}/{os.getpid()}", "w").close()
         time.sleep(4.0 if number else 0.0)
 
@@ -66,93 +67,143 @@ def test_workers_that_start_are_not_stopped_for_one_that_is_done(ray_session: No
     assert {int((record.metrics or {})["accuracy"]) for record in asker.journal.records} == made and len(made) == 3
 
 
-def judged(given: Any) -> dict[str, Any]:
-    rows = [
-        {"k": k, "metrics": {"accuracy": 1.0}, "parts": [], "seconds": 1.0, "error": None}
-        for k, _, _ in given["candidates"]
-    ]
-    return {"judged": rows}
+class Worker:
+    """What a trial does, without Ray."""
+
+    def __init__(self, asker: Asker, trial: str) -> None:
+        assert asker.suggest(trial) == {"candidates": []}
+        self.asker, self.trial, self.given = asker, trial, []  # type: tuple[Asker, str, list[int]]
+
+    def begins(self) -> Worker:
+        self.asker.began(self.trial, lambda given: self.given.extend(k for k, _, _ in given["candidates"]))
+        assert not self.asker.over(self.trial, {"judged": []})
+        return self
+
+    def works(self) -> bool:
+        """Judges what it has; whether it is over."""
+        rows = [{"k": k, "metrics": {"accuracy": 1.0}, "parts": [], "seconds": 1.0, "error": None} for k in self.given]
+        self.given.clear()
+        ends = self.asker.over(self.trial, {"judged": rows})
+        if ends:
+            self.asker.on_trial_complete(self.trial, {"judged": []})
+        return ends
+
+    def dies(self) -> None:
+        self.asker.on_trial_complete(self.trial, None, error=True)
 
 
-def test_a_trial_is_held_while_a_worker_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it found is written down at once."""
-    asker = asker_at(tmp_path / "journal.jsonl", 100, 2)
-    given = [asker.suggest("a"), asker.suggest("b")]
-    asker.began("a")
-    assert not asker.over("a", judged(given[0])) and len(asker.journal.records) == 4
-    assert not asker.over("a", {"judged": []}), "nor twice"
-    asker.began("b")
-    assert asker.over("a", {"judged": []})
-    asker.on_trial_complete("a", {"judged": []})
-    assert isinstance(asker.suggest("c"), dict)
-    assert asker.over("b", judged(given[1])), "whoever is done gives its worker to c"
-    asker.on_trial_complete("b", {"judged": []}, error=True)  # it died afterwards: nobody is to blame
-    assert not asker.alone and isinstance(asker.suggest("d"), dict)
-    assert not asker.over("c", {"judged": []}), "d needs a worker of its own"
-    monkeypatch.setattr(trials, "STARTING_SECONDS", 0.0)
-    assert asker.over("c", {"judged": []}), "not for ever: other work may have its CPU"
+def test_one_works_while_another_starts(tmp_path: Path) -> None:
+    """However long that takes: whoever has not begun has no candidates."""
+    asker = asker_at(tmp_path / "journal.jsonl", 40, 2)
+    first, second = Worker(asker, "first").begins(), Worker(asker, "second")
+    while not first.works():
+        assert first.given
+    assert [record.k for record in asker.journal.records] == list(range(40))
+    assert asker.suggest("third") == Searcher.FINISHED
+    asker.began("second", second.given.extend)
+    assert asker.over("second", {"judged": []}), "it gets the worker of the first one, and is over"
 
 
-def test_a_worker_that_dies_in_its_start_blames_nobody(tmp_path: Path) -> None:
-    """One on a broken machine, say; others go on with its candidates, and wait for it a few times only."""
-    asker = asker_at(tmp_path / "journal.jsonl", 100, 2)
-    given: Any = asker.suggest("works")
-    asker.began("works")
-    for number in range(3):
-        assert isinstance(asker.suggest(f"dies{number}"), dict)
-        assert not asker.over("works", judged(given) if number == 0 else {"judged": []})
-        asker.on_trial_complete(f"dies{number}", None, error=True)
-    given = asker.suggest("dies3")
-    assert asker.over("works", {"judged": []}), "the fourth is not waited for"
-    asker.on_trial_complete("works", {"judged": []})
-    for number in range(20):  # the first of them with the worker of "works"
-        asker.over("dies3" if number == 0 else f"works{number}", judged(given))
-        asker.on_trial_complete("dies3" if number == 0 else f"works{number}", {"judged": []})
-        given = asker.suggest(f"works{number + 1}")
-    assert len(asker.journal.records) > 20 and all(record.error is None for record in asker.journal.records)
-    asker.idle = 0
+def test_a_worker_that_dies_in_its_start_blames_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a broken machine, say: it is tried again, ever more seldom, as long as another one works."""
+    now = time.monotonic()
+    monkeypatch.setattr(trials, "time", SimpleNamespace(monotonic=lambda: now))
+    asker = asker_at(tmp_path / "journal.jsonl", 1000, 2)
+    works = Worker(asker, "works").begins()
+    works.works()
+    waits = []
     for number in range(2 * trials.LIVES):
-        assert not asker.broken and isinstance(asker.suggest(f"none{number}"), dict)
-        asker.on_trial_complete(f"none{number}", None, error=True)
-    assert asker.broken and asker.suggest("one more") == Searcher.FINISHED
+        Worker(asker, f"dies{number}").dies()
+        began = now
+        while asker.suggest("asks") is None:
+            now += 1
+            assert not works.works()
+        asker.flying.pop("asks")
+        waits.append(now - began)
+    assert waits == sorted(waits) and waits[0] < 5 < 30 < waits[-1]
+    assert not asker.broken and all(record.error is None for record in asker.journal.records)
+    works.dies()
+    assert asker.broken and asker.suggest("one more") == Searcher.FINISHED, "nobody works"
+
+
+def test_workers_that_all_die_in_their_start_end_the_search(tmp_path: Path) -> None:
+    asker = asker_at(tmp_path / "journal.jsonl", 1000, 2)
+    for number in range(2 * trials.LIVES):
+        assert not asker.broken
+        Worker(asker, f"dies{number}").dies()
+    assert asker.broken == 2 * trials.LIVES and asker.suggest("one more") == Searcher.FINISHED
+
+
+def test_a_candidate_that_kills_its_workers_is_blamed_and_the_others_are_not(tmp_path: Path) -> None:
+    """Three of them in one step: nine deaths of workers that had judged nothing, one after another."""
+    asker = asker_at(tmp_path / "journal.jsonl", 40, 1)
+    killers, number = {5, 6, 7}, 0
+    worker = Worker(asker, "0").begins()
+    while asker.suggest("?") != Searcher.FINISHED:
+        asker.flying.pop("?", None)
+        if killers & set(worker.given):
+            worker.dies()
+            number += 1
+            worker = Worker(asker, str(number)).begins()
+        else:
+            worker.works()
+    failed = {record.k for record in asker.journal.records if record.error}
+    assert failed == killers and len(asker.journal.records) == 40 and number == 1 + 3 * len(killers)
+    assert not asker.broken
+
+
+def test_a_first_worker_that_dies_on_several_candidates_is_one_death(tmp_path: Path) -> None:
+    asker = asker_at(tmp_path / "journal.jsonl", 40, 1)
+    asker.batch = 8
+    Worker(asker, "a").begins().dies()
+    assert not asker.broken and asker.lost == 1
 
 
 def test_what_comes_next_is_proposed_while_workers_work(tmp_path: Path) -> None:
     """A guided search takes seconds for a window's proposals, for which workers that are done would wait."""
-    asker = asker_at(tmp_path / "journal.jsonl", 10, 1)
-    first: Any = asker.suggest("a")
+    asker = asker_at(tmp_path / "journal.jsonl", 30, 1)
+    worker = Worker(asker, "a").begins()
     asker.prepare()
     asker.prepare()
-    assert list(asker.journal.proposals) == list(range(8)), "one batch, and on disk as any proposal"
-    asker.began("a")
-    assert asker.over("a", judged(first))
-    asker.on_trial_complete("a", {"judged": []})
-    second: Any = asker.suggest("b")
-    assert [k for k, _, _ in second["candidates"]] == [4, 5, 6, 7]
+    assert list(asker.journal.proposals) == list(range(8)), "one step, and on disk as any proposal"
+    worker.works()
+    assert worker.given == [4, 5, 6, 7]
+    asker.prepare()
     asker.deadline = 0.0
+    assert worker.works()
     asker.prepare()
-    assert len(asker.journal.proposals) == 8, "nothing new is begun"
+    assert len(asker.journal.proposals) == 12 and len(asker.journal.records) == 8, "nothing new is begun"
 
 
-def test_a_trial_is_held_while_there_is_nothing_to_do(tmp_path: Path) -> None:
-    """Tune would stop its worker."""
+def test_a_worker_that_has_nothing_to_do_stays(tmp_path: Path) -> None:
+    """Tune would stop it, and start another one ten seconds later."""
     asker = asker_at(tmp_path / "journal.jsonl", 12, 2, window=4)
-    given: dict[str, Any] = {}
-    while isinstance(told := asker.suggest(str(len(given))), dict):
-        given[str(len(given))] = told
-        asker.began(str(len(given) - 1))
-    assert asker.suggest("x") is None and asker.search.next_k == 4, "k waits for k - 4"
-    assert not asker.over("3", judged(given["3"])), "candidate 4 waits for candidate 0"
-    assert asker.over("0", judged(given["0"])) and asker.over("3", {"judged": []})
-    for trial in given:
-        asker.over(trial, judged(given[trial]) if trial in "12" else {"judged": []})
-        asker.on_trial_complete(trial, {"judged": []})
-    for number in range(100, 110):
-        told = asker.suggest(str(number))
-        if told == Searcher.FINISHED:
-            break
-        asker.began(str(number))
-        asker.over(str(number), judged(told))
-        asker.on_trial_complete(str(number), {"judged": []})
-    assert sorted(record.k for record in asker.journal.records) == list(range(12))
-    assert asker.suggest("y") == Searcher.FINISHED
+    first, second = Worker(asker, "first").begins(), Worker(asker, "second").begins()
+    for _ in range(10):
+        assert not second.works()
+    assert first.given == [0] and not second.given and asker.search.next_k == 4, "k waits for k - 4"
+    ended = [False, False]
+    for _ in range(30):
+        ended = [end or each.works() for end, each in zip(ended, (first, second), strict=True)]
+    assert ended == [True, True] and sorted(record.k for record in asker.journal.records) == list(range(12))
+
+
+def test_no_more_workers_start_than_there_are_candidates(tmp_path: Path) -> None:
+    asker = asker_at(tmp_path / "journal.jsonl", 3, 8)
+    assert [asker.suggest(str(number)) is not None for number in range(5)] == [True] * 3 + [False] * 2
+
+
+def test_what_fails_in_the_driver_is_not_hidden_in_an_error_of_tune(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, say, which is told in one line."""
+    asker = asker_at(tmp_path / "journal.jsonl", 20, 1)
+    (tmp_path / "made").mkdir()
+
+    def full(record: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(asker.journal, "append", full)
+    slow = tune.with_resources(tune.with_parameters(Slow, home=str(tmp_path / "made")), {"cpu": 1})
+    with pytest.raises(OSError, match="No space left"):
+        trials.run_trials(tuner_of(slow, asker, "search", tmp_path), asker, FENCE)
