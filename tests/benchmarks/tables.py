@@ -7,8 +7,9 @@ Of a space that is larger than its table, the table is what a surrogate is fitte
 al., ICLR 2022): boosted trees for the metric, and for what they miss noise that is the same for a child each time;
 costs are the network's own. `Table.tau` says how well the trees rank children that they were not fitted on.
 
-tests/golden/tables/bignas-m28.json.gz, and vit-m28 likewise of vit-resnas-fashion-mnist, ended after 1,513 candidates
-and without its budget (search.constraints.macs.min=null, .max=null):
+What stands in tests/golden/tables: bignas-m28 as follows; vit-m28 likewise of vit-resnas-fashion-mnist, ended after
+1,513 candidates, without its budget (search.constraints.macs.min=null, .max=null); quantnas-c12 of quantnas-photos as
+it is trained (search.calibration=16, search.validation=4, search.constraints.bitops.max=null):
 
 nas train bignas-fashion-mnist --set recipe.epochs=1 --set recipe.warmup_epochs=0.1 --set train.workers=1
 nas search runs/bignas-fashion-mnist --run-dir runs/all --set search.algorithm=random --set search.candidates=4096
