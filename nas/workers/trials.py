@@ -329,9 +329,9 @@ class Asker(Searcher):
             self.deaths[candidate.k] += self.worked and len(candidates) == 1
             if self.deaths[candidate.k] < LIVES:
                 self.alone.append(candidate)
-                continue
-            error = f"its worker died {LIVES} times on this candidate alone"
-            self._take(candidate, candidate.k, 0.0, None, [], error)
+            else:
+                error = f"its worker died {LIVES} times on this candidate alone"
+                self._take(candidate, candidate.k, 0.0, None, [], error)
 
     def _take(
         self,
@@ -470,11 +470,7 @@ def tuner_of(scored: Any, asker: Asker, name: str, home: Path) -> tune.Tuner:
 
 
 def run_trials(tuner: tune.Tuner, asker: Asker, fence: Fence) -> None:
-    """All of them, to the end.
-
-    Raises:
-        Exception: what failed in the asker, as it was, or in Tune.
-    """
+    """All of them, to the end; what fails in the asker is raised as it was."""
     try:
         on_ray(tuner.fit, fence)
     except TuneError:
