@@ -36,18 +36,23 @@ def ray_session() -> Iterator[None]:
 
 
 class Slow(Scored):
-    """The first is there at once, each other one after seconds; it finds nothing of `tests` where it runs."""
+    """The first is there at once, each other one after seconds. Late candidates wait until three workers have judged
+    some; it finds nothing of `tests` where it runs."""
 
     def setup(self, config: dict[str, Any], home: str) -> None:  # type: ignore[override]
         number = len(os.listdir(home))
         self.reset_config(config)
-        open(f"{home}/{os.getpid()}", "w").close()
+        self.home, self.ends = home, time.monotonic() + 150
+        open(f"{home}/made-{os.getpid()}", "w").close()
         time.sleep(4.0 if number else 0.0)
 
     def _judge(self, k: int, arch: Arch, steps: int) -> dict[str, Any]:
-        time.sleep(0.02)
+        open(f"{self.home}/works-{os.getpid()}", "w").close()
+        time.sleep(0.01)
+        while k > 1000 and time.monotonic() < self.ends and str(os.listdir(self.home)).count("works") < 3:
+            time.sleep(0.1)
         metrics = {"accuracy": float(os.getpid())}
-        return {"k": k, "seconds": 0.02, "metrics": metrics, "parts": [], "error": None}
+        return {"k": k, "seconds": 0.01, "metrics": metrics, "parts": [], "error": None}
 
 
 def asker_at(path: Path, candidates: int, count: int, window: int = 32) -> Asker:
@@ -59,11 +64,11 @@ def asker_at(path: Path, candidates: int, count: int, window: int = 32) -> Asker
 def test_workers_that_start_are_not_stopped_for_one_that_is_done(ray_session: None, tmp_path: Path) -> None:
     """Left to itself Tune gives a trial that waits for its worker to the first one that is done."""
     (tmp_path / "made").mkdir()
-    asker = asker_at(tmp_path / "journal.jsonl", 200, 3)
+    asker = asker_at(tmp_path / "journal.jsonl", 1100, 3)
     slow = tune.with_resources(tune.with_parameters(Slow, home=str(tmp_path / "made")), {"cpu": 1})
     assert not tuner_of(slow, asker, "search", tmp_path).fit().errors
-    made = {int(each.name) for each in (tmp_path / "made").iterdir()}
-    assert {record.k for record in asker.journal.records} == set(range(200))
+    made = {int(each.name[5:]) for each in (tmp_path / "made").glob("made-*")}
+    assert {record.k for record in asker.journal.records} == set(range(1100))
     assert {int((record.metrics or {})["accuracy"]) for record in asker.journal.records} == made and len(made) == 3
 
 
