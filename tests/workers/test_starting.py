@@ -72,6 +72,27 @@ def test_workers_that_start_are_not_stopped_for_one_that_is_done(ray_session: No
     assert {int((record.metrics or {})["accuracy"]) for record in asker.journal.records} == made and len(made) == 3
 
 
+@ray.remote(num_cpus=1)
+class Other:
+    """Somebody else's work."""
+
+    def here(self) -> bool:
+        return True
+
+
+def test_a_worker_that_finds_no_place_holds_nobody_up(ray_session: None, tmp_path: Path) -> None:
+    """Other work may have its CPU for hours: the search ends with the workers that it has."""
+    others = [Other.remote() for _ in range(3)]  # type: ignore[attr-defined]
+    assert all(ray.get([each.here.remote() for each in others]))
+    (tmp_path / "made").mkdir()
+    asker = asker_at(tmp_path / "journal.jsonl", 100, 3)
+    slow = tune.with_resources(tune.with_parameters(Slow, home=str(tmp_path / "made")), {"cpu": 1})
+    assert not tuner_of(slow, asker, "search", tmp_path).fit().errors
+    assert {record.k for record in asker.journal.records} == set(range(100))
+    for each in others:
+        ray.kill(each)
+
+
 class Worker:
     """What a trial does, without Ray."""
 
