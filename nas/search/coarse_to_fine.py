@@ -18,6 +18,7 @@ from pydantic import Field, PositiveInt
 from nas.config.section import Section, Share
 from nas.search.core import Search
 from nas.search.pareto import front
+from nas.search.sampling import kind
 from nas.space import Arch
 
 
@@ -30,7 +31,7 @@ class CoarseToFineOptions(Section):
 
 
 class CoarseToFine(Search):
-    """A choice's kind is the last part of its name: of ``stage2.depth`` it is ``depth``."""
+    """What a choice's kind is, `nas.search.sampling.kind` says."""
 
     name = "coarse_to_fine"
     tag = 8
@@ -72,8 +73,3 @@ class CoarseToFine(Search):
             yield self.space.sample(rng)
         while True:
             yield self.space.mutate(archs[pool[rng.integers(len(pool))]], rng, self.options.rate)
-
-
-def kind(name: str) -> str:
-    """What a choice is about: the last part of its name."""
-    return name.rpartition(".")[2]

@@ -23,7 +23,7 @@ from nas.search.constraints import Constraints
 from nas.search.core import Search
 from nas.search.evolution import child, select, tournament
 from nas.search.pareto import front, hypervolume
-from nas.search.sampling import leaning
+from nas.search.sampling import as_a_whole, leaning
 from nas.space import Arch
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ SHORT = 32  # guesses whose gain is counted where there are more than two object
 CROSSOVER = 0.9  # chance that a child has two parents
 BEYOND = 0.1  # how far beyond the front's ends the hypervolume counts, in ranges of the front
 LEAST = 1e-9
+WHOLE = 20  # draws of a network that varies as a whole, of which a narrow window of cost may hold none
 FEW = 16  # judged candidates, from which on a predictor is fitted
 
 
@@ -60,8 +61,8 @@ class Guesses(NamedTuple):
 
 
 class Guided(Search):
-    """Both ends and random candidates from small to large; then, by turns of `every`, what a predictor promises most
-    of."""
+    """Both ends and random candidates from small to large, every second of which varies as a whole (BigNAS, section
+    3.4); then, by turns of `every`, what a predictor promises most of."""
 
     name = "guided"
     tag = 4
@@ -81,6 +82,8 @@ class Guided(Search):
         """The ends, the random ones, what was picked for this turn, and after that children as evolution's."""
         if k < 2:
             yield (self.space.smallest, self.space.largest)[k]()
+        elif k < self.options.initial and k % 2:
+            yield from (as_a_whole(self.space, rng) for _ in range(WHOLE))
         turn = (k - self.options.initial) % self.options.every
         known = len(archs) - turn  # what is told to the first of this turn
         enough = known > 0 and np.isfinite(points[:known]).all(axis=1).sum() >= FEW

@@ -71,3 +71,16 @@ def leaning(space: Space, rng: np.random.Generator) -> Arch:
     uniform draws all are near its middle."""
     lean, choices = rng.random(), space.choices
     return space.arch({name: c.values[rng.binomial(len(c.values) - 1, lean)] for name, c in choices.items()})
+
+
+def kind(name: str) -> str:
+    """What a choice is about: the last part of its name, of ``stage2.depth`` it is ``depth``."""
+    return name.rpartition(".")[2]
+
+
+def as_a_whole(space: Space, rng: np.random.Generator) -> Arch:
+    """A random architecture whose choices of one kind (all depths, all kernels) stand at the same place between their
+    least and their most."""
+    kinds = list(dict.fromkeys(map(kind, space.choices)))
+    place = dict(zip(kinds, rng.random(len(kinds)), strict=True))
+    return space.arch({name: c.values[int(place[kind(name)] * len(c.values))] for name, c in space.choices.items()})
