@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 from pathlib import Path
+from statistics import mean, stdev
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from nas.build import load_supernet
+from nas.results.plots import INK
 from nas.testing.space import check_cost, check_extracted, check_json, images, ready
+from tests.benchmarks import claims, trainings
 from tests.benchmarks.fixed import Transposed, network
 from tests.benchmarks.quantnas import hand_made
 
@@ -44,6 +48,38 @@ def test_hand_made_networks_are_those_of_the_paper_and_of_their_size() -> None:
     found = rfdn.cost(hand_made(rfdn, 8))["macs"] - rfdn.part_cost((None,)).macs
     assert found / 1e6 == pytest.approx(334, abs=0.5)
     assert wide.cost(hand_made(wide, 4, channels=18, cells=2)) == c18.cost(hand_made(c18, 4))
+
+
+def test_what_the_claims_say_is_what_was_recorded() -> None:
+    """Means over supernets and their standard errors, as the page has them, from the records of trainings."""
+    page = (Path(__file__).parents[1] / "docs" / "claims.md").read_text()
+    rows = [*claims.no_retraining(), *claims.family("bignas-textures")]
+    assert len(rows) == 10
+    told = [f"{mean(values):+.2f} ± {stdev(values) / len(values) ** 0.5:.2f}" for _, values in rows]
+    assert told[0] in page
+    for place in (1, 2, 3, 4, 7):
+        _, values = rows[place]
+        assert f"{mean(values):+.1f} ± {stdev(values) / len(values) ** 0.5:.1f}" in page
+
+
+def test_every_picture_of_the_claims_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that the page shows, and of whatever else there will be records of: here all that a benchmark writes."""
+    records, pictures = tmp_path / "records", tmp_path / "docs" / "claims"
+    shutil.copytree(claims.RECORDS, records)
+    pictures.parent.mkdir()
+    monkeypatch.setattr(claims, "PICTURES", pictures)
+    for module in (claims, trainings):
+        monkeypatch.setattr(module, "RECORDS", records)
+    for name in ("quantnas-wide", "quantnas-fixed"):
+        figures = {"GBitOPs": 0.4, "Set5": 36.0, "Set14": 32.0, "BSD100": 31.0}
+        parts = [("guided, at most 0.4 GBitOPs", lambda figures=figures: figures)]
+        trainings.report(name, {"steps": 1}, lambda seed, parts=parts: iter(parts), [0, 1])
+        trainings.report(name, {"steps": 1}, lambda seed: iter([("guided, at most 0.4 GBitOPs", pytest.fail)]), [1])
+    claims.main()
+    page = (Path(__file__).parents[1] / "docs" / "claims.md").read_text()
+    drawn = {file.name for file in pictures.iterdir()}
+    assert set(re.findall(r"\(claims/(.*?)\)", page)) | {"quantnas-wide.svg"} <= drawn
+    assert all("<svg" in file.read_text() and INK not in file.read_text() for file in pictures.iterdir())
 
 
 # --- networks of one size that QuantNAS is compared with

@@ -11,7 +11,8 @@ Parts:
             supernet); evolution and random search within budgets of BitOPs; the differentiable search. Whatever is
             found is trained on from the supernet's weights with real quantizers, all alike
     wide    space basic-wide, where channels, cells and 2 bits are choices too: 3 x 3 convolutions of three sizes with 8
-            and with 4 bits; evolution and random search within the BitOPs of the middle one
+            and with 4 bits; the best within three budgets of a guided and of a random search, which score the better
+            part of their candidates again after 100 steps with real quantizers
     rfdn    space rfdn-c12, likewise: an RFDN with 8 and with 4 bits, evolution and random search
     fixed   published networks and 3 x 3 convolutions of one width (`tests.benchmarks.fixed`), with 8 and with 4 bits,
             each from scratch for as many steps as a supernet of the above and the training after it have together
@@ -102,24 +103,32 @@ these 15,000 steps of 8 crops took nine minutes on a busy core.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nas.build import load_task, make_supernet
+from nas.children.alone import Alone
 from nas.children.evaluate import Batches, Evaluator, score
+from nas.config import plugins
 from nas.config.experiment import Experiment, load_experiment
+from nas.config.sections import Bounds
 from nas.recipes.differentiable import architecture, entropy
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
+from nas.search.journal import Record
 from nas.space import Arch
 from nas.supernet import Supernet
 from tests.benchmarks.fixed import NETWORKS
-from tests.benchmarks.trainings import CPU, Figures, Trainer, report, searched
+from tests.benchmarks.trainings import CPU, Figures, Part, Trainer, report, searched
 
 BATCH, CANDIDATES, SIZE = 8, 150, "basic-c18"
+BUDGETS = (0.15, 0.4, 1.2)  # GBitOPs of `wide`, whose search has MANY candidates between LEAST_SHARE of the first and
+MANY, LEAST_SHARE = 500, 0.5  # the last; those that climb are trained for some steps
+RUNGS = ((1.0, 0), (0.15, 100))
 SIDE = 320  # pixels that every photograph of BSDS200 has a side; images of validation are four crops wide
 # paths a step for the supernet of `front`: most slots choose among four operations, so each is trained about as often
 # as alone
@@ -193,6 +202,11 @@ class Bench:
             }
         )
 
+    def net(self, size: str) -> Supernet:
+        """A supernet of a size, for its space and costs."""
+        told = self.experiment(SUPERNET, self.o.steps, 0, size, quant="noise")
+        return make_supernet(told, load_task(told))
+
     def alone(self, arch: Arch, net: Supernet, seed: int, size: str, share: int = 1) -> Figures:
         """The network trained from scratch with real quantizers, for the given share of the steps, and tested."""
         told = self.experiment(ALONE, self.o.steps // share, seed, size, arch, quant="real")
@@ -201,12 +215,14 @@ class Bench:
             **self.tested(self.train(told, f"alone-{size}-{arch.id}-{seed}")),
         }
 
-    def finetuned(self, arch: Arch, net: Supernet, seed: int, size: str) -> Figures:
-        """The network trained on from the weights that it inherits, with real quantizers, and tested."""
+    def finetuned(self, seed: int, size: str, find: Callable[[Evaluator], Arch]) -> Figures:
+        """The network that is found, trained on from the weights that it inherits, with real quantizers, and tested."""
+        shared = self.supernet(seed, size)
+        arch = find(shared)
         found = Checkpoint.newest(RunDir(self.o.dir / f"supernet-{size}-{seed}").checkpoints)
         told = self.experiment(ALONE, self.o.steps, seed, size, arch, found and found.directory, quant="real")
         return {
-            "GBitOPs": net.cost(arch)["bitops"] / 1e9,
+            "GBitOPs": shared.net.cost(arch)["bitops"] / 1e9,
             **self.tested(self.train(told, f"finetuned-{size}-{arch.id}-{seed}")),
         }
 
@@ -225,95 +241,117 @@ class Bench:
         alpha = found.recipe()["alpha"]
         return net, architecture(net, alpha), float(entropy(net, alpha))
 
+    @cache  # noqa: B019, there is one benchmark a process
     def supernet(self, seed: int, size: str) -> Evaluator:
         """That of `front`, `wide` and `rfdn`."""
         told = self.experiment(SUPERNET, self.o.steps, seed, size, quant="noise", paths=SHARED)
         return self.train(told, f"supernet-{size}-{seed}")
 
-    def front(self, seed: int) -> Iterator[tuple[str, Figures]]:
-        shared = self.supernet(seed, SIZE)
-        net = shared.net
-        eight, four = hand_made(net, 8), hand_made(net, 4)
-        middle = between(net, four, eight)
-        yield "hand-made, 8 bits", self.finetuned(eight, net, seed, SIZE)
-        yield "hand-made, 4 bits", self.finetuned(four, net, seed, SIZE)
-        chosen = self.train.once(f"bits-{seed}", lambda: best_bits(shared, eight, middle))
-        yield "hand-made, bits chosen", self.finetuned(chosen, net, seed, SIZE)
-        yield from self.budgets(shared, seed, SIZE, four, eight)
-        _, found, _ = self.differentiable(self.o.steps, seed, SIZE, 1e-3)
-        yield "differentiable search", self.finetuned(found, net, seed, SIZE)
+    def front(self, seed: int) -> Iterator[Part]:
+        net = self.net(SIZE)
+        yield from self.by_hand(seed, SIZE, "hand-made", {})
+        middle = between(net, hand_made(net, 4), hand_made(net, 8))
+        yield "hand-made, bits chosen", lambda: self.finetuned(seed, SIZE, partial(self.bits, seed, middle))
+        yield from self.budgets(seed, SIZE)
 
-    def wide(self, seed: int) -> Iterator[tuple[str, Figures]]:
+        def differentiable() -> Arch:
+            return self.differentiable(self.o.steps, seed, SIZE, 1e-3)[1]
+
+        yield "differentiable search", lambda: self.finetuned(seed, SIZE, lambda shared: differentiable())
+
+    def wide(self, seed: int) -> Iterator[Part]:
         size = "basic-wide"
-        shared = self.supernet(seed, size)
         for channels, cells in ((12, 1), (18, 2), (24, 3)):
-            for bits in (8, 4):
-                made = hand_made(shared.net, bits, channels=channels, cells=cells)
-                yield f"{channels} channels, {bits} bits", self.finetuned(made, shared.net, seed, size)
-        ends = [hand_made(shared.net, bits, channels=18, cells=2) for bits in (4, 8)]
-        yield from self.budgets(shared, seed, size, *ends)
+            yield from self.by_hand(seed, size, f"{channels} channels", {"channels": channels, "cells": cells})
+        for algorithm in ("guided", "random"):
+            for budget in BUDGETS:
+                find = partial(self.searched, algorithm, seed, size, budget)
+                yield f"{algorithm}, at most {budget:g} GBitOPs", partial(self.finetuned, seed, size, find)
 
-    def rfdn(self, seed: int) -> Iterator[tuple[str, Figures]]:
-        size = "rfdn-c12"
-        shared = self.supernet(seed, size)
-        ends = [hand_made(shared.net, bits) for bits in (4, 8)]
-        for made, bits in zip(ends, (4, 8), strict=True):
-            yield f"hand-made, {bits} bits", self.finetuned(made, shared.net, seed, size)
-        yield from self.budgets(shared, seed, size, *ends)
+    def rfdn(self, seed: int) -> Iterator[Part]:
+        yield from self.by_hand(seed, "rfdn-c12", "hand-made", {})
+        yield from self.budgets(seed, "rfdn-c12")
 
-    def fixed(self, seed: int) -> Iterator[tuple[str, Figures]]:
+    def fixed(self, seed: int) -> Iterator[Part]:
         for name in NETWORKS:
             for bits in (8, 4):
-                told = self.experiment(
-                    ALONE,
-                    2 * self.o.steps,
-                    seed,
-                    f"{name}-{bits}",
-                    space="tests.benchmarks.fixed:network",
-                    quant="real",
-                )
-                found = self.train(told, f"fixed-{name}-{bits}-{seed}")
-                cost = found.net.cost(found.net.space.largest())["bitops"]
-                yield f"{name}, {bits} bits", {"GBitOPs": cost / 1e9, **self.tested(found)}
+                yield f"{name}, {bits} bits", partial(self.published, name, bits, seed)
 
-    def budgets(
-        self, shared: Evaluator, seed: int, size: str, four: Arch, eight: Arch
-    ) -> Iterator[tuple[str, Figures]]:
+    def published(self, name: str, bits: int, seed: int) -> Figures:
+        size, space = f"{name}-{bits}", "tests.benchmarks.fixed:network"
+        told = self.experiment(ALONE, 2 * self.o.steps, seed, size, space=space, quant="real")
+        found = self.train(told, f"fixed-{name}-{bits}-{seed}")
+        cost = found.net.cost(found.net.space.largest())["bitops"]
+        return {"GBitOPs": cost / 1e9, **self.tested(found)}
+
+    def by_hand(self, seed: int, size: str, name: str, chosen: Mapping[str, int]) -> Iterator[Part]:
+        """3 x 3 convolutions with 8 and with 4 bits."""
+        for bits in (8, 4):
+            find = partial(lambda bits, shared: hand_made(shared.net, bits, **chosen), bits)
+            yield f"{name}, {bits} bits", partial(self.finetuned, seed, size, find)
+
+    def bits(self, seed: int, budget: int, shared: Evaluator) -> Arch:
+        """The best bits for the hand-made network of `front`."""
+        find = partial(best_bits, shared, hand_made(shared.net, 8), budget)
+        return Arch(self.train.once(f"bits-{seed}", lambda: dict(find())))
+
+    def budgets(self, seed: int, size: str) -> Iterator[Part]:
         """What searches find within the BitOPs of two networks, and between them."""
-        net = shared.net
+        net = self.net(size)
+        four, eight = (hand_made(net, bits) for bits in (4, 8))
         low, middle, high = net.cost(four)["bitops"], between(net, four, eight), net.cost(eight)["bitops"]
-        for budget, name in ((low, "as 4 bits"), (middle, "between"), (high, "as 8 bits")):
-            found = self.best("evolution", shared, seed, size, round(budget))
-            yield f"evolution, {name}", self.finetuned(found, net, seed, size)
-        found = self.best("random", shared, seed, size, middle)
-        yield "random search, between", self.finetuned(found, net, seed, size)
+        for algorithm, budget, name in (
+            ("evolution", low, "as 4 bits"),
+            ("evolution", middle, "between"),
+            ("evolution", high, "as 8 bits"),
+            ("random", middle, "between"),
+        ):
+            find = partial(self.best, algorithm, seed, size, budget)
+            yield f"{algorithm}, {name}", partial(self.finetuned, seed, size, find)
 
-    def best(self, algorithm: str, shared: Evaluator, seed: int, size: str, budget: int) -> Arch:
+    def best(self, algorithm: str, seed: int, size: str, budget: int, shared: Evaluator) -> Arch:
         """The best of so many candidates within a budget of BitOPs, on inherited weights."""
-        told = self.experiment(SUPERNET, self.o.steps, seed, size, quant="noise")
-        constraints = told.search.constraints.model_copy(update={"max_bitops": budget})
-        told = told.model_copy(
-            update={"search": told.search.model_copy(update={"algorithm": algorithm, "constraints": constraints})}
-        )
+        search = {"algorithm": algorithm, "constraints": {"bitops": Bounds(max=budget)}}
 
-        def find() -> Arch:
+        def find() -> dict[str, int | float]:
+            records = searched(self.searching(seed, size, search), shared)
+            return dict(max(records, key=lambda record: record.metrics["psnr"]).arch)  # type: ignore[index]
+
+        return Arch(self.train.once(f"{algorithm}-{size}-{budget}-{seed}", find))
+
+    def searched(self, algorithm: str, seed: int, size: str, budget: float, shared: Evaluator) -> Arch:
+        """The best within a budget of one search over all of `BUDGETS`, whose better candidates are trained for some
+        steps with real quantizers before they are scored again."""
+        bounds = Bounds(min=round(LEAST_SHARE * min(BUDGETS) * 1e9), max=round(max(BUDGETS) * 1e9))
+        recipe = self.experiment(ALONE, self.o.steps, seed, size, quant="real").recipe
+        search = {"algorithm": algorithm, "options": plugins.find("search", algorithm).Options()}
+        search |= {"constraints": {"bitops": bounds}, "candidates": MANY, "rungs": RUNGS, "recipe": recipe}
+        told = self.searching(seed, size, search)
+
+        def find() -> list[Any]:
+            shared.alone = Alone(told, shared.task, shared.net, recipe, CPU, seed, again=True)
             records = searched(told, shared)
-            return max(
-                records, key=lambda record: record.metrics["psnr"] if record.cost["bitops"] <= budget else 0.0
-            ).arch  # type: ignore[index]
+            top = [record for record in records if len(record.lower) == len(RUNGS) - 1]
+            return [record.to_json() for record in top]
 
-        return self.train.once(f"{algorithm}-{size}-{budget}-{seed}", find)
+        found = [Record.from_json(form) for form in self.train.once(f"{algorithm}-{size}-{seed}", find)]
+        within = [record for record in found if record.cost["bitops"] <= budget * 1e9]
+        return max(within, key=lambda record: record.metrics["psnr"]).arch  # type: ignore[index]
 
-    def noise(self, seed: int) -> Iterator[tuple[str, Figures]]:
+    def searching(self, seed: int, size: str, search: Mapping[str, Any]) -> Experiment:
+        told = self.experiment(SUPERNET, self.o.steps, seed, size, quant="noise")
+        return told.model_copy(update={"search": told.search.model_copy(update=search)})
+
+    def noise(self, seed: int) -> Iterator[Part]:
         for name, quant, adq in (
             ("noise, ADQ", "noise", True),
             ("no noise, ADQ", "off", True),
             ("noise, no ADQ", "noise", False),
         ):
             told = self.experiment(SUPERNET, self.o.steps // 3, seed, "basic-c12", quant=quant, options={"adq": adq})
-            yield name, self.random_children(told, f"{name.replace(', ', '-').replace(' ', '-')}-{seed}")
+            yield name, partial(self.random_children, told, f"{name.replace(', ', '-').replace(' ', '-')}-{seed}")
 
-    def paths(self, seed: int) -> Iterator[tuple[str, Figures]]:
+    def paths(self, seed: int) -> Iterator[Part]:
         for name, shared, opening, paths in (
             ("own kernels", False, 0.0, 1),
             ("shared kernels", True, 0.0, 1),
@@ -321,17 +359,10 @@ class Bench:
             ("shared, 4 paths", True, 0.0, 4),
             ("shared, opening, 4 paths", True, 0.5, 4),
         ):
-            told = self.experiment(
-                SUPERNET,
-                self.o.steps // paths,
-                seed,
-                "basic-c12",
-                quant="noise",
-                opening=opening,
-                paths=paths,
-                options={"shared": shared},
-            )
-            yield name, self.random_children(told, f"paths-{name.replace(',', '').replace(' ', '-')}-{seed}")
+            how = {"quant": "noise", "opening": opening, "paths": paths, "options": {"shared": shared}}
+            told = self.experiment(SUPERNET, self.o.steps // paths, seed, "basic-c12", **how)
+            directory = f"paths-{name.replace(',', '').replace(' ', '-')}-{seed}"
+            yield name, partial(self.random_children, told, directory)
 
     def random_children(self, told: Experiment, name: str) -> Figures:
         """What a supernet's children have with inherited weights and real quantizers, dB on validation."""
@@ -339,23 +370,25 @@ class Bench:
         figures = [found(found.net.space.sample(rng))["psnr"] for _ in range(20)]
         return {"mean validation PSNR": float(np.mean(figures)), "smallest": min(figures), "largest": max(figures)}
 
-    def alpha(self, seed: int) -> Iterator[tuple[str, Figures]]:
-        for term in (0.0, 1e-3, 1e-2):
+    def alpha(self, seed: int) -> Iterator[Part]:
+        def found(term: float) -> Figures:
             net, arch, left = self.differentiable(self.o.steps // 3, seed, "basic-c12", term)
-            yield f"entropy term {term:g}", {"entropy left, nats": left, **self.alone(arch, net, seed, "basic-c12", 3)}
+            return {"entropy left, nats": left, **self.alone(arch, net, seed, "basic-c12", 3)}
 
-    def long(self, seed: int) -> Iterator[tuple[str, Figures]]:
+        for term in (0.0, 1e-3, 1e-2):
+            yield f"entropy term {term:g}", partial(found, term)
+
+    def long(self, seed: int) -> Iterator[Part]:
         told = self.experiment(ALONE, 1, seed, "basic-c12", quant="off", options={"bits": [32]})
         net = make_supernet(told, load_task(told))
         rng = np.random.default_rng(0)
         arch = min((net.space.sample(rng) for _ in range(500)), key=lambda arch: abs(net.cost(arch)["macs"] - FSRCNN))
-        print(
-            f"{net.cost(arch)['macs'] / 32**2:.0f} MACs a low-resolution pixel, {net.cost(arch)['params']:,} "
-            "parameters",
-            flush=True,
-        )
         told = self.experiment(ALONE, 20 * self.o.steps, seed, "basic-c12", arch, quant="off", options={"bits": [32]})
-        yield "long", self.tested(self.train(told, f"long-{seed}"))
+        macs = net.cost(arch)["macs"] / 32**2
+        yield (
+            f"{macs:.0f} MACs a low-resolution pixel",
+            lambda: self.tested(self.train(told, f"long-{seed}")),
+        )
 
 
 def hand_made(net: Supernet, bits: int, **size: int) -> Arch:
@@ -400,7 +433,7 @@ def main() -> None:
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=2)
     parser.add_argument("--minutes", type=float, default=60)
     o = parser.parse_args()
-    report(getattr(Bench(o), o.part), o.seeds)
+    report(f"quantnas-{o.part}", {"steps": o.steps, "scale": o.scale}, getattr(Bench(o), o.part), o.seeds)
 
 
 if __name__ == "__main__":

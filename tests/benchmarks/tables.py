@@ -198,6 +198,8 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("file", type=Path)
     args = parser.parse_args()
+    if not RunDir(args.run.absolute()).journals():
+        parser.error(f"no search in {args.run}: give the directory of a run that has searched")
     write(RunDir(args.run.absolute()), args.file)
     table = Table.read(args.file)
     rest = "" if table.complete else f"; tau of its surrogate with children held out {table.tau:.3f}"

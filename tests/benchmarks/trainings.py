@@ -7,9 +7,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 from unittest import mock
 
 import torch
@@ -23,10 +24,10 @@ from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.search.journal import Record
-from nas.space import Arch
 from nas.training.loop import Loop
 
 CPU = torch.device("cpu")
+RECORDS = Path(__file__).parent / "records"
 Figures = dict[str, float]
 
 
@@ -67,43 +68,75 @@ class Trainer:
         net.load_state_dict(found.child_weights())
         return Evaluator(net, task, told.search, CPU)
 
-    def once(self, name: str, find: Callable[[], Arch]) -> Arch:
-        """What was found, now or by an earlier call of that name."""
+    def once(self, name: str, find: Callable[[], Any]) -> Any:
+        """What was found, plain JSON, now or by an earlier call of that name."""
         file = self.root / f"{name}.json"
         if not file.exists():
-            atomic.write_atomic(file, json.dumps(dict(find())))
-        return Arch(json.loads(file.read_text()))
+            atomic.write_atomic(file, json.dumps(find()))
+        return json.loads(file.read_text())
 
 
 def searched(told: Experiment, evaluator: Evaluator) -> list[Record]:
-    """Every candidate of the experiment's search, scored one after another."""
+    """Every candidate of the experiment's search, scored one after another, on the rungs that it climbs to."""
     engine, records = open_search(told, evaluator.net, evaluator.task), []
-    for _ in range(told.search.candidates):
+    for _ in progress(range(told.search.candidates), "candidates"):
         candidate = engine.ask()
         assert candidate is not None
-        records.append(
-            Record(candidate.k, candidate.arch, evaluator(candidate.arch), dict(engine.cost(candidate.arch)), 0.0, None)
-        )
-        engine.tell(records[-1])
+        cost, lower = dict(engine.cost(candidate.arch)), []
+        for rung in engine.rungs:
+            metrics = evaluator.judge(candidate.arch, rung.steps).metrics
+            record = Record(candidate.k, candidate.arch, metrics, cost, 0.0, None, tuple(lower))
+            if not engine.climbs(record):
+                break
+            lower.append(metrics)
+        records.append(record)
+        engine.tell(record)
     return records
 
 
-def report(parts: Callable[[int], Iterator[tuple[str, Figures]]], seeds: Iterable[int]) -> None:
-    """Print what each part of each seed shows, then means and standard deviations over seeds; or that the time is
-    over."""
+def progress(steps: Iterable[int], what: str) -> Iterator[int]:
+    """Tell once a minute how far this is."""
+    steps, began = list(steps), time.monotonic()
+    told = began
+    for done, step in enumerate(steps):
+        if done and (now := time.monotonic()) > told + 60:
+            left = (now - began) / done * (len(steps) - done)
+            print(f"{done} of {len(steps)} {what}, {left / 60:.0f} min left", flush=True)
+            told = now
+        yield step
+
+
+Part = tuple[str, Callable[[], Figures]]
+
+
+def report(
+    name: str, settings: Mapping[str, int], parts: Callable[[int], Iterator[Part]], seeds: Iterable[int]
+) -> None:
+    """Print what each part of each seed shows, then means and standard deviations over seeds; or that the time is over.
+
+    Each part is a line of tests/benchmarks/records/NAME.jsonl, and one that stands there of these settings is not done
+    again.
+    """
+    file = RECORDS / f"{name}.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    done = {(line["seed"], line["part"]): line["figures"] for line in lines if line["settings"] == settings}
     rows: dict[str, list[Figures]] = {}
     try:
         for seed in seeds:
-            for name, figures in parts(seed):
-                rows.setdefault(name, []).append(figures)
-                print(
-                    f"seed {seed}, {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()),
-                    flush=True,
-                )
+            for part, find in parts(seed):
+                if (seed, part) not in done:
+                    done[seed, part] = find()
+                    line = {"seed": seed, "part": part, "settings": settings, "figures": done[seed, part]}
+                    with file.open("a") as log:
+                        log.write(json.dumps(line) + "\n")
+                figures = done[seed, part]
+                rows.setdefault(part, []).append(figures)
+                told = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
+                print(f"seed {seed}, {part}: {told}", flush=True)
     except Late:
         print("the time is over; the same command continues")
-    for name, found in rows.items():
-        print(f"| {name} | " + " | ".join(spread(f[key] for f in found) for key in found[0]) + " |")
+    for part, found in rows.items():
+        print(f"| {part} | " + " | ".join(spread(f[key] for f in found) for key in found[0]) + " |")
 
 
 def spread(values: Iterable[float]) -> str:
