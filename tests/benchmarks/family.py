@@ -5,9 +5,9 @@ as much computing as the supernet cost, shared among a family of 5 and of 20.
 
 The networks are fixed before anything is trained: five, evenly spread over the logarithm of MACs. Supernet and networks
 learn in one process from the same examples in the same order; a network alone as the preset's `fidelity.recipe` says,
-whose rate was chosen on validation of seed 0. Every one is calibrated and scored by the same code, on the whole test
-part. The unit is the supernet: a seed gives one mean difference over the five. Each training is a line of
-tests/benchmarks/records/family-<preset>.jsonl, and one that stands there is not done again.
+whose rate was chosen on validation of seed 0 (``--rates 0.05 0.1 0.2``). Every one is calibrated and scored by the same
+code, on the whole test part. The unit is the supernet: a seed gives one mean difference over the five. Each training is
+a line of tests/benchmarks/records/family-<preset>.jsonl, and one that stands there is not done again.
 
 `bignas-textures`, seeds 0 to 2, 792 steps of 64 images, 2,720 test images: cut minus alone, the mean over supernets and
 its standard error; what is further from 0 than 2.8 of these would have shown four times out of five.
@@ -28,7 +28,6 @@ import argparse
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,9 +41,8 @@ from nas.search.constraints import Constraints, evenly
 from nas.space import Arch
 from nas.supernet import Supernet
 from nas.tasks.task import Task
+from tests.benchmarks.trainings import CPU, RECORDS
 
-CPU = torch.device("cpu")
-RECORDS = Path(__file__).parent / "records"
 FAMILIES = (5, 20)  # whose members share what the supernet cost
 NETWORKS = 5
 
@@ -95,6 +93,21 @@ def trainings(
                 yield told(kind, arch, fresh, length)
 
 
+def rates(preset: str, overrides: list[str], given: list[float]) -> Iterator[str]:
+    """Cross-entropy on validation of the middle network alone, seed 0, with each of these rates."""
+    experiment = load_experiment(preset, [*overrides, "seed=0"])
+    task, options = load_task(experiment), experiment.alone
+    assert options is not None
+    net = make_supernet(experiment, task)
+    arch = evenly(net.space, net.cost, "macs", Constraints(), NETWORKS)[NETWORKS // 2]
+    for rate in given:
+        learner = Alone(experiment, task, net, options.model_copy(update={"lr": rate}), CPU, 0)
+        fresh = learner.fresh(net, arch)
+        evaluator = Evaluator(fresh, task, experiment.search, CPU)
+        learner.train(fresh, round(options.epochs * learner.epoch), evaluator.calibration)
+        yield f"lr {rate:g}: {evaluator(fresh.space.largest())}"
+
+
 def table(records: list[dict[str, Any]], task: Task) -> Iterator[str]:
     """Differences cut minus alone: the mean over seeds of a seed's mean, its standard error, what would have shown."""
     seeds = sorted({record["seed"] for record in records})
@@ -120,9 +133,13 @@ def main() -> None:
     parser.add_argument("--preset", default="bignas-textures")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--rates", type=float, nargs="+", default=[], help="of networks alone: judge these, and end")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    RECORDS.mkdir(exist_ok=True)
+    for line in rates(options.preset, options.set, options.rates):
+        print(line, flush=True)
+    if options.rates:
+        return
     file = RECORDS / f"family-{options.preset}.jsonl"
     records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for seed in range(options.seeds):

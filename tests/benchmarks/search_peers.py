@@ -151,6 +151,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from 0")
     parser.add_argument("--marks", type=int, nargs="+", default=[100, 250])
     parser.add_argument("--tables", type=Path, nargs="*", help="of judged children, in place of the synthetic problem")
+    parser.add_argument("--searchers", nargs="+", default=list(SEARCHERS), choices=SEARCHERS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     problem, best = Problem(synthetic.SPACE, synthetic.objectives, synthetic.REFERENCE), 1.0
@@ -162,7 +163,8 @@ def main() -> None:
         else:
             print("| searcher | " + " | ".join(f"{mark:,}" for mark in args.marks) + " |")
             print("| --- " * (len(args.marks) + 1) + "|")
-        for name, volumes in SEARCHERS.items():
+        for name in args.searchers:
+            volumes = SEARCHERS[name]
             found = [volumes(problem, seed, args.marks) for seed in range(args.seeds)]
             print(search_tables.row(name, np.array(found) / best), flush=True)
 
