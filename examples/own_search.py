@@ -13,7 +13,7 @@ the journal and the window.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -41,7 +41,7 @@ class Ageing(Search):
     options: AgeingOptions
 
     def draws(
-        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+        self, k: int, archs: Sequence[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
     ) -> Iterator[Arch]:
         """Uniform at first, then mutants. `points` has (metric, cost), both to be minimised, NaN where one failed."""
         o = self.options

@@ -3,7 +3,7 @@ of cost, all of which have children alike."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Annotated
 
@@ -42,7 +42,7 @@ class Alphanet(Search):
         return (most - least) / self.options.intervals or 1.0
 
     def draws(
-        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+        self, k: int, archs: Sequence[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
     ) -> Iterator[Arch]:
         """Children of the archive, which is that of the candidates within the constraints."""
         if k == 0:

@@ -7,7 +7,7 @@ budget, has mutants.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import product
 from typing import Annotated
@@ -63,7 +63,7 @@ class CoarseToFine(Search):
         return self.space.arch(values)
 
     def draws(
-        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+        self, k: int, archs: Sequence[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
     ) -> Iterator[Arch]:
         """What is left of the coarse networks; then mutants of the front."""
         yield from self._coarse[k:]

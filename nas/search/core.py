@@ -20,7 +20,7 @@ from nas.config.section import Section
 from nas.search.constraints import ANYTHING, Constraints, CostFunction, check_attainable
 from nas.search.journal import Candidate, Journal, Record
 from nas.search.pareto import front
-from nas.search.rows import Rows
+from nas.search.rows import First, Rows
 from nas.search.rungs import INHERITED, Ladder, Rung
 from nas.search.sampling import find
 from nas.space import Arch, Space
@@ -150,7 +150,7 @@ class Search(ABC):
 
     @abstractmethod
     def draws(
-        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+        self, k: int, archs: Sequence[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
     ) -> Iterator[Arch]:
         """Endless draws for candidate k; the first that is new and within the constraints is proposed.
 
@@ -251,7 +251,7 @@ class Search(ABC):
         """The first architecture for candidate k that is new and within its constraints."""
         rng, constraints = np.random.default_rng([self.seed, self.tag, k]), self.constraints(k)
         given, own = self.first[k : k + 1], max(0, k - len(self.first))
-        draws = chain(given, self.draws(own, self._archs[: len(points)], points, violations, rng))
+        draws = chain(given, self.draws(own, First(self._archs, len(points)), points, violations, rng))
         known_before = constraints.without(self._metrics)
         arch = find(self.space, lambda arch: known_before.violation(self.cost(arch)), self._seen, draws, rng)
         if arch is None:

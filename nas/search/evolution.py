@@ -9,7 +9,7 @@ front, and what lies between two parents is found by crossover.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Annotated
 
@@ -18,7 +18,7 @@ from pydantic import Field
 
 from nas.config.section import Section
 from nas.search.core import Search
-from nas.search.pareto import crowding, ranks
+from nas.search.pareto import crowding, front
 from nas.space import Arch, Space
 
 
@@ -35,15 +35,13 @@ def select(points: np.ndarray, violations: np.ndarray, size: int) -> np.ndarray:
         Indices of records, shape ``(at most size,)``.
     """
     finite = np.isfinite(points).all(axis=1)
-    inside = np.flatnonzero(finite & (violations == 0))
-    rank = ranks(points[inside])
-    lonely = np.zeros(len(inside))
-    for number in range(rank.max() + 1 if len(rank) else 0):
-        if (rank < number).sum() >= size:
-            break
-        lonely[rank == number] = crowding(points[inside[rank == number]])
+    left = np.flatnonzero(finite & (violations == 0))
     outside = np.flatnonzero(finite & (violations > 0))
-    best = inside[np.lexsort((-lonely, rank))]
+    best = left[:0]
+    while len(left) and len(best) < size:
+        top = front(points[left])
+        best = np.append(best, left[top][np.argsort(-crowding(points[left[top]]), kind="stable")])
+        left = np.delete(left, top)
     return np.concatenate((best, outside[np.argsort(violations[outside], kind="stable")]))[:size]
 
 
@@ -132,7 +130,7 @@ class Evolution(Search):
         return Best(self.options.parents)
 
     def draws(
-        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+        self, k: int, archs: Sequence[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
     ) -> Iterator[Arch]:
         """Both ends first, then random ones while fewer than two records can be parents, then children."""
         if k < 2:

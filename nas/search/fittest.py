@@ -7,7 +7,7 @@ least; their first networks are shrunk from the largest one until they fit the w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from pydantic import Field, PositiveInt
@@ -44,7 +44,7 @@ class Fittest(Search):
         return {name: value for name, value in super().identity.items() if name != "options"}
 
     def draws(
-        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+        self, k: int, archs: Sequence[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
     ) -> Iterator[Arch]:
         """Uniform draws for the first candidates; then children, within the constraints or not: the caller looks."""
         pool = [] if k < self.options.initial else [archs[i] for i in fittest(points[:, 0], violations)]

@@ -77,7 +77,7 @@ class Guided(Search):
         return -guess if guess is not None and self.objective.better == "higher" else guess
 
     def draws(
-        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+        self, k: int, archs: Sequence[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
     ) -> Iterator[Arch]:
         """The ends, the random ones, what was picked for this turn, and after that children as evolution's."""
         if k < 2:

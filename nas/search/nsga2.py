@@ -7,7 +7,7 @@ flight is skipped: with a window larger than the population the parents are two 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -38,7 +38,7 @@ class Nsga2(Search):
     _read = np.zeros(0)  # and how far each of these missed its constraints
 
     def draws(
-        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+        self, k: int, archs: Sequence[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
     ) -> Iterator[Arch]:
         """Children of the survivors of the generations that were known whole when this one began."""
         if k < 2:

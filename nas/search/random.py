@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -18,7 +18,7 @@ class Random(Search):
     tag = 1
 
     def draws(
-        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+        self, k: int, archs: Sequence[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
     ) -> Iterator[Arch]:
         """Uniform draws; nothing that was found is looked at."""
         return samples(self.space, rng)

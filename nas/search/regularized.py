@@ -3,7 +3,7 @@ a single fitness."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import numpy as np
@@ -31,7 +31,7 @@ class Regularized(Search):
     options: RegularizedOptions
 
     def draws(
-        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+        self, k: int, archs: Sequence[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
     ) -> Iterator[Arch]:
         """Random networks while there is less than a population; then mutants. The population is the last of those
         that are told; failed ones stand in it, and never win."""

@@ -1,8 +1,13 @@
-"""A table of numbers that grows."""
+"""Tables that grow, and their first rows without a copy: a long search asks for these at each candidate."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar, overload
+
 import numpy as np
+
+Item = TypeVar("Item")
 
 
 class Rows:
@@ -25,3 +30,23 @@ class Rows:
         rows = self._table[:count]
         rows.flags.writeable = False
         return rows
+
+
+class First(Sequence[Item]):
+    """The first `count` items of a list that only grows."""
+
+    def __init__(self, items: list[Item], count: int) -> None:
+        assert count <= len(items)
+        self._items, self._count = items, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> Item: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Item]: ...
+    def __getitem__(self, at: int | slice) -> Item | list[Item]:
+        if isinstance(at, slice):
+            return self._items[: self._count][at]
+        return self._items[range(self._count)[at]]

@@ -3,7 +3,7 @@ meant."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,7 +191,7 @@ class Uniform(Search):
     name, tag = "uniform", 90
 
     def draws(
-        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+        self, k: int, archs: Sequence[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
     ) -> Iterator[Arch]:
         while True:
             yield self.space.sample(rng)
@@ -199,7 +199,7 @@ class Uniform(Search):
 
 class GlobalDraws(Uniform):
     def draws(
-        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+        self, k: int, archs: Sequence[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
     ) -> Iterator[Arch]:
         return super().draws(k, archs, points, violations, np.random.default_rng(np.random.randint(1 << 30)))
 
@@ -208,7 +208,7 @@ class Peeking(Uniform):
     """Looks at all that was told, not at what it is given."""
 
     def draws(
-        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+        self, k: int, archs: Sequence[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
     ) -> Iterator[Arch]:
         seen = sum(value for value, _ in self._points.values() if np.isfinite(value))
         return super().draws(k, archs, points, violations, np.random.default_rng([k, int(-1000 * seen)]))
@@ -220,7 +220,7 @@ class OneStream(Uniform):
     own: np.random.Generator | None = None
 
     def draws(
-        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+        self, k: int, archs: Sequence[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
     ) -> Iterator[Arch]:
         self.own = self.own or np.random.default_rng(int(np.nansum(points[:, 0]) * 1000) % 1000)
         return super().draws(k, archs, points, violations, self.own)
@@ -230,7 +230,7 @@ class Trusting(Uniform):
     """Takes the best of all, though some have failed."""
 
     def draws(
-        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+        self, k: int, archs: Sequence[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
     ) -> Iterator[Arch]:
         if len(archs):
             int(points[:, 0].max())
@@ -241,7 +241,7 @@ class Ending(Uniform):
     """Gives up after one draw, which was there already."""
 
     def draws(
-        self, k: int, archs: list[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+        self, k: int, archs: Sequence[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
     ) -> Iterator[Arch]:
         yield self.space.smallest()
 
