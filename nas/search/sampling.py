@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 
@@ -74,8 +75,9 @@ def leaning(space: Space, rng: np.random.Generator) -> Arch:
 
 
 def kind(name: str) -> str:
-    """What a choice is about: the last part of its name, of ``stage2.depth`` it is ``depth``."""
-    return name.rpartition(".")[2]
+    """What a choice is about: the last part of its name without numbers. Of ``stage2.depth`` it is ``depth``, of
+    ``kernel_7`` it is ``kernel_``."""
+    return re.sub(r"\d+", "", name.rpartition(".")[2])
 
 
 def as_a_whole(space: Space, rng: np.random.Generator) -> Arch:

@@ -35,6 +35,7 @@ little better than one that was cut, and each costs a training of its own.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 from statistics import mean, stdev
@@ -54,7 +55,7 @@ from nas.supernet import Pass
 from nas.tasks.task import pixels
 from nas.training.loop import make_feeds, total_steps
 from searchspaces.bignas import BigNAS
-from tests.benchmarks.trainings import CPU, Trainer, searched
+from tests.benchmarks.trainings import CPU, RECORDS, Trainer
 
 RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
 TUNING_SEED = 1000
@@ -128,7 +129,7 @@ def compare(options: argparse.Namespace, train: Trainer) -> None:
         [space.smallest(), space.sample(rng), space.largest()],
     )
     print(f"alone: learning rate {rate:g}")
-    gains, accuracies = [], []
+    gains, accuracies, lines = [], [], []
     print(
         "| seed | child | MACs | cut: test accuracy | cross-entropy | alone: test accuracy | cross-entropy |\n|"
         + " --- |" * 7
@@ -137,7 +138,7 @@ def compare(options: argparse.Namespace, train: Trainer) -> None:
         experiment = load_experiment(options.preset, [*overrides, f"seed={seed}"])
         evaluator = train(experiment, str(seed))
         test = Batches(evaluator.task.test, len(evaluator.task.test), 500, CPU)
-        for arch in of_the_front(searched(experiment, evaluator), options.children):
+        for arch in of_the_front(train.searched(experiment, evaluator, f"search-{seed}"), options.children):
             cut = score(evaluator.child(arch), test, evaluator.task)
             solo = score(alone(experiment, evaluator, arch, rate), test, evaluator.task)
             gains.append(solo["cross_entropy"] - cut["cross_entropy"])
@@ -146,7 +147,13 @@ def compare(options: argparse.Namespace, train: Trainer) -> None:
                 f"{cut['accuracy']:.2f} | {cut['cross_entropy']:.4f} | {solo['accuracy']:.2f} | "
                 f"{solo['cross_entropy']:.4f}"
             )
+            line = {"seed": seed, "id": arch.id, "macs": evaluator.net.cost(arch)["macs"]}
+            line |= {"cut": cut["accuracy"], "cut_cross_entropy": cut["cross_entropy"]}
+            line |= {"alone": solo["accuracy"], "alone_cross_entropy": solo["cross_entropy"]}
+            lines.append(json.dumps(line) + "\n")
             print(f"| {seed} | {arch.id} | {evaluator.net.cost(arch)['macs']:,} | {figures} |", flush=True)
+    if options.preset == "bignas-digits":
+        (RECORDS / "no-retraining.jsonl").write_text("".join(lines))
     for name, values in (("cross-entropy, alone minus cut", gains), ("accuracy, cut minus alone", accuracies)):
         print(f"{name}: {mean(values):+.4f} (standard deviation over {len(values)} pairs {stdev(values):.4f})")
 

@@ -119,16 +119,16 @@ from nas.config.sections import Bounds
 from nas.recipes.differentiable import architecture, entropy
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
-from nas.search.journal import Record
 from nas.space import Arch
 from nas.supernet import Supernet
 from tests.benchmarks.fixed import NETWORKS
-from tests.benchmarks.trainings import CPU, Figures, Part, Trainer, report, searched
+from tests.benchmarks.trainings import CPU, Figures, Part, Trainer, report
 
 BATCH, CANDIDATES, SIZE = 8, 150, "basic-c18"
 BUDGETS = (0.15, 0.4, 1.2)  # GBitOPs of `wide`, whose search has MANY candidates between LEAST_SHARE of the first and
 MANY, LEAST_SHARE = 500, 0.5  # the last; those that climb are trained for some steps
 RUNGS = ((1.0, 0), (0.15, 100))
+SETTINGS = {"wide": {"budgets": BUDGETS, "candidates": MANY, "rungs": RUNGS}}  # that records of a part name
 SIDE = 320  # pixels that every photograph of BSDS200 has a side; images of validation are four crops wide
 # paths a step for the supernet of `front`: most slots choose among four operations, so each is trained about as often
 # as alone
@@ -198,7 +198,6 @@ class Bench:
                         "options": options,
                     }
                 ),
-                "search": base.search.model_copy(update={"candidates": CANDIDATES}),
             }
         )
 
@@ -311,36 +310,28 @@ class Bench:
 
     def best(self, algorithm: str, seed: int, size: str, budget: int, shared: Evaluator) -> Arch:
         """The best of so many candidates within a budget of BitOPs, on inherited weights."""
-        search = {"algorithm": algorithm, "constraints": {"bitops": Bounds(max=budget)}}
-
-        def find() -> dict[str, int | float]:
-            records = searched(self.searching(seed, size, search), shared)
-            return dict(max(records, key=lambda record: record.metrics["psnr"]).arch)  # type: ignore[index]
-
-        return Arch(self.train.once(f"{algorithm}-{size}-{budget}-{seed}", find))
+        told = self.searching(algorithm, seed, size, constraints={"bitops": Bounds(max=budget)}, candidates=CANDIDATES)
+        records = self.train.searched(told, shared, f"{algorithm}-{size}-{budget}-{seed}")
+        return max(records, key=lambda record: record.metrics["psnr"]).arch  # type: ignore[index]
 
     def searched(self, algorithm: str, seed: int, size: str, budget: float, shared: Evaluator) -> Arch:
         """The best within a budget of one search over all of `BUDGETS`, whose better candidates are trained for some
         steps with real quantizers before they are scored again."""
         bounds = Bounds(min=round(LEAST_SHARE * min(BUDGETS) * 1e9), max=round(max(BUDGETS) * 1e9))
         recipe = self.experiment(ALONE, self.o.steps, seed, size, quant="real").recipe
-        search = {"algorithm": algorithm, "options": plugins.find("search", algorithm).Options()}
-        search |= {"constraints": {"bitops": bounds}, "candidates": MANY, "rungs": RUNGS, "recipe": recipe}
-        told = self.searching(seed, size, search)
-
-        def find() -> list[Any]:
-            shared.alone = Alone(told, shared.task, shared.net, recipe, CPU, seed, again=True)
-            records = searched(told, shared)
-            top = [record for record in records if len(record.lower) == len(RUNGS) - 1]
-            return [record.to_json() for record in top]
-
-        found = [Record.from_json(form) for form in self.train.once(f"{algorithm}-{size}-{seed}", find)]
-        within = [record for record in found if record.cost["bitops"] <= budget * 1e9]
+        how = {"constraints": {"bitops": bounds}, "candidates": MANY, "rungs": RUNGS, "recipe": recipe}
+        told = self.searching(algorithm, seed, size, **how)
+        shared.alone = Alone(told, shared.task, shared.net, recipe, CPU, seed, again=True)
+        records = self.train.searched(told, shared, f"{algorithm}-{size}-{seed}")
+        top = [record for record in records if len(record.lower) == len(RUNGS) - 1]
+        within = [record for record in top if record.cost["bitops"] <= budget * 1e9]
         return max(within, key=lambda record: record.metrics["psnr"]).arch  # type: ignore[index]
 
-    def searching(self, seed: int, size: str, search: Mapping[str, Any]) -> Experiment:
+    def searching(self, algorithm: str, seed: int, size: str, **how: Any) -> Experiment:
+        """The experiment of a search."""
         told = self.experiment(SUPERNET, self.o.steps, seed, size, quant="noise")
-        return told.model_copy(update={"search": told.search.model_copy(update=search)})
+        update = {"algorithm": algorithm, "options": plugins.find("search", algorithm).Options(), **how}
+        return told.model_copy(update={"search": told.search.model_copy(update=update)})
 
     def noise(self, seed: int) -> Iterator[Part]:
         for name, quant, adq in (
@@ -433,7 +424,12 @@ def main() -> None:
     parser.add_argument("--scale", type=int, choices=(2, 3, 4), default=2)
     parser.add_argument("--minutes", type=float, default=60)
     o = parser.parse_args()
-    report(f"quantnas-{o.part}", {"steps": o.steps, "scale": o.scale}, getattr(Bench(o), o.part), o.seeds)
+    report(
+        f"quantnas-{o.part}",
+        {"steps": o.steps, "scale": o.scale, **SETTINGS.get(o.part, {})},
+        getattr(Bench(o), o.part),
+        o.seeds,
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from nas.rundir import atomic
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
-from nas.search.journal import Record
+from nas.search.core import Search, resume
+from nas.search.journal import Candidate, Journal, Record
 from nas.training.loop import Loop
 
 CPU = torch.device("cpu")
@@ -75,23 +76,38 @@ class Trainer:
             atomic.write_atomic(file, json.dumps(find()))
         return json.loads(file.read_text())
 
+    def searched(self, told: Experiment, evaluator: Evaluator, name: str) -> list[Record]:
+        """Every candidate of the experiment's search, scored one after another, on the rungs that it climbs to.
 
-def searched(told: Experiment, evaluator: Evaluator) -> list[Record]:
-    """Every candidate of the experiment's search, scored one after another, on the rungs that it climbs to."""
-    engine, records = open_search(told, evaluator.net, evaluator.task), []
-    for _ in progress(range(told.search.candidates), "candidates"):
-        candidate = engine.ask()
-        assert candidate is not None
-        cost, lower = dict(engine.cost(candidate.arch)), []
-        for rung in engine.rungs:
-            metrics = evaluator.judge(candidate.arch, rung.steps).metrics
-            record = Record(candidate.k, candidate.arch, metrics, cost, 0.0, None, tuple(lower))
-            if not engine.climbs(record):
-                break
-            lower.append(metrics)
-        records.append(record)
-        engine.tell(record)
-    return records
+        Raises:
+            Late: the time was over before; what was scored is not scored again next time.
+            ValueError: a search of that name was another one.
+        """
+        engine = open_search(told, evaluator.net, evaluator.task)
+        bounds = {cost: section.model_dump() for cost, section in told.search.constraints.items()}
+        with Journal(self.root / f"{name}.jsonl", {**engine.identity, "constraints": bounds}) as journal:
+            resume(engine, journal)
+            for _ in progress(range(engine.next_k, told.search.candidates), "candidates"):
+                if time.monotonic() > self.deadline:
+                    raise Late
+                candidate = engine.ask()
+                assert candidate is not None
+                record = scored(engine, evaluator, candidate)
+                journal.append(record)
+                engine.tell(record)
+            return journal.records
+
+
+def scored(engine: Search, evaluator: Evaluator, candidate: Candidate) -> Record:
+    """A candidate on the rungs that it climbs to."""
+    cost, lower = dict(engine.cost(candidate.arch)), list[dict[str, float]]()
+    for rung in engine.rungs:
+        metrics = evaluator.judge(candidate.arch, rung.steps).metrics
+        record = Record(candidate.k, candidate.arch, metrics, cost, 0.0, None, tuple(lower))
+        if not engine.climbs(record):
+            break
+        lower.append(metrics)
+    return record
 
 
 def progress(steps: Iterable[int], what: str) -> Iterator[int]:
@@ -110,14 +126,14 @@ Part = tuple[str, Callable[[], Figures]]
 
 
 def report(
-    name: str, settings: Mapping[str, int], parts: Callable[[int], Iterator[Part]], seeds: Iterable[int]
+    name: str, settings: Mapping[str, Any], parts: Callable[[int], Iterator[Part]], seeds: Iterable[int]
 ) -> None:
     """Print what each part of each seed shows, then means and standard deviations over seeds; or that the time is over.
 
     Each part is a line of tests/benchmarks/records/NAME.jsonl, and one that stands there of these settings is not done
     again.
     """
-    file = RECORDS / f"{name}.jsonl"
+    file, settings = RECORDS / f"{name}.jsonl", json.loads(json.dumps(settings))
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     done = {(line["seed"], line["part"]): line["figures"] for line in lines if line["settings"] == settings}
     rows: dict[str, list[Figures]] = {}

@@ -22,7 +22,7 @@ from nas.search.evolution import Best, child, select
 from nas.search.fittest import fittest
 from nas.search.journal import Candidate, Journal, Record
 from nas.search.pareto import crowding, dominates, front, hypervolume, ranks
-from nas.search.sampling import kind
+from nas.search.sampling import as_a_whole, kind
 from nas.space import Arch, Choice, Space
 from tests.synthetic import OBJECTIVE, REFERENCE, SCALE, SPACE, accuracy, cost, evaluate, exact_cost, objectives
 
@@ -716,6 +716,15 @@ def test_a_guided_search_begins_with_networks_that_vary_as_a_whole() -> None:
     middle = cost(archs[0])["work"] + cost(archs[1])["work"]
     narrow = Constraints({"work": (int(0.5 * middle), int(0.5001 * middle))})
     assert not any(map(whole, _archs(searcher("guided", SPACE, cost, OBJECTIVE, narrow, seed=7), 16)))
+
+
+def test_choices_of_one_kind_stand_at_one_place() -> None:
+    """Also where names are not of parts, but numbered."""
+    space = Space([Choice(f"{kind}{number}", (1, 2, 3)) for kind in ("width_", "s.depth") for number in range(20)])
+    found = [as_a_whole(space, np.random.default_rng(seed)) for seed in range(20)]
+    for arch in found:
+        assert all(len({v for name, v in arch.items() if kind(name) == each}) == 1 for each in ("width_", "depth"))
+    assert len(set(found)) == 9
 
 
 def test_unknown_algorithms_and_options_are_refused() -> None:
