@@ -33,6 +33,7 @@ class Alphanet(Search):
     tag = 7
     Options = AlphanetOptions
     options: AlphanetOptions
+    _read: np.ndarray | None = None  # the violations of the records that were looked at
 
     @cached_property
     def _width(self) -> float:
@@ -47,26 +48,23 @@ class Alphanet(Search):
         """Children of the archive, which is that of the candidates within the constraints."""
         if k == 0:
             yield self.space.smallest()
-        able = np.flatnonzero(np.isfinite(points).all(axis=1) & (violations == 0))
-        pool = [] if k < self.options.initial else [archs[i] for i in able[archive(points[able], self._width)]]
+        pool = [] if k < self.options.initial else [archs[i] for i in self._archive(points, violations)]
         while len(pool) < 2:
             yield self.space.sample(rng)
         while True:
             first, second = (pool[i] for i in rng.choice(len(pool), 2, replace=False))
             yield self.space.cross(first, second, rng) if k % 2 else self.space.mutate(first, rng, self.options.rate)
 
-
-def archive(points: np.ndarray, width: float) -> np.ndarray:
-    """The best of each interval of cost, the first of equal ones.
-
-    Args:
-        points: (metric, cost), both to be minimised, shape ``(records, 2)``.
-        width: of an interval.
-
-    Returns:
-        Indices, by rising cost.
-    """
-    interval = np.round(points[:, 1] / width)
-    order = np.lexsort((points[:, 0], interval))
-    _, first = np.unique(interval[order], return_index=True)
-    return order[first]
+    def _archive(self, points: np.ndarray, violations: np.ndarray) -> list[int]:
+        """The best of each interval of cost by rising cost, the first of equal ones; only what is new is looked at,
+        unless the constraints are others."""
+        if self._read is None or not np.array_equal(violations[: len(self._read)], self._read):
+            self._read, self._best = np.zeros(0), dict[int, int]()
+        for index in range(len(self._read), len(points)):
+            if violations[index] == 0 and np.isfinite(points[index]).all():
+                interval = round(points[index, 1] / self._width)
+                best = self._best.setdefault(interval, index)
+                if points[index, 0] < points[best, 0]:
+                    self._best[interval] = index
+        self._read = violations
+        return [self._best[interval] for interval in sorted(self._best)]

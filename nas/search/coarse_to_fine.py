@@ -37,6 +37,7 @@ class CoarseToFine(Search):
     tag = 8
     Options = CoarseToFineOptions
     options: CoarseToFineOptions
+    _read: np.ndarray | None = None  # the violations of the records that were looked at
 
     @cached_property
     def _coarse(self) -> list[Arch]:
@@ -67,9 +68,18 @@ class CoarseToFine(Search):
     ) -> Iterator[Arch]:
         """What is left of the coarse networks; then mutants of the front."""
         yield from self._coarse[k:]
-        within = np.flatnonzero(violations == 0)
-        pool = within[front(points[within])]
+        pool = self._front_of(points, violations)
         while len(pool) < 1:
             yield self.space.sample(rng)
         while True:
             yield self.space.mutate(archs[pool[rng.integers(len(pool))]], rng, self.options.rate)
+
+    def _front_of(self, points: np.ndarray, violations: np.ndarray) -> np.ndarray:
+        """The front of those within the constraints, by number; what is new is held against the front so far, unless
+        the constraints are others."""
+        if self._read is None or not np.array_equal(violations[: len(self._read)], self._read):
+            self._read, self._best = np.zeros(0), np.zeros(0, dtype=np.int64)
+        new = len(self._read) + np.flatnonzero(violations[len(self._read) :] == 0)
+        both = np.concatenate((self._best, new))
+        self._read, self._best = violations, both[front(points[both])]
+        return self._best
