@@ -74,7 +74,7 @@ def search_picture(history: History, exported: Collection[str]) -> str:
     """The metric against the cost: all candidates, the front as steps, exported children by id, the constraints."""
     alive = _alive(history)
     tips = {"candidates": [_tip(history, r) for r in alive], "front": [_tip(history, r) for r in history.front()]}
-    return _svg(lambda figure: _draw_search(figure, history, exported), "search", 5.2, tips)
+    return svg(lambda figure: _draw_search(figure, history, exported), "search", 5.2, tips)
 
 
 class Picture(Figure):
@@ -223,7 +223,7 @@ def foreseen_picture(history: History) -> str:
         axes.set_xlabel(f"{history.objective.metric} as the predictor expected")
         axes.set_ylabel("as scored, validation")
 
-    return _svg(draw, "foreseen", 3.2)
+    return svg(draw, "foreseen", 3.2)
 
 
 def progress_picture(history: History) -> str:
@@ -239,7 +239,7 @@ def progress_picture(history: History) -> str:
         for axes in (left, right):
             axes.set_xlabel("candidate")
 
-    return _svg(draw, "progress", 3.2)
+    return svg(draw, "progress", 3.2)
 
 
 def fidelity_picture(found: Fidelity) -> str:
@@ -259,7 +259,7 @@ def fidelity_picture(found: Fidelity) -> str:
         bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _round(human(10**value))))
         bar.set_label(COSTS.get(head.cost, Measure(head.cost)).title)
 
-    return _svg(draw, "fidelity", 3.6)
+    return svg(draw, "fidelity", 3.6)
 
 
 def training_picture(training: Training) -> str:
@@ -281,7 +281,7 @@ def training_picture(training: Training) -> str:
                 grid[0].annotate(event.event, (last := event.step, 1), color=RED, fontsize=8.5, **above)
         grid[-1].set_xlabel("step")
 
-    return _svg(draw, "training", 6.4 if training.panels else 4.2)
+    return svg(draw, "training", 6.4 if training.panels else 4.2)
 
 
 def _losses(axes: Axes, training: Training) -> None:
@@ -325,7 +325,7 @@ def _legend(axes: Axes) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def _svg(
+def svg(
     draw: Callable[[Figure], None], name: str, height: float, tips: Mapping[str, Sequence[str]] | None = None
 ) -> str:
     """Draw, and make of it an element that can stand in a page beside others.
@@ -342,18 +342,18 @@ def _svg(
         figure = Figure(figsize=(9, height), layout="constrained")
         canvas = FigureCanvasSVG(figure)
         draw(figure)
-        text = io.StringIO()
+        drawn = io.StringIO()
         figure.patch.set_alpha(0)
         for axes in figure.axes:
             axes.patch.set_alpha(0)
-        canvas.print_svg(text, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = re.sub(r'(<svg [^>]*?) ?width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg [^>]*?) ?height="[^"]*"', rf'\1 role="img" aria-label="{name}"', svg, count=1)
+        canvas.print_svg(drawn, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = drawn.getvalue()
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    text = re.sub(r'(<svg [^>]*?) ?width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg [^>]*?) ?height="[^"]*"', rf'\1 role="img" aria-label="{name}"', text, count=1)
     for group, texts in (tips or {}).items():
-        svg = _tipped(svg, group, texts)
-    return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)  # ids are one namespace for the whole page
+        text = _tipped(text, group, texts)
+    return re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", text)  # ids are one namespace for the whole page
 
 
 def _tipped(svg: str, group: str, texts: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from pydantic import Field, PositiveInt
 
 from nas.config.section import Section, Share
 from nas.search.core import Search
+from nas.search.rows import Looked
 from nas.space import Arch
 
 
@@ -33,7 +34,10 @@ class Alphanet(Search):
     tag = 7
     Options = AlphanetOptions
     options: AlphanetOptions
-    _read: np.ndarray | None = None  # the violations of the records that were looked at
+
+    @cached_property
+    def _looked(self) -> Looked:
+        return Looked()
 
     @cached_property
     def _width(self) -> float:
@@ -58,13 +62,12 @@ class Alphanet(Search):
     def _archive(self, points: np.ndarray, violations: np.ndarray) -> list[int]:
         """The best of each interval of cost by rising cost, the first of equal ones; only what is new is looked at,
         unless the constraints are others."""
-        if self._read is None or not np.array_equal(violations[: len(self._read)], self._read):
-            self._read, self._best = np.zeros(0), dict[int, int]()
-        for index in range(len(self._read), len(points)):
+        if not (start := self._looked(violations)):
+            self._best = dict[int, int]()
+        for index in range(start, len(points)):
             if violations[index] == 0 and np.isfinite(points[index]).all():
                 interval = round(points[index, 1] / self._width)
                 best = self._best.setdefault(interval, index)
                 if points[index, 0] < points[best, 0]:
                     self._best[interval] = index
-        self._read = violations
         return [self._best[interval] for interval in sorted(self._best)]

@@ -18,6 +18,7 @@ from pydantic import Field, PositiveInt
 from nas.config.section import Section, Share
 from nas.search.core import Search
 from nas.search.pareto import front
+from nas.search.rows import Looked
 from nas.search.sampling import kind
 from nas.space import Arch
 
@@ -37,7 +38,10 @@ class CoarseToFine(Search):
     tag = 8
     Options = CoarseToFineOptions
     options: CoarseToFineOptions
-    _read: np.ndarray | None = None  # the violations of the records that were looked at
+
+    @cached_property
+    def _looked(self) -> Looked:
+        return Looked()
 
     @cached_property
     def _coarse(self) -> list[Arch]:
@@ -77,9 +81,8 @@ class CoarseToFine(Search):
     def _front_of(self, points: np.ndarray, violations: np.ndarray) -> np.ndarray:
         """The front of those within the constraints, by number; what is new is held against the front so far, unless
         the constraints are others."""
-        if self._read is None or not np.array_equal(violations[: len(self._read)], self._read):
-            self._read, self._best = np.zeros(0), np.zeros(0, dtype=np.int64)
-        new = len(self._read) + np.flatnonzero(violations[len(self._read) :] == 0)
-        both = np.concatenate((self._best, new))
-        self._read, self._best = violations, both[front(points[both])]
+        if not (start := self._looked(violations)):
+            self._best = np.zeros(0, dtype=np.int64)
+        both = np.concatenate((self._best, start + np.flatnonzero(violations[start:] == 0)))
+        self._best = both[front(points[both])]
         return self._best

@@ -19,6 +19,7 @@ from pydantic import Field
 from nas.config.section import Section
 from nas.search.core import Search
 from nas.search.pareto import crowding, front
+from nas.search.rows import Looked
 from nas.space import Arch, Space
 
 
@@ -53,27 +54,24 @@ class Best:
     """
 
     def __init__(self, size: int) -> None:
-        self.size = size
-        self._start()
+        self.size, self._looked = size, Looked()
 
     def _start(self) -> None:
-        self._read = np.zeros(0)  # the violations of the records that were looked at
         self._inside = np.zeros(0, dtype=np.int64)  # those within the constraints that fewer than `size` dominate,
         self._above = np.zeros(0, dtype=np.int64)  # and by how many each is dominated
         self._outside: list[int] = []  # the `size` of the least violation
 
     def __call__(self, points: np.ndarray, violations: np.ndarray) -> np.ndarray:
         """What `select` gives; `points` and `violations` are those of the call before, and more."""
-        if not np.array_equal(violations[: len(self._read)], self._read):  # other constraints
+        if not (start := self._looked(violations)):
             self._start()
-        for index in range(len(self._read), len(points)):
+        for index in range(start, len(points)):
             if np.isfinite(points[index]).all():
                 if violations[index] == 0:
                     self._add(index, points)
                 else:
                     insort(self._outside, index, key=lambda i: violations[i])
                     del self._outside[self.size :]
-        self._read = violations
         kept = np.sort(np.concatenate((self._inside, np.array(self._outside, dtype=np.int64))))
         return kept[select(points[kept], violations[kept], self.size)]
 

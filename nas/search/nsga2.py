@@ -8,6 +8,7 @@ flight is skipped: with a window larger than the population the parents are two 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Annotated
 
 import numpy as np
@@ -16,6 +17,7 @@ from pydantic import Field
 from nas.config.section import Section
 from nas.search.core import Search
 from nas.search.evolution import child, select, tournament
+from nas.search.rows import Looked
 from nas.space import Arch
 
 
@@ -34,8 +36,10 @@ class Nsga2(Search):
     tag = 5
     Options = Nsga2Options
     options: Nsga2Options
-    _alive = np.zeros(0, dtype=np.int64)  # the survivors of the candidates that were looked at, best first,
-    _read = np.zeros(0)  # and how far each of these missed its constraints
+
+    @cached_property
+    def _looked(self) -> Looked:
+        return Looked()
 
     def draws(
         self, k: int, archs: Sequence[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
@@ -56,11 +60,10 @@ class Nsga2(Search):
 
     def _survivors(self, known: int, points: np.ndarray, violations: np.ndarray) -> np.ndarray:
         """Generation by generation, the best of the survivors so far and of those that were born."""
-        if not np.array_equal(violations[: len(self._read)], self._read):  # other constraints: as if from the beginning
-            self._alive, self._read = np.zeros(0, dtype=np.int64), np.zeros(0)
+        if not (begin := self._looked(violations[:known])):
+            self._alive = np.zeros(0, dtype=np.int64)
         size = self.options.population
-        for start in range(len(self._read), known, size):
+        for start in range(begin, known, size):
             both = np.concatenate((self._alive, np.arange(start, start + size)))
             self._alive = both[select(points[both], violations[both], size)]
-        self._read = violations[:known]
         return self._alive

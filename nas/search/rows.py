@@ -50,3 +50,16 @@ class First(Sequence[Item]):
         if isinstance(at, slice):
             return self._items[: self._count][at]
         return self._items[range(self._count)[at]]
+
+
+class Looked:
+    """How far an algorithm has looked at its records, whose violations are others once the constraints are."""
+
+    def __init__(self) -> None:
+        self._violations = np.zeros(0)
+
+    def __call__(self, violations: np.ndarray) -> int:
+        """How many of these were looked at the last time and are as they were then: all of them or none. From then on
+        all that are given count as looked at."""
+        before, self._violations = self._violations, violations
+        return len(before) if np.array_equal(violations[: len(before)], before) else 0

@@ -14,12 +14,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from nas.results.plots import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SETTINGS
+from nas.results.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, svg
 from tests.benchmarks.trainings import RECORDS
 
 PICTURES = Path(__file__).parents[2] / "docs" / "claims"
@@ -54,7 +52,7 @@ def family(name: str) -> Iterator[Row]:
 
 
 def no_retraining() -> Iterator[Row]:
-    found = lines("no-retraining")
+    found = lines("no-retraining-bignas-digits")
     yield (
         "children of the front",
         [
@@ -116,17 +114,9 @@ def fronts(name: str, others: str) -> Callable[[Figure], None]:
 
 def save(name: str, height: float, draw: Callable[[Figure], None]) -> None:
     """Draw a picture into docs/claims."""
-    with matplotlib.rc_context({**SETTINGS, "svg.hashsalt": name}):
-        figure = Figure(figsize=(9, height), layout="constrained")
-        canvas = FigureCanvasSVG(figure)
-        draw(figure)
-        figure.patch.set_alpha(0)
-        for axes in figure.axes:
-            axes.patch.set_alpha(0)
-        PICTURES.mkdir(exist_ok=True)
-        file = PICTURES / f"{name}.svg"
-        canvas.print_svg(file, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    file.write_text(file.read_text().replace(INK, PAGE))
+    PICTURES.mkdir(exist_ok=True)
+    file = PICTURES / f"{name}.svg"
+    file.write_text(svg(draw, name, height).replace("currentColor", PAGE))
     print(file.relative_to(PICTURES.parents[1]))
 
 

@@ -152,8 +152,7 @@ def compare(options: argparse.Namespace, train: Trainer) -> None:
             line |= {"alone": solo["accuracy"], "alone_cross_entropy": solo["cross_entropy"]}
             lines.append(json.dumps(line) + "\n")
             print(f"| {seed} | {arch.id} | {evaluator.net.cost(arch)['macs']:,} | {figures} |", flush=True)
-    if options.preset == "bignas-digits":
-        (RECORDS / "no-retraining.jsonl").write_text("".join(lines))
+    (RECORDS / f"no-retraining-{options.preset}.jsonl").write_text("".join(lines))
     for name, values in (("cross-entropy, alone minus cut", gains), ("accuracy, cut minus alone", accuracies)):
         print(f"{name}: {mean(values):+.4f} (standard deviation over {len(values)} pairs {stdev(values):.4f})")
 

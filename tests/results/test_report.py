@@ -286,10 +286,10 @@ def test_a_picture_waits_for_what_mlflows_thread_is_importing(tmp_path: Path) ->
     """Matplotlib asks IPython for its version, once a process; MLflow imports IPython where its server is away."""
     (tmp_path / "IPython.py").write_text("import time\ntime.sleep(2)\nversion_info = (9, 0)\n")
     program = (
-        "import sys, threading; sys.path.insert(0, '.'); from nas.results.plots import _svg\n"
+        "import sys, threading; sys.path.insert(0, '.'); from nas.results.plots import svg\n"
         "threading.Thread(target=__import__, args=('IPython',)).start()\n"
         "while 'IPython' not in sys.modules: pass\n"
-        "print(_svg(lambda figure: None, 'nothing', 1.0)[:4])"
+        "print(svg(lambda figure: None, 'nothing', 1.0)[:4])"
     )
     drawn = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert drawn.stdout == "<svg\n", drawn.stderr

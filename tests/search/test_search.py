@@ -40,6 +40,9 @@ def clouds(objectives: int) -> st.SearchStrategy[list[tuple[float, ...]]]:
 any_cloud = st.integers(1, 4).flatmap(clouds)
 
 
+SOON = {"alphanet": {"initial": 20}, "coarse_to_fine": {"coarse": 20}, "evolution": {}, "nsga2": {"population": 20}}
+
+
 def searcher(
     name: str,
     space: Space,
@@ -716,6 +719,24 @@ def test_a_guided_search_begins_with_networks_that_vary_as_a_whole() -> None:
     middle = cost(archs[0])["work"] + cost(archs[1])["work"]
     narrow = Constraints({"work": (int(0.5 * middle), int(0.5001 * middle))})
     assert not any(map(whole, _archs(searcher("guided", SPACE, cost, OBJECTIVE, narrow, seed=7), 16)))
+
+
+@pytest.mark.parametrize("name", ["alphanet", "coarse_to_fine", "evolution", "nsga2"])
+def test_a_search_that_looks_at_what_is_new_proposes_as_one_that_looks_at_all(name: str) -> None:
+    """Whose proposals come from a journal so far, so that it has looked at nothing; some candidates failed, and the
+    constraints became others on the way."""
+    one, other = (searcher(name, SPACE, cost, OBJECTIVE, seed=5, window=8, **SOON[name]) for _ in range(2))
+    for k in range(240):
+        if k == 120:
+            for search in (one, other):
+                search.extend(Constraints({"work": (None, cost(SPACE.largest())["work"] // 2)}))
+        found = one.ask()
+        assert found is not None
+        again = other.ask(None if k in (130, 239) else found.arch)
+        assert again is not None and again.arch == found.arch
+        record = replace(evaluate(found), metrics=None, error="ill") if k % 37 == 5 else evaluate(found)
+        for search in (one, other):
+            search.tell(record)
 
 
 def test_choices_of_one_kind_stand_at_one_place() -> None:
