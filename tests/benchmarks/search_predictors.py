@@ -41,7 +41,7 @@ On the tables of BigNAS, ViT-ResNAS and QuantNAS:
 | extra trees | 0.31, 0.78, 0.65 | 0.48, 0.81, 0.71 | 0.994, 1.375, 1.013 | 1.008, 1.445, 1.138 |
 | boosting | 0.52, 0.81, 0.70 | 0.66, 0.86, 0.79 | 1.020, 1.406, 1.102 | 1.064, 1.518, 1.224 |
 
-(Standard deviations 0.002 to 0.02 at 250, up to 0.05 at 100; 35 to 70 ms a candidate, trees 120 to 300.)
+(Standard deviations 0.001 to 0.03 at 250, up to 0.05 at 100; 35 to 70 ms a candidate, trees 120 to 300.)
 
 The Gaussian process with the plainest kernel is the default: nowhere behind the best by more than the spread, and
 clearly ahead of trees in two of three families.
