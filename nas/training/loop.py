@@ -337,8 +337,12 @@ class Attempt:
         state, root = replace(self.state), self.loop.run.checkpoints
 
         def write() -> None:
-            Checkpoint.write(root, state, weights, optimizer, kept, self.loop.fence.check)
-            retain(root, self.experiment.train.keep)
+            try:
+                Checkpoint.write(root, state, weights, optimizer, kept, self.loop.fence.check)
+                retain(root, self.experiment.train.keep)
+            except OSError:
+                self.loop.fence.check()  # a run that is gone is told as that, not by the file that is missed first
+                raise
 
         self.saving.begin(write)
 

@@ -10,8 +10,9 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -49,19 +50,12 @@ def keep(logs: Path | None) -> str:
 
 
 @contextmanager
-def marked() -> Iterator[None]:
-    """While it is open, the session that this process has started is known to be ours and alive."""
-    node = ray_worker._global_node
-    if node is None or not node.head:  # somebody else's cluster
-        yield
-    else:
-        with FileLock(Path(node.get_session_dir_path()) / MARK):
-            yield
+def swept() -> Iterator[Callable[[], None]]:
+    """Whatever is started within is gone afterwards; and before it what killed runs have left.
 
-
-@contextmanager
-def swept() -> Iterator[None]:
-    """Whatever is started within is gone afterwards; and before it what killed runs have left."""
+    Gives a function to call once Ray has started: its session is then known to be ours and alive, to the end of its
+    sweeping. Ray takes seconds to shut down, in which others that sweep would take this process for a left one.
+    """
     logging.getLogger("ray").setLevel(logging.ERROR)
     ray_worker.print_to_stdstream = lambda *_, **__: None  # a page of the raylet's state when that dies
     root = Path(get_default_ray_temp_dir())
@@ -69,11 +63,18 @@ def swept() -> Iterator[None]:
         with suppress(Timeout, OSError), FileLock(mark, timeout=0):
             _sweep(mark.parent)
     before = set(root.glob(f"session_*_{os.getpid()}"))  # a container that shares the directory may have our number
-    try:
-        yield
-    finally:
-        for session in set(root.glob(f"session_*_{os.getpid()}")) - before:
-            _sweep(session)
+    with ExitStack() as held:
+        try:
+            yield partial(_mark, held)
+        finally:
+            for session in set(root.glob(f"session_*_{os.getpid()}")) - before:
+                _sweep(session)
+
+
+def _mark(held: ExitStack) -> None:
+    node = ray_worker._global_node
+    if node is not None and node.head:  # or it is somebody else's cluster
+        held.enter_context(FileLock(Path(node.get_session_dir_path()) / MARK))
 
 
 def _sweep(session: Path) -> None:
@@ -84,6 +85,7 @@ def _sweep(session: Path) -> None:
         with suppress(psutil.Error):
             process.kill()
     psutil.wait_procs(stubborn, timeout=2)
+    shutil.rmtree(session / "logs", ignore_errors=True)  # before the mark: this process may write into one to its end
     shutil.rmtree(session, ignore_errors=True)
 
 

@@ -66,14 +66,14 @@ def session(
         os.environ.setdefault(name, value)
     started, over, left = Future[None](), threading.Event(), False
     thread = threading.Thread(target=_hold, args=(started, over), daemon=True)
-    with local.swept():
+    with local.swept() as mark:
         thread.start()
         try:
             meanwhile()
             wait_for(started, check)
             _take_back(signal.SIGTERM)
-            with local.marked():
-                yield
+            mark()
+            yield
         except (RayDied, Gone, Fenced) as end:
             left = True
             if isinstance(end, RayDied):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import io
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,18 +66,31 @@ def contents(checkpoint: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in checkpoint.glob("*.safetensors")}
 
 
-def test_a_run_that_is_deleted_in_training_is_not_made_again(tmp_path: Path, one_rank: None) -> None:
-    """Neither by the loop at work nor by another worker that starts."""
+@pytest.mark.parametrize("writing", [False, True])
+def test_a_run_that_is_deleted_in_training_is_not_made_again(
+    tmp_path: Path, one_rank: None, monkeypatch: pytest.MonkeyPatch, writing: bool
+) -> None:
+    """Neither by the loop at work, nor by its thread in a checkpoint, nor by another worker that starts."""
+    import safetensors.torch
+
     run = tmp_path / "run"
     run.mkdir()
     loop, other, steps = loop_in(run), RunDir(run), 0
-    fence = Fence(run, loop.fence.attempt)
+    fence, gone, save = Fence(run, loop.fence.attempt), threading.Event(), safetensors.torch.save_file
+
+    def save_file(*words: Any) -> None:
+        assert gone.wait(60)
+        save(*words)
+
+    if writing:
+        monkeypatch.setattr(safetensors.torch, "save_file", save_file)
 
     def stopping() -> bool:
         nonlocal steps
         steps += 1
         if steps == 6:
             shutil.rmtree(run.rename(tmp_path / "moved"))  # at once: the checkpoint's thread may be writing into it
+            gone.set()
         return fence.stopping()
 
     loop.fence.stopping = stopping  # type: ignore[method-assign]

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
 from nas.config.experiment import load_experiment
 from nas.device import MemoryShort
@@ -83,6 +84,30 @@ def test_what_killed_runs_left_of_ray_goes_and_what_is_of_others_stays(
     assert writers[4].wait(10) is not None and not begun.exists(), "what was started within is gone"
     assert [each.poll() for each in writers[:3]] == [None] * 3, "neither others' nor who only reads"
     assert mine.exists(), "another container's process of our number"
+
+
+def test_a_session_is_known_to_be_alive_until_its_ray_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another command on this machine that sweeps meanwhile would take it for a killed one's, and kill its owner."""
+    monkeypatch.setattr(local, "get_default_ray_temp_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(local.ray_worker, "_global_node", None)
+    found: list[Path] = []
+
+    def hold(started: Future[None], over: threading.Event) -> None:
+        folder = make(tmp_path, f"session_1_{os.getpid()}", False)
+        node = SimpleNamespace(head=True, get_session_dir_path=lambda: str(folder))
+        monkeypatch.setattr(local.ray_worker, "_global_node", node)
+        started.set_result(None)
+        assert over.wait(60)  # and from here on Ray ends, which takes seconds
+        with pytest.raises(Timeout):
+            FileLock(folder / local.MARK, timeout=0).acquire()
+        found.append(folder)
+
+    monkeypatch.setattr(session, "_hold", hold)
+    with session.session():
+        pass
+    assert found and not found[0].exists()
 
 
 @pytest.mark.parametrize(("kind", "name"), [("raylet", "raylet"), ("gcs_server", "head process")])
