@@ -10,7 +10,7 @@ run: $(VENV)/ready
 	$(BIN)/nas run bignas-textures
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: $(VENV)/ready
 	$(BIN)/python -m pytest -m soak

@@ -24,6 +24,11 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of whole runs take minutes each: they begin, or at the end one worker would be alone with the last."""
+    items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "PATIENCE"))
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """The same first weights wherever a test stands: of others one in a while lies between two levels of a grid."""

@@ -16,7 +16,7 @@ from PIL import Image
 
 import nas
 from nas.cli.check import find, run
-from tests.driving import STRANGER, command, environment, outputs_of, records, sets
+from tests.driving import PATIENCE, STRANGER, command, environment, outputs_of, records, sets
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FEW = ["recipe.epochs=2", "train.checkpoint_every=20", "search.window=4", "search.candidates=6", "export.children=1"]
@@ -96,7 +96,7 @@ def own(folder: Path) -> Path:
         trap.write_text(f"open({str(folder / 'trapped')!r}, 'a').write(__name__)\nraise SystemExit(3)")
     recipe = "recipe={name: own_recipe:Balanced, epochs: 2, batch: 64}"
     words = [recipe, *FEW, "search.costs=[{name: own_cost:Energy}]", *OWN]
-    ended = command("run", "own_space.yaml", *sets(words), cwd=folder, patience=400)
+    ended = command("run", "own_space.yaml", *sets(words), cwd=folder, patience=PATIENCE)
     assert ended.code == 0, ended.text
     for trap in traps:
         trap.unlink()
@@ -131,8 +131,8 @@ def test_its_children_load_where_there_is_no_raynas(own: Path, folder: Path, mon
 
 
 def test_a_run_of_a_task_of_ones_own(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = ["recipe.epochs=1", "data.train=320", "data.validation=64", *FEW[1:], "export.onnx=false"]
-    ended = command("run", "own_task.yaml", *sets(few), cwd=folder, patience=400)
+    few = ["recipe.epochs=1", "data.train=320", "data.validation=64", *FEW[1:], "train.workers=1", "export.onnx=false"]
+    ended = command("run", "own_task.yaml", *sets(few), cwd=folder, patience=PATIENCE)
     assert ended.code == 0, ended.text
     made = folder / "runs" / "own-task"
     assert all(set(record["metrics"]) == {"mean_iou", "pixel_accuracy"} for record in records(made).values())

@@ -353,7 +353,7 @@ def test_more_candidates_and_another_budget(copy: Path) -> None:
     ended = command(
         "run",
         copy,
-        *sets(["search.candidates=56", "search.constraints.max_macs=250k", "search.trials=1"]),
+        *sets(["search.candidates=56", "search.constraints.max_macs=250k", "search.trials=1", "export.onnx=false"]),
         cwd=copy.parent,
         patience=PATIENCE,
     )
@@ -390,6 +390,7 @@ def test_more_candidates_and_another_budget(copy: Path) -> None:
         "search.candidates": [40, 56],
         "search.constraints.macs.max": [None, 250_000],
         "search.trials": [2, 1],
+        "export.onnx": [True, False],
     }
 
 

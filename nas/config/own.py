@@ -11,7 +11,9 @@ import ast
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -56,7 +58,7 @@ def files(module: str, folder: Path) -> dict[str, Path]:
         name = wanted.pop()
         if name not in found and (path := _there(folder, name)) is not None:
             found[name] = path
-            wanted += _imported(path)
+            wanted += sorted(_imported(path))
     return found
 
 
@@ -90,15 +92,27 @@ def _there(folder: Path, name: str) -> Path | None:
     return package if (package / "__init__.py").is_file() else file if file.is_file() else None
 
 
-def _imported(path: Path) -> Iterator[str]:
+def _imported(path: Path) -> set[str]:
     """The first names of all that a file, or the files of a package, import."""
+    found: set[str] = set()
     for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-        try:
-            tree = ast.parse(file.read_bytes())
-        except (OSError, SyntaxError, ValueError):  # told better when it is imported
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                yield from (alias.name.partition(".")[0] for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                yield node.module.partition(".")[0]
+        with suppress(OSError):  # told better when it is imported
+            there = file.stat()
+            found |= _names(file, there.st_mtime_ns, there.st_size)
+    return found
+
+
+@cache
+def _names(file: Path, *state: int) -> frozenset[str]:
+    """The first names of all that a file imports, in a state of it: to read a large package takes a second."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # told better when it is imported
+        return frozenset()
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return frozenset(found)
