@@ -20,6 +20,7 @@ from tests.driving import PATIENCE, STRANGER, command, environment, outputs_of, 
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 FEW = ["recipe.epochs=2", "train.checkpoint_every=20", "search.window=4", "search.candidates=6", "export.children=1"]
+ONE = ["train.workers=1", "search.trials=1", "export.onnx=false"]
 OWN = ["search.algorithm=own_search:Ageing", "search.options.population=10", "search.cost=energy", "train.workers=2"]
 
 
@@ -131,7 +132,7 @@ def test_its_children_load_where_there_is_no_raynas(own: Path, folder: Path, mon
 
 
 def test_a_run_of_a_task_of_ones_own(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    few = ["recipe.epochs=1", "data.train=320", "data.validation=64", *FEW[1:], "train.workers=1", "export.onnx=false"]
+    few = ["recipe.epochs=1", "data.train=320", "data.validation=64", *FEW[1:], *ONE]
     ended = command("run", "own_task.yaml", *sets(few), cwd=folder, patience=PATIENCE)
     assert ended.code == 0, ended.text
     made = folder / "runs" / "own-task"

@@ -397,7 +397,15 @@ def test_more_candidates_and_another_budget(copy: Path) -> None:
 def test_another_search_over_the_same_supernet(done: Done, tmp_path: Path) -> None:
     """Nothing is trained, and who was judged before is not judged again; what it begins with is left as it is."""
     before, other = contents(done.run), tmp_path / "other"
-    words = ["search", done.run, "--run-dir", other, "--set", "search.cost=params", "--set", "search.candidates=24"]
+    words = [
+        "search",
+        done.run,
+        "--run-dir",
+        other,
+        "--set",
+        "search.cost=params",
+        *sets(["search.candidates=24", "search.trials=1"]),
+    ]
     ended = command(*words, cwd=tmp_path, patience=PATIENCE)
     assert ended.code == 0, ended.text
     assert f"the supernet of {done.run}, step 72; 40 children that were judged there are not judged again" in ended.text
@@ -418,7 +426,13 @@ def test_another_search_over_the_same_supernet(done: Done, tmp_path: Path) -> No
 
 def test_a_search_that_scores_no_further_than_needed(done: Done, tmp_path: Path) -> None:
     """The same candidates until the first that was stopped is known; who was stopped stands on no front."""
-    settings = ["search.early_stop=exact", "search.score_batch=20", "search.candidates=24", "search.metric=accuracy"]
+    settings = [
+        "search.early_stop=exact",
+        "search.score_batch=20",
+        "search.candidates=24",
+        "search.trials=1",
+        "search.metric=accuracy",
+    ]
     ended = command("search", done.run, "--run-dir", tmp_path / "run", *sets(settings), cwd=tmp_path, patience=PATIENCE)
     assert ended.code == 0, ended.text
     found, whole = records(tmp_path / "run"), records(done.run)
@@ -437,7 +451,8 @@ def test_more_epochs_with_another_stage_and_one_worker(copy: Path) -> None:
     """Training goes on from the last checkpoint, at another world size and stage, and a new search begins."""
     (old,) = (copy / "search").glob("journal-*")
     kept, first = old.read_text(), supernet(copy)
-    words = ["recipe.epochs=5", "train.zero_stage=2", "train.workers=1", "search.candidates=12", "export.onnx=false"]
+    words = ["recipe.epochs=5", "train.zero_stage=2", "train.workers=1"]
+    words += ["search.candidates=12", "search.trials=1", "export.onnx=false"]
     ended = command("run", copy, *sets(words), cwd=copy.parent, patience=PATIENCE)
     assert ended.code == 0, ended.text
     total, before = 5 * STEPS_AN_EPOCH, 4 * STEPS_AN_EPOCH

@@ -51,6 +51,7 @@ def test_a_worker_has_in_the_trial_what_it_has_in_the_run(tmp_path: Path, monkey
 def test_a_plan_is_told_and_nothing_is_left(tmp_path: Path) -> None:
     """The whole chain, by the command."""
     given = ["recipe.epochs=2", "recipe.warmup_epochs=0", "search.candidates=20", "search.constraints.macs.max=300k"]
+    given += ["train.workers=1", "search.trials=1", "export.onnx=false"]
     ended = command("plan", "bignas-digits", *sets(given), cwd=tmp_path, patience=PATIENCE)
     assert ended.code == 0, ended.text
     assert "1,024 networks of 71.9 k to 530 k MACs; inputs 1 x 8 x 8, worked at 8 px" in ended.text

@@ -1,8 +1,7 @@
-"""Quantized children: grids, packing, folding, AdaQuant, bits by integer programming, and files that agree."""
+"""Quantized children: bits under a budget, AdaQuant, files and figures."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -22,18 +20,16 @@ import nas
 from nas.build import load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator
 from nas.children.export import export_child
-from nas.children.formats import OnnxFile, write_onnx
-from nas.children.quantize import done_before, integer_layers, quantize_child
+from nas.children.formats import OnnxFile
+from nas.children.quantize import done_before, quantize_child
 from nas.config.experiment import load_experiment
 from nas.draws import permutation
-from nas.quantization import learned
-from nas.quantization.adaquant import AdaQuantLayer, adaquant, best_grid, calibrate, seen, widths
-from nas.quantization.allocate import BitBudget, Costs, allocate, check_budget, difference, outputs, sensitivities
+from nas.quantization.adaquant import AdaQuantLayer, adaquant, calibrate, seen, widths
+from nas.quantization.allocate import BitBudget, Costs, check_budget, difference, outputs, sensitivities
 from nas.quantization.correction import correct, statistics
-from nas.quantization.graph import float_layer, fold, integer_layer_of, plain, total_macs
-from nas.quantization.integer import IntegerConv2d, IntegerLinear, fake_quantize_affine, load_quantized, pack, unpack
-from nas.quantization.levels import top_level
-from nas.quantization.target import ITERATIONS, read_target
+from nas.quantization.graph import float_layer, fold, integer_layer_of, total_macs
+from nas.quantization.integer import IntegerConv2d
+from nas.quantization.target import read_target
 from nas.rundir.fence import Fence
 from nas.supernet import CostModel
 from tests.driving import STRANGER, outputs_of
@@ -114,178 +110,6 @@ def test_statistics_are_put_back_and_levels_stay(trained: Trained) -> None:
     assert off[1] < 0.7 * off[0]
 
 
-# Grids ------------------------------------------------------------
-
-
-def test_grid_agrees_with_torch() -> None:
-    """torch's own kernels are the other source."""
-    x = torch.randn(6, 40, generator=torch.Generator().manual_seed(0)) * 3
-    for top in (3, 15, 255):
-        scale, zero = torch.rand(6) / top * 6 + 0.01, torch.randint(0, top + 1, (6,))
-        theirs = torch.fake_quantize_per_channel_affine(x, scale, zero.int(), 0, 0, top)
-        assert torch.equal(fake_quantize_affine(x, scale[:, None], zero[:, None].float(), top), theirs)
-    assert fake_quantize_affine(torch.zeros(3), torch.tensor(0.3), torch.tensor(7.0), 15).tolist() == [0, 0, 0]
-
-
-def test_gradients_by_finite_differences() -> None:
-    """Outside the range the function is smooth and gradients are exact; inside they are the slope over many steps."""
-    gen = torch.Generator().manual_seed(1)
-    scale, zero = (
-        torch.tensor(0.13, dtype=torch.double, requires_grad=True),
-        torch.tensor(5.0, dtype=torch.double, requires_grad=True),
-    )
-    x = torch.cat(
-        (torch.rand(50, generator=gen, dtype=torch.double) + 3, -torch.rand(50, generator=gen, dtype=torch.double) - 3)
-    )
-    weights = torch.rand(100, generator=gen, dtype=torch.double)  # so that no two gradients cancel
-
-    def clipped(scale: Tensor, zero: Tensor) -> Tensor:
-        return (torch.where(x > 0, 15 - zero, -zero) * scale * weights).sum()
-
-    out = (fake_quantize_affine(x, scale, zero, 15) * weights).sum()
-    assert out.item() == pytest.approx(clipped(scale, zero).item(), abs=1e-12)
-    d_scale, d_zero = torch.autograd.grad(out, (scale, zero))
-    e = 1e-4
-    assert float(d_scale) == pytest.approx(
-        (clipped(scale + e, zero) - clipped(scale - e, zero)).item() / (2 * e), rel=1e-6
-    )
-    assert float(d_zero) == pytest.approx(
-        (clipped(scale, zero + e) - clipped(scale, zero - e)).item() / (2 * e), rel=1e-6
-    )
-    inside = (torch.rand(2000, generator=gen, dtype=torch.double) - 0.3).requires_grad_()
-    d_x, d_scale = torch.autograd.grad(fake_quantize_affine(inside, scale, zero, 15).sum(), (inside, scale))
-    assert torch.equal(d_x, torch.ones_like(d_x))
-    steps = torch.linspace(-0.4 * 0.13, 0.4 * 0.13, 2001, dtype=torch.double)
-    with torch.no_grad():
-        sums = [float(fake_quantize_affine(inside + s, scale, zero, 15).sum()) for s in steps]
-    slope = sum(found * float(s) for found, s in zip(sums, steps, strict=True)) / float(steps.square().sum())
-    assert slope / 2000 == pytest.approx(1.0, abs=0.05)
-    x, s = torch.tensor(0.45, dtype=torch.double), torch.tensor(0.2, dtype=torch.double, requires_grad=True)
-    (estimate,) = torch.autograd.grad(fake_quantize_affine(x, s, zero, 15), s)
-    with (
-        torch.no_grad()
-    ):  # within one cell the true derivative to scale is q - zero; LSQ takes off x / scale, the part that x follows
-        true = float(fake_quantize_affine(x, s + e, zero, 15) - fake_quantize_affine(x, s - e, zero, 15)) / (2 * e)
-    assert true == pytest.approx(2.0) and float(estimate) == pytest.approx(true - 0.45 / 0.2)
-
-
-def test_the_best_grid_is_best() -> None:
-    """Against the full range (min and max), and with 0 on a level."""
-    x = torch.randn(4, 10000, generator=torch.Generator().manual_seed(2))
-    x[0], x[1, 0], x[2] = x[0].abs() + 3, 25.0, -x[2].abs()
-    for top in (7, 15, 255):
-        scale, zero = best_grid(x, top)
-        assert torch.equal(zero, zero.round()) and zero.min() >= 0 and zero.max() <= top
-        error = (fake_quantize_affine(x, scale[:, None], zero[:, None], top) - x).square().mean(1)
-        low, high = x.amin(1).clamp(max=0), x.amax(1).clamp(min=0)
-        step = (high - low) / top
-        full = (fake_quantize_affine(x, step[:, None], (-low / step).round()[:, None], top) - x).square().mean(1)
-        assert (error <= full + 1e-9).all()
-        if top == 15:
-            assert error[1] < 0.5 * full[1], "an outlier does not spoil the grid"
-    scale, zero = best_grid(x, top_level(8), centred=True)
-    assert zero.tolist() == [128] * 4 and 126.9 < float(x[0].abs().amax() / scale[0]) < 128.1, (
-        "8 bits of plain values: all of the range"
-    )
-
-
-# Packing ------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_packed_weights_come_back(bits: int) -> None:
-    gen = torch.Generator().manual_seed(3)
-    conv, linear = IntegerConv2d(nn.Conv2d(3, 5, 3), bits, 8), IntegerLinear(nn.Linear(7, 3), bits, bits)
-    for layer in (conv, linear):
-        top = top_level(bits)
-        layer.zero.copy_(
-            torch.randint(0, top + 1, layer.zero.shape, generator=gen) if bits < 8 else torch.full_like(layer.zero, 128)
-        )
-        levels = torch.randint(0, top + 1, layer.weight.shape, generator=gen)
-        levels.view(-1)[:2] = torch.tensor([0, top])
-        layer.weight.copy_(levels - layer.zero.view(-1, *[1] * (levels.dim() - 1)).int())
-    net = nn.Sequential(conv, linear)
-    packed = pack(net)
-    assert packed["0.weight"].nbytes == (68 if bits <= 4 else 135) and packed["1.weight"].nbytes == (
-        11 if bits <= 4 else 21
-    )
-    back = unpack(net, packed)
-    assert all(torch.equal(back[name], value) for name, value in net.state_dict().items())
-
-
-def test_two_weights_a_byte_the_first_one_low() -> None:
-    layer = IntegerLinear(nn.Linear(3, 1), 4, 4)
-    layer.zero.fill_(2)
-    layer.weight.copy_(torch.tensor([[-2, 13, 1]]))
-    assert pack(nn.Sequential(layer))["0.weight"].tolist() == [0xF0, 0x03]
-
-
-# Folding ------------------------------------------------------------
-
-
-class Twisted(nn.Module):
-    """A batch norm that can be folded, through a change of layout; one that cannot, and a layer that runs twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.a_norm = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8)
-        self.b, self.b_norm = nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8)
-        self.twice, self.last = nn.Linear(8, 8), nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.a_norm(self.a(x).contiguous(memory_format=torch.channels_last)))
-        y = self.b(x)
-        return self.last(self.twice(self.twice((self.b_norm(y) + y).mean((2, 3)))))
-
-
-def test_folding_is_exact_and_spares_what_is_read_elsewhere() -> None:
-    torch.manual_seed(4)
-    net = Twisted().double().eval()
-    for norm in (net.a_norm, net.b_norm):
-        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-            nn.init.uniform_(tensor, 0.5, 2)
-    x = torch.rand(4, 3, 9, 9, dtype=torch.double)
-    folded, norms, layers = fold(net, x)
-    assert norms == ("a_norm",) and isinstance(folded.a_norm, nn.Identity) and isinstance(folded.b_norm, nn.BatchNorm2d)
-    assert [layer.name for layer in layers] == ["a", "b", "last"] and [layer.first for layer in layers] == [
-        True,
-        False,
-        False,
-    ]
-    assert torch.allclose(folded(x), net(x), rtol=1e-12, atol=1e-12)
-    assert [layer.macs for layer in layers] == [8 * 27 * 49, 64 * 49, 16] and total_macs(
-        net, (3, 9, 9)
-    ) == 8 * 27 * 49 + 64 * 49 + 64 * 2 + 16
-    assert isinstance(net.a_norm, nn.BatchNorm2d), "the child itself is left as it is"
-    with pytest.raises(ValueError, match="nothing to quantize"):
-        fold(nn.Sequential(nn.ReLU()), x)
-
-
-# Bits ------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_integer_program_equals_brute_force(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    layers, choices = int(rng.integers(2, 7)), int(rng.integers(2, 5))
-    losses = rng.random((layers, choices)) * 10.0 ** rng.integers(-7, 0)
-    prices = rng.integers(1, 10**9, (layers, choices))
-    every = list(itertools.product(range(choices), repeat=layers))
-    price = {c: sum(int(prices[i, j]) for i, j in enumerate(c)) for c in every}
-    for most in (
-        min(price.values()),
-        sorted(price.values())[len(every) // 3],
-        price[every[len(every) // 2]],
-        max(price.values()),
-    ):
-        best = min(sum(losses[i, j] for i, j in enumerate(c)) for c in every if price[c] <= most)
-        chosen = allocate(losses, prices, most)
-        assert price[tuple(chosen)] <= most
-        assert sum(losses[i, j] for i, j in enumerate(chosen)) == pytest.approx(best, rel=1e-9)
-    with pytest.raises(ValueError, match="the least is"):
-        allocate(losses, prices, min(price.values()) - 1)
-
-
 def test_an_impossible_budget_says_how_much_is_missing(trained: Trained) -> None:
     child, _, layers = fold(trained.net, trained.batches[0])
     costs = Costs.of(child, layers, total_macs(child, (1, 8, 8)))
@@ -311,9 +135,6 @@ def test_an_impossible_budget_says_how_much_is_missing(trained: Trained) -> None
 def test_targets_that_cannot_be(words: tuple[str | None, ...], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         read_target(*words)
-
-
-# AdaQuant ------------------------------------------------------------
 
 
 def test_adaquant_lowers_the_error_of_every_layer(trained: Trained) -> None:
@@ -363,9 +184,6 @@ def test_sensitivity_is_what_swapping_one_layer_costs(trained: Trained) -> None:
     base = calibrate(child, layers, dict.fromkeys((layer.name for layer in layers), 8), trained.batches[:2], 1, 0)
     targets = outputs(child, trained.batches[:2])
     assert difference(base, trained.batches[:2], targets) < found[:, 0].max() / 20
-
-
-# Files ------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -471,136 +289,3 @@ def test_it_is_not_done_twice_nor_to_a_quantized_child(trained: Trained, mixed: 
     page.write_text("{}")
     assert done_before(trained.home, target) is None, "a damaged one is made again"
     page.write_text(kept)
-
-
-# Other families ------------------------------------------------------------
-
-
-def test_a_vision_transformer(tmp_path: Path) -> None:
-    """Linear layers on tokens and on vectors; attention stays in floats and counts with 32 bits."""
-    net = nas.load_supernet("vit_resnas", "d8-smoke")
-    torch.manual_seed(6)
-    for parameter in net.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    x = torch.rand(32, *net.input_shape, generator=torch.Generator().manual_seed(0))
-    child = net.extract(net.space.smallest()).train()
-    child(x)
-    child, norms, layers = fold(child, x)
-    assert (
-        len(norms) == 3
-        and sum(layer.conv for layer in layers) >= 4
-        and not any(isinstance(m, nn.BatchNorm2d) for m in child.modules())
-    )
-    costs = Costs.of(child, layers, total_macs(child, net.input_shape))
-    assert costs.macs == net.cost(net.space.smallest())["macs"] and costs.rest("bitops") > 0
-    small = calibrate(child, layers, dict.fromkeys((layer.name for layer in layers), 8), list(x.split(16)), 1, 0)
-    apart, size = difference(small, [x], outputs(child, [x])), float(outputs(child, [x])[0].var())
-    assert apart < 0.01 * size
-    write_onnx(small, x[:2], tmp_path / "model.onnx")
-    assert float((OnnxFile(tmp_path / "model.onnx")(x) - small(x)).abs().max()) < 0.1 * size**0.5
-    assert integer_layers(tmp_path / "model.onnx") == len(layers)
-
-
-class Enlarger(nn.Module):
-    """A network of the kind that super-resolution has: convolutions, a skip, no norm, no bias, twice the side."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.config: dict[str, Any] = {}
-        self.head, self.body = (
-            nn.Conv2d(3, 12, 3, padding=1, bias=False),
-            nn.Conv2d(12, 12, (3, 1), padding=(1, 0), groups=3, bias=False),
-        )
-        self.up = nn.Conv2d(12, 12, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.head(x - 0.5))
-        y = self.up(y + F.relu(self.body(y)))
-        return F.interpolate(x, scale_factor=2, mode="bilinear") + F.pixel_shuffle(y, 2)
-
-
-def test_super_resolution(tmp_path: Path) -> None:
-    from skimage.data import astronaut
-
-    torch.manual_seed(7)
-    high = torch.from_numpy(astronaut()).permute(2, 0, 1).float() / 255
-    high = high.unfold(1, 32, 32).unfold(2, 32, 32).permute(1, 2, 0, 3, 4).flatten(0, 1)[:128]
-    low = F.interpolate(high, scale_factor=0.5, mode="bicubic", antialias=True).clamp(0, 1)
-    net = Enlarger()
-    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
-    for _ in range(100):
-        optimizer.zero_grad()
-        F.l1_loss(net(low), high).backward()
-        optimizer.step()
-    batches = list(low.split(16))
-    child, norms, layers = fold(net, low)
-    assert not norms and [layer.macs for layer in layers] == [3 * 12 * 9 * 256, 12 * 4 * 3 * 256, 12 * 12 * 9 * 256]
-    bits = dict.fromkeys((layer.name for layer in layers), 4)
-    targets = outputs(child, batches[-2:])
-    nearest = calibrate(child, layers, bits, batches, 2, 0)
-    better, _ = correct(calibrate(child, layers, bits, batches, 2, ITERATIONS), child, list(bits), batches, 2)
-    assert difference(better, batches[-2:], targets) < 0.7 * difference(nearest, batches[-2:], targets)
-    plan = {name: {"weight_bits": 4, "input_bits": 8 if name == "head" else 4} for name in bits}
-    again = load_quantized(Enlarger(), {"plain": [], "folded": [], "layers": plan}, pack(better))
-    assert torch.equal(again(low), better(low))
-    write_onnx(better, low[:2], tmp_path / "model.onnx")
-    assert float((OnnxFile(tmp_path / "model.onnx")(low) - better(low)).abs().max()) < 0.02
-    assert integer_layers(tmp_path / "model.onnx") == 3
-
-
-def test_the_least_budget_can_be_met() -> None:
-    """Whatever the spread of prices and the solver's tolerance: a person types back what the refusal has told."""
-    rng = np.random.default_rng(0)
-    for _ in range(30):
-        base = (10 ** rng.uniform(2, 9, 12)).astype(np.int64)[:, None]
-        prices, losses = base * np.array([[16, 64]]), rng.random((12, 2)) * [[1.0, 0.01]] + [[1.0, 0.0]]
-        least = int(prices.min(1).sum())
-        assert allocate(losses, prices, least) == [0] * 12
-        cheapest = int(np.argmin(base))
-        more = allocate(losses, prices, least + 48 * int(base.min()))
-        assert more[cheapest] == 1 and sum(more) == 1
-        with pytest.raises(ValueError, match=f"costs at most {least - 1:,}; the least is {least:,}"):
-            allocate(losses, prices, least - 1)
-
-
-class Shared(nn.Module):
-    """Two convolutions before one batch norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.norm = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.a(x)) + self.norm(self.b(x))
-
-
-def test_a_norm_that_is_used_twice_stays() -> None:
-    torch.manual_seed(5)
-    net, x = Shared().eval(), torch.rand(4, 3, 5, 5)
-    nn.init.uniform_(net.norm.running_var, 0.5, 2)
-    folded, norms, layers = fold(net, x)
-    assert norms == () and len(layers) == 2 and torch.allclose(folded(x), net(x))
-
-
-@pytest.mark.parametrize("size", ["basic-c12", "rfdn-c12"])
-def test_a_child_with_quantizers_of_its_own(size: str) -> None:
-    """It is quantized anew, from the weights that it was trained to."""
-    torch.manual_seed(8)
-    net = nas.load_supernet("quantnas", size)
-    arch = net.space.sample(np.random.default_rng(4))
-    child, x = net.extract(arch).eval(), torch.randint(256, (8, 3, 16, 16)) / 255
-    learned.fit(child, [(x, None)])
-    bare, names = plain(child)
-    assert len(names) == sum(isinstance(module, learned.QuantConv2d) for module in child.modules()) > 5
-    real = child(x)
-    child.quantize(False)
-    torch.testing.assert_close(bare(x), child(x), atol=1e-6, rtol=1e-5)
-    assert not torch.allclose(real, child(x), atol=1e-3)
-    folded, norms, layers = fold(bare, x)
-    assert {layer.name for layer in layers} == {f"{name}.conv" for name in names}
-    bits = {layer.name: 4 for layer in layers}
-    small = calibrate(folded, layers, bits, list(x.split(2)), 1, 0)
-    both = {layer.name: widths(layer, 4) for layer in layers}
-    plan = {"plain": names, "folded": list(norms), "layers": both}
-    again = load_quantized(type(child)(**child.config), plan, pack(small))
-    assert torch.equal(again(x), small(x))

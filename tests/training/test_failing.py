@@ -18,7 +18,7 @@ from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence, Gone
 from nas.rundir.log import Line
 from nas.training.loop import Loop
-from tests.training.test_loop import experiment, loop_in, newest, train
+from tests.training.tiny import experiment, loop_in, newest, train
 
 
 @pytest.mark.parametrize("target", ["metrics.jsonl", "step-00000008", "rust"])

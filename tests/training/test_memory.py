@@ -11,7 +11,7 @@ import torch
 import nas.children.evaluate
 from nas.device import MemoryShort, enough_memory
 from nas.training.engine import Engine
-from tests.training.test_loop import BATCH, newest, train
+from tests.training.tiny import BATCH, newest, train
 
 pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")]
 

@@ -20,7 +20,7 @@ from nas.config.experiment import ExperimentError, dump, load_experiment
 from nas.rundir.atomic import Damaged
 from nas.rundir.directory import RunDir
 from nas.training.start import start_from
-from tests.training.test_loop import Tiny, events, experiment, loop_in, train
+from tests.training.tiny import Tiny, events, experiment, loop_in, train
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
