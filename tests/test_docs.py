@@ -163,7 +163,7 @@ def test_commands_are_ones_that_there_are(page: Path) -> None:
 def script(page: Path, words: tuple[str, ...]) -> str:
     """The blocks of a page that have one of these words, in order, as one shell's work. Training and searching is as
     there, but small; ``<id>`` is an exported child."""
-    small = "--set search.candidates=10 --set export.children=2"
+    small = "--set search.candidates=10 --set search.trials=1 --set export.children=2 --set train.workers=1"
     parts = [
         "set -euo pipefail",
         "child() { ls runs/bignas-digits/children | grep -v -e - | head -1; }",

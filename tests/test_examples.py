@@ -19,8 +19,11 @@ from nas.cli.check import find, run
 from tests.driving import PATIENCE, STRANGER, command, environment, outputs_of, records, sets
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-FEW = ["recipe.epochs=2", "train.checkpoint_every=20", "search.window=4", "search.candidates=6", "export.children=1"]
-ONE = ["train.workers=1", "search.trials=1", "export.onnx=false"]
+FEW = [
+    *("recipe.epochs=2", "train.checkpoint_every=20", "search.window=4", "search.candidates=6"),
+    *("export.children=1", "export.onnx=false"),
+]
+ONE = ["train.workers=1", "search.trials=1"]
 OWN = ["search.algorithm=own_search:Ageing", "search.options.population=10", "search.cost=energy", "train.workers=2"]
 
 

@@ -14,7 +14,7 @@ from tests.driving import PATIENCE, command, records, sets, start
 
 SETTINGS = [
     *("recipe.epochs=3", "recipe.warmup_epochs=1", "search.window=8", "search.candidates=20", "export.onnx=false"),
-    "train.workers=1",
+    *("train.workers=1", "search.trials=1"),
     *("search.rungs=[[1, 0], [0.3, 6]]", "export.children=2"),
     "search.recipe={name: single, epochs: 20, batch: 64, optimizer: sgd, lr: 0.02, weight_decay: 1e-4}",
     "fidelity={children: 4, seeds: 2, recipe: {name: single, epochs: 2, batch: 64, optimizer: sgd, lr: 0.1}}",
