@@ -20,6 +20,9 @@ its standard error; what is further from 0 than 2.8 of these would have shown fo
 
 So one network that is wanted is better trained alone, by two points; the smallest as well cut. Five networks cost alone
 what the supernet costs, and are as good or better; twenty are far behind. A supernet is for a front, not for a point.
+
+`bignas-cifar10-16px --rates 0.05 0.1 0.2 0.4`, the middle network on 5,000 validation images: 65.4, 67.1, 67.5 and
+67.8 %, cross-entropy 1.001, 0.960, 0.955 and 0.967 nats. So networks alone learn at 0.2 there.
 """
 
 from __future__ import annotations

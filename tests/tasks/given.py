@@ -1,4 +1,4 @@
-"""What tests of classification share: the digits, a place without data, and the data at hand."""
+"""What tests of classification share: the options of the digits, and the data at hand."""
 
 from __future__ import annotations
 
