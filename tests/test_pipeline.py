@@ -44,12 +44,8 @@ from tests.driving import (
 )
 
 TINY = [
-    "recipe.epochs=4",
-    "recipe.warmup_epochs=1",
-    "search.candidates=40",
-    "search.window=8",
-    "train.checkpoint_every=25",
-    "export.children=3",
+    *("recipe.epochs=4", "recipe.warmup_epochs=1", "search.candidates=40", "search.window=8"),
+    *("train.checkpoint_every=25", "export.children=3"),
 ]
 STEPS_AN_EPOCH = 18  # of 64 out of 1,200 digits
 NOISE = re.compile(r"\(\w+ pid=\d+|\b(INFO|WARNING|DEBUG)\b|Warning:|Traceback|ray::|\[rank\d|it/s\]|╭|https?://")
@@ -121,18 +117,8 @@ def test_it_prints_no_wall_of_logs(done: Done) -> None:
 
 def test_the_run_directory_holds_what_is_named_and_no_rubbish(done: Done) -> None:
     names = {path.name for path in done.run.iterdir()}
-    wanted = {
-        "run.json",
-        "experiment.yaml",
-        "history.jsonl",
-        "train",
-        "supernet",
-        "search",
-        "children",
-        "report.html",
-        "tracking.jsonl",
-        "attempt",
-    }
+    wanted = {"run.json", "experiment.yaml", "history.jsonl", "train", "supernet", "search", "children"}
+    wanted |= {"report.html", "tracking.jsonl", "attempt"}
     assert names - {".lock"} == wanted
     beside = {path.name for path in done.run.parent.iterdir()}
     assert beside <= {done.run.name, "mlflow.db", "mlartifacts"}
@@ -483,17 +469,8 @@ def test_quantize_a_child(copy: Path) -> None:
     home = copy / "children" / f"{name}-w4a4"
     figures = json.loads((home / "metrics.json").read_text())
     manifest = atomic.verify(home)
-    assert {
-        "model.safetensors",
-        "model.py",
-        "quantized.py",
-        "config.json",
-        "arch.json",
-        "metrics.json",
-        "model.onnx",
-        "picture.onnx",
-        "README.md",
-    } == set(manifest["files"])
+    written = {"model.safetensors", "model.py", "quantized.py", "config.json", "arch.json", "metrics.json", "README.md"}
+    assert {*written, "model.onnx", "picture.onnx"} == set(manifest["files"])
     assert (
         all(row["method"] in ended.text for row in figures["rows"]) and f"{name}-w4a4" in ended.text.split("next:")[1]
     )
