@@ -375,15 +375,15 @@ def window(weight: Tensor, shape: torch.Size) -> Tensor:
 
 @contextmanager
 def undrawn() -> Iterator[None]:
-    """Torch's layers that this thread makes here do not draw the weights they begin with: half of the time that it
-    takes to make a child, which is given all of them."""
+    """What this thread makes here by `torch.nn.init` does not draw the weights it begins with: half of the time that it
+    takes to make a child, which is given all of them, and for a transformer of many weights seconds."""
     this = threading.get_ident()
 
     def unless_here(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda tensor, *how, **more: tensor if threading.get_ident() == this else draw(tensor, *how, **more)
 
     with MAKING:
-        drawn = {name: getattr(nn.init, name) for name in ("kaiming_uniform_", "uniform_")}
+        drawn = {name: getattr(nn.init, name) for name in ("kaiming_uniform_", "uniform_", "trunc_normal_")}
         try:
             for name, draw in drawn.items():
                 setattr(nn.init, name, unless_here(draw))

@@ -351,6 +351,7 @@ def spaces(
         space_of(space, size)
     from nas.results.plots import human
     from nas.space import COSTS
+    from nas.supernet import undrawn
 
     shown = {name: measure.title for name, measure in COSTS.items() if measure.shown}
     first, *others = shown.values()
@@ -359,7 +360,8 @@ def spaces(
     table = Table(*names, *costs, Column("input", no_wrap=True), box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in [space] if space else built_in_spaces():
         for each in [size] if size else list(getattr(find_space(name), "SIZES", [""])):
-            net = load_supernet(name, each)
+            with undrawn():  # it is asked for its costs alone
+                net = load_supernet(name, each)
             ends = net.cost(net.space.smallest()), net.cost(net.space.largest())
             figures = [human(cost[key]) for cost in ends for key in shown]
             networks = net.space.cardinality

@@ -195,6 +195,14 @@ def test_what_is_known_is_not_judged_again(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("space", "size"), [("bignas", "d8"), ("vit_resnas", "d8")])
+def test_a_supernet_that_is_given_its_weights_draws_none(space: str, size: str) -> None:
+    drawn = torch.get_rng_state()
+    with undrawn():
+        load_supernet(space, size)
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
 def test_an_extracted_child_draws_no_weights_and_other_threads_draw_theirs() -> None:
     net = load_supernet("bignas", "d8")
     drawn = torch.get_rng_state()
