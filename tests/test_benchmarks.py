@@ -64,11 +64,10 @@ def test_what_the_claims_say_is_what_was_recorded() -> None:
 def test_every_picture_of_the_claims_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that the page shows, and of whatever else there will be records of: here all that a benchmark writes."""
     records, pictures = tmp_path / "records", tmp_path / "docs" / "claims"
-    shutil.copytree(claims.RECORDS, records)
+    shutil.copytree(trainings.RECORDS, records)
     pictures.parent.mkdir()
     monkeypatch.setattr(claims, "PICTURES", pictures)
-    for module in (claims, trainings):
-        monkeypatch.setattr(module, "RECORDS", records)
+    monkeypatch.setattr(trainings, "RECORDS", records)
     for name in ("quantnas-wide", "quantnas-fixed"):
         figures = {"GBitOPs": 0.4, "Set5": 36.0, "Set14": 32.0, "BSD100": 31.0}
         parts = [("guided, at most 0.4 GBitOPs", lambda figures=figures: figures)]
@@ -79,6 +78,16 @@ def test_every_picture_of_the_claims_is_drawn(tmp_path: Path, monkeypatch: pytes
     drawn = {file.name for file in pictures.iterdir()}
     assert set(re.findall(r"\(claims/(.*?)\)", page)) | {"quantnas-wide.svg"} <= drawn
     assert all("<svg" in (text := file.read_text()) and "currentColor" not in text for file in pictures.iterdir())
+
+
+def test_a_line_that_a_kill_has_torn_is_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is the one after it lost, nor are those before."""
+    monkeypatch.setattr(trainings, "RECORDS", tmp_path)
+    trainings.record("some", {"seed": 0})
+    with (tmp_path / "some.jsonl").open("a") as log:
+        log.write('{"seed": 1, "fig')
+    trainings.record("some", {"seed": 2})
+    assert trainings.recorded("some") == [{"seed": 0}, {"seed": 2}]
 
 
 # --- networks of one size that QuantNAS is compared with

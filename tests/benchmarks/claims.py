@@ -7,7 +7,6 @@ A dot is what one supernet showed, or one training; a line is the mean over them
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nas.results.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, svg
-from tests.benchmarks.trainings import RECORDS
+from tests.benchmarks.trainings import recorded
 
 PICTURES = Path(__file__).parents[2] / "docs" / "claims"
 PAGE = "#7f8894"  # ink that is read on white and on black: an image does not know the page's
@@ -33,8 +32,7 @@ Row = tuple[str, list[float]]
 
 def lines(name: str) -> list[dict[str, Any]]:
     """The records of a file, of the settings that the last one has; none where there is no file yet."""
-    file = RECORDS / f"{name}.jsonl"
-    found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    found = recorded(name)
     return [line for line in found if line.get("settings") == found[-1].get("settings")]
 
 

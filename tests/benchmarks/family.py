@@ -1,13 +1,14 @@
 """A family of children cut out of one supernet against the same networks trained alone: for as many steps each, and for
 as much computing as the supernet cost, shared among a family of 5 and of 20.
 
-    python -m tests.benchmarks.family --preset bignas-textures --seeds 3
+    python -m tests.benchmarks.family --preset bignas-textures --seeds 0 1 2
 
 The networks are fixed before anything is trained: five, evenly spread over the logarithm of MACs. Supernet and networks
 learn in one process from the same examples in the same order; a network alone as the preset's `fidelity.recipe` says,
 whose rate was chosen on validation of seed 0 (``--rates 0.05 0.1 0.2``). Every one is calibrated and scored by the same
 code, on the whole test part. The unit is the supernet: a seed gives one mean difference over the five. Each training is
-a line of tests/benchmarks/records/family-<preset>.jsonl, and one that stands there is not done again.
+a line of tests/benchmarks/records/family-<preset>.jsonl, and one that stands there is not done again; two commands of
+different seeds may run side by side. Networks with as many steps come before those with a share, of all seeds.
 
 `bignas-textures`, seeds 0 to 2, 792 steps of 64 images, 2,720 test images: cut minus alone, the mean over supernets and
 its standard error; what is further from 0 than 2.8 of these would have shown four times out of five.
@@ -30,7 +31,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -44,9 +46,10 @@ from nas.search.constraints import Constraints, evenly
 from nas.space import Arch
 from nas.supernet import Supernet
 from nas.tasks.task import Task
-from tests.benchmarks.trainings import CPU, RECORDS
+from tests.benchmarks.trainings import CPU, record, recorded
 
 FAMILIES = (5, 20)  # whose members share what the supernet cost
+AS_LONG, SHARES = ("cut", "alone"), tuple(f"alone, one of {family}" for family in FAMILIES)
 NETWORKS = 5
 
 
@@ -59,9 +62,9 @@ def supernet_macs(net: Supernet) -> float:
 
 
 def trainings(
-    preset: str, seed: int, overrides: list[str], done: set[tuple[int, str, str]]
+    preset: str, seed: int, overrides: list[str], done: set[tuple[int, str, str]], kinds: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
-    """The records of a seed that are not there yet."""
+    """The records of a seed, of these kinds, that are not there yet."""
     experiment = load_experiment(preset, [*overrides, f"seed={seed}"])
     task, alone_options = load_task(experiment), experiment.alone
     assert alone_options is not None
@@ -77,7 +80,7 @@ def trainings(
         macs = net.cost(arch)["macs"]
         return {"seed": seed, "kind": kind, "id": arch.id, "macs": macs, "steps": steps, **judged.metrics}
 
-    if any((seed, "cut", arch.id) not in done for arch in archs):
+    if "cut" in kinds and any((seed, "cut", arch.id) not in done for arch in archs):
         learner = Alone(experiment, task, net, experiment.recipe, CPU, seed)
         steps = round(experiment.recipe.epochs * learner.epoch)
         learner.train(net, steps, [])
@@ -85,11 +88,9 @@ def trainings(
     learner = Alone(experiment, task, net, alone_options, CPU, seed)
     steps = round(alone_options.epochs * learner.epoch)
     whole = supernet_macs(net) / (len(archs) * float(np.mean([net.cost(arch)["macs"] for arch in archs])))
-    lengths = {"alone": steps} | {
-        f"alone, one of {family}": round(steps * whole * len(archs) / family) for family in FAMILIES
-    }
-    for kind, length in lengths.items():
-        for arch in archs:
+    shares = {kind: round(steps * whole * len(archs) / family) for kind, family in zip(SHARES, FAMILIES, strict=True)}
+    for kind, length in {"alone": steps, **shares}.items():
+        for arch in archs if kind in kinds else []:
             if (seed, kind, arch.id) not in done:
                 fresh = learner.fresh(net, arch)
                 learner.train(fresh, length, evaluator.calibration)
@@ -134,7 +135,7 @@ def table(records: list[dict[str, Any]], task: Task) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="bignas-textures")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="which")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--rates", type=float, nargs="+", default=[], help="of networks alone: judge these, and end")
     options = parser.parse_args()
@@ -143,15 +144,13 @@ def main() -> None:
         print(line, flush=True)
     if options.rates:
         return
-    file = RECORDS / f"family-{options.preset}.jsonl"
-    records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    for seed in range(options.seeds):
-        done = {(r["seed"], r["kind"], r["id"]) for r in records}
-        for record in trainings(options.preset, seed, options.set, done):
-            records.append(record)
-            with file.open("a") as log:
-                log.write(json.dumps(record) + "\n")
-            print(json.dumps(record), flush=True)
+    name = f"family-{options.preset}"
+    for kinds, seed in product((AS_LONG, SHARES), options.seeds):
+        done = {(r["seed"], r["kind"], r["id"]) for r in recorded(name)}
+        for line in trainings(options.preset, seed, options.set, done, kinds):
+            record(name, line)
+            print(json.dumps(line), flush=True)
+    records = [line for line in recorded(name) if line["seed"] in options.seeds]
     print("\n".join(table(records, load_task(load_experiment(options.preset)))))
 
 

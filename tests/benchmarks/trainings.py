@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -122,6 +123,23 @@ def progress(steps: Iterable[int], what: str) -> Iterator[int]:
         yield step
 
 
+def recorded(name: str) -> list[dict[str, Any]]:
+    """The lines of tests/benchmarks/records/NAME.jsonl; one that a kill has torn is none."""
+    file, found = RECORDS / f"{name}.jsonl", []
+    for line in file.read_text().splitlines() if file.exists() else []:
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
+
+
+def record(name: str, line: Mapping[str, Any]) -> None:
+    """Append a line to tests/benchmarks/records/NAME.jsonl, which several processes may do at once."""
+    file = RECORDS / f"{name}.jsonl"
+    torn = file.exists() and not file.read_bytes().endswith(b"\n")
+    with file.open("a") as log:
+        log.write("\n" * torn + json.dumps(line) + "\n")
+
+
 Part = tuple[str, Callable[[], Figures]]
 
 
@@ -133,18 +151,15 @@ def report(
     Each part is a line of tests/benchmarks/records/NAME.jsonl, and one that stands there of these settings is not done
     again.
     """
-    file, settings = RECORDS / f"{name}.jsonl", json.loads(json.dumps(settings))
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {(line["seed"], line["part"]): line["figures"] for line in lines if line["settings"] == settings}
+    settings = json.loads(json.dumps(settings))
+    done = {(line["seed"], line["part"]): line["figures"] for line in recorded(name) if line["settings"] == settings}
     rows: dict[str, list[Figures]] = {}
     try:
         for seed in seeds:
             for part, find in parts(seed):
                 if (seed, part) not in done:
                     done[seed, part] = find()
-                    line = {"seed": seed, "part": part, "settings": settings, "figures": done[seed, part]}
-                    with file.open("a") as log:
-                        log.write(json.dumps(line) + "\n")
+                    record(name, {"seed": seed, "part": part, "settings": settings, "figures": done[seed, part]})
                 figures = done[seed, part]
                 rows.setdefault(part, []).append(figures)
                 told = ", ".join(f"{key} {value:.4g}" for key, value in figures.items())
