@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -97,6 +97,19 @@ class Arch(Mapping[str, Number]):
     def __len__(self) -> int:
         return len(self._choices)
 
+    # what Mapping derives from these takes five times as long, and a search asks for little else
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._choices
+
+    def keys(self) -> KeysView[str]:
+        """The choices that count."""
+        return self._choices.keys()
+
+    def items(self) -> ItemsView[str, Number]:
+        """They and what they are."""
+        return self._choices.items()
+
     def __hash__(self) -> int:
         if self._hash is None:
             self._hash = hash(frozenset(self._choices.items()))
@@ -139,15 +152,12 @@ class Space:
                     )
             self.choices[choice.name] = choice
 
-    def _active(self, choice: Choice, picked: Mapping[str, Number]) -> bool:
-        """Whether `choice` counts, given the canonical choices before it."""
-        return choice.active_if is None or picked.get(choice.active_if[0]) in choice.active_if[1]
-
     def _build(self, pick: Callable[[Choice], Number]) -> Arch:
         """An `Arch` with ``pick(choice)`` for every choice that counts, asked in order."""
         picked: dict[str, Number] = {}
         for name, choice in self.choices.items():
-            if self._active(choice, picked):
+            when = choice.active_if
+            if when is None or picked.get(when[0]) in when[1]:
                 picked[name] = pick(choice)
         return Arch(picked)
 
@@ -192,23 +202,28 @@ class Space:
         open_ = [name for name in arch if len(self.choices[name].values) > 1]
         if not open_:
             return arch
-        hit = {name for name in open_ if rng.random() < rate} or {open_[rng.integers(len(open_))]}
+        drawn = rng.random(len(open_)).tolist()
+        hit = {name for name, one in zip(open_, drawn, strict=True) if one < rate} or {open_[rng.integers(len(open_))]}
 
         def pick(choice: Choice) -> Number:
-            if choice.name not in arch:
+            name = choice.name
+            if name not in arch:
                 return _draw(choice.values, rng)
-            old = arch[choice.name]
-            return _draw(tuple(v for v in choice.values if v != old), rng) if choice.name in hit else old
+            old = arch[name]
+            return _draw(tuple(v for v in choice.values if v != old), rng) if name in hit else old
 
         return self._build(pick)
 
     def cross(self, first: Arch, second: Arch, rng: np.random.Generator) -> Arch:
-        """Uniform crossover: each choice from either parent with equal chance; one that neither has is drawn
-        uniformly."""
+        """Uniform crossover: each choice from either parent with equal chance, from the only one that has it
+        otherwise."""
+        both = first.keys() & second.keys()  # each of which counts in the child too, whatever is picked
+        coins = iter(rng.integers(2, size=len(both)).tolist())
 
         def pick(choice: Choice) -> Number:
-            own = [parent[choice.name] for parent in (first, second) if choice.name in parent]
-            return _draw(tuple(own), rng) if own else _draw(choice.values, rng)
+            name = choice.name
+            other = next(coins) if name in both else name not in first
+            return (second if other else first)[name]
 
         return self._build(pick)
 

@@ -37,19 +37,18 @@ class Predictor:
     """
 
     def __init__(self, space: Space) -> None:
-        self._places: dict[tuple[str, int | float], slice] = {}
-        self._width = 0
-        for name, choice in space.choices.items():
-            for at, value in enumerate(choice.values):
-                self._places[name, value] = slice(self._width, self._width + 1 + at)
-            self._width += len(choice.values)
+        each = list(space.choices.values())
+        self._steps = {(c.name, value): at for c in each for at, value in enumerate(c.values, start=1)}
+        self._place = {name: at for at, name in enumerate(space.choices)}
+        self._choice = np.repeat(np.arange(len(each)), [len(c.values) for c in each])  # of each number of a row,
+        self._step = np.concatenate([np.arange(len(c.values)) for c in each])  # and the steps that come before it
 
     def rows(self, archs: Sequence[Arch]) -> np.ndarray:
         """Zeros and ones, shape ``(len(archs), values of all choices)``."""
-        table = np.zeros((len(archs), self._width))
-        for row, arch in zip(table, archs, strict=True):
-            for picked in arch.items():
-                row[self._places[picked]] = 1.0
+        steps = np.zeros((len(archs), len(self._place)))
+        for row, arch in zip(steps, archs, strict=True):
+            row[[self._place[name] for name in arch]] = [self._steps[picked] for picked in arch.items()]
+        table: np.ndarray = (steps[:, self._choice] > self._step).astype(float)
         return table
 
     def fit(self, archs: Sequence[Arch], values: np.ndarray) -> Predictor:
