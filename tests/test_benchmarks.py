@@ -15,9 +15,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image
 
-from nas.build import load_supernet
+from nas.build import load_supernet, load_task, make_supernet
+from nas.children.alone import Alone
+from nas.config.experiment import load_experiment
+from nas.recipes.sandwich import Sandwich
 from nas.testing.space import check_cost, check_extracted, check_json, images, ready
-from tests.benchmarks import claims, trainings
+from tests.benchmarks import ablations, claims, trainings
 from tests.benchmarks.fixed import Transposed, network
 from tests.benchmarks.quantnas import hand_made
 
@@ -88,6 +91,32 @@ def test_a_line_that_a_kill_has_torn_is_no_record(tmp_path: Path, monkeypatch: p
         log.write('{"seed": 1, "fig')
     trainings.record("some", {"seed": 2})
     assert trainings.recorded("some") == [{"seed": 0}, {"seed": 2}]
+
+
+def test_what_is_taken_out_of_the_sandwich_rule_is_out() -> None:
+    """Three ways of one step with the same draws: as it is; labels for every child; dropout for every child."""
+    experiment = load_experiment("bignas-digits", ["recipe.dropout=0.5"])
+    task = load_task(experiment)
+    net = make_supernet(experiment, task)
+    learner = Alone(experiment, task, net, experiment.recipe, trainings.CPU, 0)
+    batches = learner._batches(0)
+    x, y = batches["train"]
+
+    def losses(kind: type[Sandwich], dropout: float) -> list[float]:
+        options = experiment.recipe.model_copy(update={"dropout": dropout})
+        made = kind(task, options).losses(net, net, batches, learner._step(0, 1))  # type: ignore[arg-type]
+        return [loss.item() for loss in made]
+
+    usual, labels = losses(Sandwich, 0.5), losses(ablations.OnLabels, 0.5)
+    everywhere = losses(ablations.AllRegularised, 0.5)
+    assert labels[0] == usual[0] == everywhere[0] != losses(Sandwich, 0.0)[0]
+    assert labels[-1] == task.loss(net(x, net.space.smallest()), y, experiment.recipe.label_smoothing).item()
+    assert labels[1:] != usual[1:] != everywhere[1:]
+    assert losses(ablations.AllRegularised, 0.0) == losses(Sandwich, 0.0)
+    norms = [module for name, module in net.named_modules() if name.endswith("project.norm")]
+    assert any(not norm.weight.any() for norm in norms)
+    ablations.norms_at_one(net)
+    assert all((norm.weight == 1).all() for norm in norms)
 
 
 # --- networks of one size that QuantNAS is compared with
