@@ -136,6 +136,8 @@ class Supernet(nn.Module):
         aux_grid: side of the grid over the image that the auxiliary head predicts for; 0 where there is no such head.
         mixes_examples: examples of one sub-network influence each other by more than what all sub-networks share (batch
             norm in a part that is searched), so that a few examples of each in one pass are not enough to train it.
+        norms_alike: batch norms are the same ones in every child and see the same of each example, as in a stem that is
+            not searched: they are calibrated once a supernet, not once a child.
         quantizes: passes with quant "noise" and "real" differ from "off"; a child is a `QuantizingChild`.
         slots: what a differentiable search decides, and the choices that each decides together; empty where there is no
             such search.
@@ -151,6 +153,7 @@ class Supernet(nn.Module):
     least_side: int = 1
     aux_grid: int = 0
     mixes_examples: bool = True
+    norms_alike: bool = False
     quantizes: bool = False
     slots: Mapping[str, tuple[str, ...]] = {}
     child: Callable[..., nn.Module]

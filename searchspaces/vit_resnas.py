@@ -140,7 +140,7 @@ class ViTResNAS(Supernet):
     space: ViTResNASSpace
     child = vit_resnas_child.ViTResNASChild
     sources = (Path(nas.static.__file__), Path(vit_resnas_child.__file__))
-    mixes_examples = False  # the only batch norms are the stem's, which all sub-networks share
+    mixes_examples, norms_alike = False, True  # the only batch norms are the stem's, which all sub-networks share
 
     def __init__(
         self,

@@ -110,25 +110,37 @@ class Batches:
 
 
 @torch.inference_mode()
-def recalibrate(child: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+def recalibrate(
+    child: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], known: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Give the child's batch norms the plain mean of their statistics over the batches (BigNAS section 3.3), and set it
     to evaluate.
 
     Quantizers are fitted before, on the first batch, but for those of a network trained alone with real ones: what a
     supernet has learnt of its steps it has learnt for all children at once. Without either nothing is run.
+
+    Args:
+        known: the statistics, where another child has found them already; see `Supernet.norms_alike`.
+
+    Returns:
+        The statistics, by the names of the child's buffers.
     """
     child.eval()
-    norms = [module for module in child.modules() if isinstance(module, _BatchNorm)]
-    for norm in norms:
+    norms = {name: module for name, module in child.named_modules() if isinstance(module, _BatchNorm)}
+    for norm in norms.values():
         norm.train()  # the norms of a fresh child know nothing but the batch
     fit(child, batches)
-    for norm in norms:
+    for norm in norms.values():
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average, not a moving one
-    if norms:
+    if known is not None:
+        for name, value in known.items():
+            child.get_buffer(name).copy_(value)
+    elif norms:
         for x, _ in batches:
             child(x)
     child.eval()
+    return {f"{name}.{key}": value for name, norm in norms.items() for key, value in norm.named_buffers()}
 
 
 @torch.no_grad()
@@ -217,7 +229,7 @@ class Evaluator:
     """Scores children of one supernet on fixed calibration and validation batches.
 
     Args:
-        net: the supernet, its weights in place.
+        net: the supernet, its weights in place; whoever changes these sets it anew.
         task: gives data, scores and metric.
         settings: the search section of an experiment: calibration, calibration_batch, validation, score_batch.
         limit: at most so many examples of either kind, for a quick look in training.
@@ -235,6 +247,7 @@ class Evaluator:
         shared: Path | None = None,
         alone: Alone | None = None,
     ) -> None:
+        self._statistics: dict[str, Tensor] | None = None
         self.net, self.task, self.alone = net, task, alone
         self.lower = (
             f"lower search.score_batch (now {settings.score_batch}) or search.trials, which share the GPUs; images at "
@@ -251,6 +264,15 @@ class Evaluator:
             self.calibration = Batches(task.train, calibration, size, device, 0, True, places[0])
             self.validation = Batches(task.validation, validation, score_size, device, place=places[1])
 
+    @property
+    def net(self) -> Supernet:
+        """The supernet."""
+        return self._net
+
+    @net.setter
+    def net(self, net: Supernet) -> None:
+        self._net, self._statistics = net, None
+
     def cut(self, arch: Arch, steps: int = 0) -> tuple[Supernet, nn.Module]:
         """A child and what it was cut from: the supernet, or after `steps` by itself a space of its own.
 
@@ -262,7 +284,10 @@ class Evaluator:
             net = net.fix(arch).to(next(net.parameters()).device)
             self.alone.train(net, steps, self.calibration)
         child = net.extract(arch).to(memory_format=torch.channels_last)
-        recalibrate(child, self.calibration)
+        alike = net.norms_alike and not steps
+        found = recalibrate(child, self.calibration, self._statistics if alike else None)
+        if alike and self._statistics is None:
+            self._statistics = {name: value.clone() for name, value in found.items()}
         return net, child
 
     def child(self, arch: Arch, steps: int = 0) -> nn.Module:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from nas.children.evaluate import recalibrate
 from nas.children.export import bundle, child_packages
 from nas.space import Arch
 from nas.supernet import Pass, Soft, Supernet, main_head
@@ -197,6 +198,20 @@ def check_many(net: Supernet, x: Tensor) -> None:
     except ValueError:
         return
     raise AssertionError("more architectures than rows were accepted")
+
+
+def check_norms(net: Supernet, x: Tensor) -> None:
+    """Where `norms_alike` is true, every child's batch norms find the same statistics, to the bit.
+
+    Look for a batch norm behind something that is searched.
+    """
+    if net.norms_alike:
+        first, *others = architectures(net, random=2, largest=False)
+        wanted = recalibrate(net.extract(first), [(x, x)])
+        for arch in others:
+            found = recalibrate(net.extract(arch), [(x, x)])
+            strange = found.keys() ^ wanted.keys() or {n for n in found if not torch.equal(found[n], wanted[n])}
+            assert not strange, f"norms_alike is true, and in {first} and {arch} differ: {', '.join(sorted(strange))}"
 
 
 def check_device(net: Supernet, x: Tensor) -> None:
@@ -451,6 +466,7 @@ CHECKS: tuple[Check, ...] = (
     check_copied,
     check_fixed,
     check_many,
+    check_norms,
     check_device,
     check_cost,
     check_order,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,14 +15,15 @@ from torch import Tensor
 
 import nas.children.evaluate
 import nas.workers.session
-from nas.build import load_supernet
-from nas.children.evaluate import Batches
+from nas.build import load_supernet, load_task, make_supernet
+from nas.children.evaluate import Batches, Evaluator
 from nas.config.experiment import load_experiment
 from nas.rundir.checkpoint import tensors_in
 from nas.search.journal import Candidate, Journal, Record
 from nas.search.rungs import INHERITED
 from nas.space import Arch
 from nas.supernet import undrawn, window
+from nas.testing.space import ready
 from nas.workers.trials import Asker
 
 CPU = torch.device("cpu")
@@ -193,6 +195,39 @@ def test_what_is_known_is_not_judged_again(tmp_path: Path) -> None:
         0.0,
         (1.0, 2.0),
     )
+
+
+def test_norms_that_are_alike_are_calibrated_once_a_supernet() -> None:
+    """The same figures to the bit as of children calibrated each by itself; anew for other weights."""
+    told = load_experiment("vit-resnas-digits", ["search.calibration=64", "search.calibration_batch=32"])
+    task = load_task(told)
+    net = ready(make_supernet(told, task))
+    archs = [net.space.largest(), net.space.smallest(), net.space.sample(np.random.default_rng(0))]
+    once, each = Evaluator(net, task, told.search, CPU), Evaluator(net, task, told.search, CPU)
+    passes = 0
+
+    def counted(known: bool) -> list[dict[str, float]]:
+        nonlocal passes
+        passes, figures = 0, []
+        for arch in archs:
+            if not known:
+                each.net = net
+            figures.append((once if known else each)(arch))
+        return figures
+
+    class Counting(list[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            nonlocal passes
+            passes += 1
+            return super().__iter__()
+
+    for evaluator in (once, each):
+        evaluator.calibration = Counting(evaluator.calibration)  # type: ignore[assignment]
+    first = counted(known=True)
+    assert passes == 1
+    assert counted(known=False) == first and passes == 3
+    once.net = ready(net, seed=1)
+    assert counted(known=True) == counted(known=False) != first
 
 
 @pytest.mark.parametrize(("space", "size"), [("bignas", "d8"), ("vit_resnas", "d8")])

@@ -10,7 +10,7 @@ import torch
 from nas.build import find_space, load_supernet
 from nas.config import plugins
 from nas.supernet import Supernet
-from nas.testing.space import CHECKS, Check, images, ready
+from nas.testing.space import CHECKS, Check, check_norms, images, ready
 
 SIZES = [(space, size) for space in plugins.built_in_spaces() for size in find_space(space).SIZES]
 
@@ -37,3 +37,10 @@ def test_all_families_are_held_to_it() -> None:
     """The list above is found, not written: it must not come out empty."""
     assert {("quantnas", size) for size in ("basic", "rfdn", "basic-c12", "rfdn-c12", "basic-wide")} <= set(SIZES)
     assert {("bignas", size) for size in ("d8", "m28", "c32-lite", "attentivenas", "bignas", "ofa")} <= set(SIZES)
+
+
+def test_norms_that_are_not_alike_are_told() -> None:
+    net = ready(load_supernet("bignas", "d8"))
+    net.norms_alike = True
+    with pytest.raises(AssertionError, match="norms_alike is true"):
+        check_norms(net, images(net))
