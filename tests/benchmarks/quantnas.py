@@ -126,7 +126,7 @@ from tests.benchmarks.trainings import CPU, Figures, Part, Trainer, report
 
 BATCH, CANDIDATES, SIZE = 8, 150, "basic-c18"
 BUDGETS = (0.15, 0.4, 1.2)  # GBitOPs of `wide`, whose search has MANY candidates between LEAST_SHARE of the first and
-MANY, LEAST_SHARE = 500, 0.5  # the last; those that climb are trained for some steps
+MANY, LEAST_SHARE = 1000, 0.5  # the last; those that climb are trained for some steps
 RUNGS = ((1.0, 0), (0.15, 100))
 SETTINGS = {"wide": {"budgets": BUDGETS, "candidates": MANY, "rungs": RUNGS}}  # that records of a part name
 SIDE = 320  # pixels that every photograph of BSDS200 has a side; images of validation are four crops wide
