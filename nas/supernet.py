@@ -378,8 +378,9 @@ def window(weight: Tensor, shape: torch.Size) -> Tensor:
 
 @contextmanager
 def undrawn() -> Iterator[None]:
-    """What this thread makes here by `torch.nn.init` does not draw the weights it begins with: half of the time that it
-    takes to make a child, which is given all of them, and for a transformer of many weights seconds."""
+    """Linear layers, convolutions and truncated normals that this thread makes here do not draw what they begin with:
+    half of the time that it takes to make a child, which is given all of it, and for a transformer of many weights
+    seconds. For what is given all its weights, or asked for its costs alone."""
     this = threading.get_ident()
 
     def unless_here(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:

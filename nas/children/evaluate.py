@@ -133,14 +133,15 @@ def recalibrate(
     for norm in norms.values():
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average, not a moving one
-    if known is not None:
+    found = {f"{name}.{key}": value for name, norm in norms.items() for key, value in norm.named_buffers()}
+    if known and known.keys() == found.keys():
         for name, value in known.items():
-            child.get_buffer(name).copy_(value)
+            found[name].copy_(value)
     elif norms:
         for x, _ in batches:
             child(x)
     child.eval()
-    return {f"{name}.{key}": value for name, norm in norms.items() for key, value in norm.named_buffers()}
+    return found
 
 
 @torch.no_grad()

@@ -126,13 +126,12 @@ def evenly(space: Space, cost: CostFunction, name: str, constraints: Constraints
         raise ValueError(f"{count} different networks are asked for; the space has {space.cardinality:,}")
     drawn = dict.fromkeys([space.smallest(), space.largest(), *(leaning(space, rng) for _ in range(DRAWS * count))])
     able = {arch: None for arch in drawn if constraints.violation(cost(arch)) == 0}
-    in_vain = 0
-    for start in list(drawn)[: WALKS * count] if len(able) < DRAWS // 10 * count else ():  # a narrow window
+    before = len(able)
+    for walked, start in enumerate(list(drawn)[: WALKS * count] if before < DRAWS // 10 * count else ()):
+        if walked == WALKS and len(able) == before:  # not a narrow window but an empty one; walks in vain take longest
+            break
         found = walk(space, start, lambda arch: constraints.violation(cost(arch)), set(able), rng)
         able |= {found: None} if found else {}
-        in_vain = 0 if found else in_vain + 1
-        if in_vain == WALKS:  # hardly anything more is to be found, and a walk in vain takes longest
-            break
     return _spread(list(able), cost, name, constraints, count)
 
 

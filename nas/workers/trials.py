@@ -38,7 +38,7 @@ from nas.search.constraints import Constraints
 from nas.search.core import Exhausted, Objective, Search
 from nas.search.journal import Candidate, Journal, Record
 from nas.space import Arch
-from nas.supernet import Supernet, undrawn
+from nas.supernet import Supernet
 from nas.tasks.index import Index
 from nas.tasks.task import Task
 from nas.workers.session import check_room, gpu_share, has_gpus, on_ray, session
@@ -79,8 +79,7 @@ class Scored(tune.Trainable):
     def _load(self, settings: Experiment, at: RunDir, weights: Mapping[str, np.ndarray], device: torch.device) -> None:
         """The supernet and the examples, where they are worked on."""
         task = load_task(settings, Index(at.index, at.batches))
-        with undrawn():
-            net = make_supernet(settings, task)
+        net = make_supernet(settings, task)
         net.load_state_dict({name: shared(array) for name, array in weights.items()}, assign=True)
         with enough_memory(f"lower search.trials (now {settings.search.trials}), which share the GPUs"):
             alone, net = make_alone(settings, task, net, device), net.to(device)

@@ -43,14 +43,14 @@ PARTS: Mapping[str, list[str]] = {
 
 
 class OnLabels(Sandwich):
-    """The sandwich rule without distillation."""
+    """The sandwich rule without distillation: plain labels for all but the largest, which alone is regularised."""
 
     def losses(self, run: Run, net: Supernet, batches: Mapping[str, Batch], step: Step) -> Iterator[Tensor]:
         (x, y), options = batches["train"], self.options
         how = Pass(dropout=options.dropout, generator=step.generator)
         yield self.task.loss(run(x, net.space.largest(), how), y, options.label_smoothing)
         for arch in (*self._random(net, net.space, x, y, step), net.space.smallest()):
-            yield self.task.loss(run(x, arch), y, options.label_smoothing)
+            yield self.task.loss(run(x, arch), y)
 
 
 class AllRegularised(Sandwich):

@@ -62,10 +62,10 @@ def supernet_macs(net: Supernet) -> float:
 
 
 def trainings(
-    preset: str, seed: int, overrides: list[str], done: set[tuple[int, str, str]], kinds: Sequence[str]
+    preset: str, seed: int, done: set[tuple[int, str, str]], kinds: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """The records of a seed, of these kinds, that are not there yet."""
-    experiment = load_experiment(preset, [*overrides, f"seed={seed}"])
+    experiment = load_experiment(preset, [f"seed={seed}"])
     task, alone_options = load_task(experiment), experiment.alone
     assert alone_options is not None
     net = make_supernet(experiment, task)
@@ -97,9 +97,9 @@ def trainings(
                 yield told(kind, arch, fresh, length)
 
 
-def rates(preset: str, overrides: list[str], given: list[float]) -> Iterator[str]:
+def rates(preset: str, given: list[float]) -> Iterator[str]:
     """Cross-entropy on validation of the middle network alone, seed 0, with each of these rates."""
-    experiment = load_experiment(preset, [*overrides, "seed=0"])
+    experiment = load_experiment(preset, ["seed=0"])
     task, options = load_task(experiment), experiment.alone
     assert options is not None
     net = make_supernet(experiment, task)
@@ -136,18 +136,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="bignas-textures")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="which")
-    parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--rates", type=float, nargs="+", default=[], help="of networks alone: judge these, and end")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for line in rates(options.preset, options.set, options.rates):
+    for line in rates(options.preset, options.rates):
         print(line, flush=True)
     if options.rates:
         return
     name = f"family-{options.preset}"
     for kinds, seed in product((AS_LONG, SHARES), options.seeds):
         done = {(r["seed"], r["kind"], r["id"]) for r in recorded(name)}
-        for line in trainings(options.preset, seed, options.set, done, kinds):
+        for line in trainings(options.preset, seed, done, kinds):
             record(name, line)
             print(json.dumps(line), flush=True)
     records = [line for line in recorded(name) if line["seed"] in options.seeds]
