@@ -57,7 +57,7 @@ class Alone:
         again: bool = False,
     ) -> None:
         self.task, self.options, self.device, self.seed, self.again = task, options, device, seed, again
-        self.lower = f"lower batch (now {options.batch}) of search.recipe, or of alone where it is nas fidelity"
+        self.lower = f"lower batch (now {options.batch}) of search.recipe, or of fidelity.recipe"
         recipe = self._recipe()
         check_quantizers(recipe, net)
         self.teacher = None

@@ -24,7 +24,7 @@ def init(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="[default: <name of DIR>.yaml]")] = None,
     own_space: Annotated[bool, typer.Option("--own-space", help="Also write a search space to start from.")] = False,
 ) -> None:
-    """Write an experiment for your own images, with a comment on every key: classes in folders, or photographs for
+    """Write an experiment for your own images, with comments: classes in folders, or photographs for
     super-resolution.
 
     Example: nas init pictures

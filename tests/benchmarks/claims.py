@@ -2,21 +2,22 @@
 
 python -m tests.benchmarks.claims
 
-A dot is what one supernet showed, or one training; a line is the mean over them, with twice its standard error.
+A dot is what one supernet showed, or one training; a line is the mean over them with its interval of 95 % (Student's
+t).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nas.results.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, svg
+from nas.statistics import half_width
 from tests.benchmarks.trainings import recorded
 
 PICTURES = Path(__file__).parents[2] / "docs" / "claims"
@@ -74,7 +75,7 @@ def dots(rows: list[Row], label: str, zero: bool) -> Callable[[Figure], None]:
         axes = figure.subplots()
         for at, (_, values) in enumerate(rows):
             axes.scatter(values, [at] * len(values), s=26, color=BLUE, alpha=0.6, linewidths=0, zorder=3)
-            spread = 2 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+            spread = half_width(values) if len(values) > 1 else 0.0
             axes.errorbar(mean(values), at, xerr=spread, fmt="|", color=ORANGE, markersize=14, capsize=4, zorder=2)
         if zero:
             axes.axvline(0, color=GREY, linewidth=1)
