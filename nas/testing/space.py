@@ -295,8 +295,8 @@ def check_speed(net: Supernet, x: Tensor) -> None:
     """
     rng = np.random.default_rng(3)
     best = 0.0
-    for _ in range(20):  # the first ones also fill the memory of parts
-        archs = [net.space.sample(rng) for _ in range(1000)]
+    for _ in range(100):  # the first ones also fill the memory of parts; short ones, since a neighbour slows long ones
+        archs = [net.space.sample(rng) for _ in range(200)]
         start = time.process_time()
         for arch in archs:
             net.cost(arch)
