@@ -61,6 +61,15 @@ def no_retraining() -> Iterator[Row]:
     )
 
 
+def ablations(name: str) -> Iterator[Row]:
+    """Points by which five networks are better in the mean where a part of the recipe is changed, by seed."""
+    found = {(line["part"], line["seed"]): line["figures"]["accuracy"] for line in lines(f"ablations-{name}")}
+    for part in dict.fromkeys(part for part, _ in found):
+        seeds = sorted(seed for each, seed in found if each == part and ("as it is", seed) in found)
+        if part != "as it is" and seeds:
+            yield part, [found[part, seed] - found["as it is", seed] for seed in seeds]
+
+
 def of_parts(name: str, figure: str) -> Iterator[Row]:
     """A figure of every part of an experiment, by seed."""
     found = lines(name)
@@ -126,6 +135,7 @@ def main() -> None:
         "no-retraining": (list(no_retraining()), better, True),
         "family-bignas-textures": (list(family("bignas-textures")), better, True),
         "family-bignas-cifar10-16px": (list(family("bignas-cifar10-16px")), better, True),
+        "ablations-bignas-textures": (list(ablations("bignas-textures")), "points against the recipe as it is", True),
         **{
             f"vit-resnas-{part}": (list(of_parts(f"vit-resnas-{part}", "accuracy")), "test accuracy, %", False)
             for part in ("archs", "variance", "search")
