@@ -62,7 +62,9 @@ def test_what_the_claims_say_is_what_was_recorded() -> None:
     for place in (1, 2, 3, 4, 7):
         _, values = rows[place]
         assert f"{mean(values):+.1f} ± {stdev(values) / len(values) ** 0.5:.1f}" in page
-    for part, values in claims.ablations("bignas-textures"):
+    changed = list(claims.ablations("bignas-textures"))
+    assert len(changed) == len(ablations.PARTS) - 1
+    for part, values in changed:
         assert f"| {part} | {mean(values):+.1f} ± {stdev(values) / len(values) ** 0.5:.1f} |" in page
     for (_, values), digits in zip(claims.family("bignas-cifar10-16px"), (2, 1, 1), strict=True):
         assert f"{mean(values):+.{digits}f} ± {stdev(values) / len(values) ** 0.5:.{digits}f}" in page

@@ -17,6 +17,7 @@ from nas.recipes.recipe import decayed
 from searchspaces.bignas import SIZES, BigNAS, BigNASSpace, round_channels
 from tests.searchspaces.mobile import images, small
 
+# AttentiveNAS's networks (README of facebookresearch/AttentiveNAS); MMACs as recomputed by its own counter.
 PUBLISHED = {
     "A0": (
         203.4,
@@ -51,8 +52,7 @@ PUBLISHED = {
         (1, 4, 4, 5, 4, 6, 6),
     ),
 }
-
-
+# Networks, MMACs and thousands of parameters of the smallest and the largest child, to their last digit.
 SPACES: dict[str, tuple[Any, Any, Any, Any, Any]] = {
     "d8": ("1.02e+03", "0.072", "4.4", "0.530", "29.9"),
     "m28": ("3.3e+05", "0.60", "15.8", "13.0", "187"),
@@ -61,8 +61,7 @@ SPACES: dict[str, tuple[Any, Any, Any, Any, Any]] = {
     "attentivenas": ("4.4e+11", "203.4", "8950", "1939", "23400"),
     "bignas": ("1.9e+12", "207", "3800", "1843", "10900"),
 }
-
-
+# BigNAS's smallest and largest child at every side: MMACs by another calculator, which is right to 0.6.
 SIDES = {192: (207, 666), 224: (281, 905), 256: (366, 1181), 288: (463, 1494), 320: (571, 1843)}
 B0 = ((32, 16, 24, 40, 80, 112, 192, 320, 1280), (1, 2, 2, 3, 3, 4, 1), (3, 3, 5, 3, 5, 5, 3), (1, 6, 6, 6, 6, 6, 6))
 
