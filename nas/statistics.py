@@ -72,14 +72,16 @@ def bootstrapped(figure: Callable[[np.ndarray], float], count: int, seed: int = 
 
 
 def beside(figures: np.ndarray, cost: np.ndarray) -> np.ndarray:
-    """What is left of figures when a line over the logarithm of cost is taken out.
+    """What is left of figures when a line over the logarithm of cost is taken out: of trainings the one of their mean,
+    since a line of each would take what they differ by along with it.
 
     Args:
         figures: shape ``(networks,)`` or ``(networks, trainings)``.
         cost: shape ``(networks,)``, 0 or more.
     """
-    line = np.vander(np.log(np.maximum(cost, LEAST)), 2)
-    return figures - line @ np.linalg.lstsq(line, figures, rcond=None)[0]
+    line, means = np.vander(np.log(np.maximum(cost, LEAST)), 2), figures.reshape(len(figures), -1).mean(axis=1)
+    found: np.ndarray = (figures.T - line @ np.linalg.lstsq(line, means, rcond=None)[0]).T
+    return found
 
 
 class Spread(NamedTuple):

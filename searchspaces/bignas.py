@@ -212,6 +212,7 @@ class ElasticMBConv(nn.Module):
         columns: list[Tensor] = [self.project.conv.weight]
         if self.se is not None:
             rows, columns = [*rows, *self.se.expand.parameters()], [*columns, self.se.reduce.weight]
+            self.se.sort()
         for weight in rows:
             weight.copy_(weight[order])
         for weight in columns:
@@ -383,7 +384,7 @@ class BigNAS(Supernet):
         return fixed
 
     def sort_channels(self) -> None:
-        """Inside each block, by how much of a channel the projection takes."""
+        """Inside each block, by how much of a channel the projection takes, and of a squeezed one the gate."""
         for stage in self.stages:
             for block in stage:  # type: ignore[attr-defined]
                 block.sort()

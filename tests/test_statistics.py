@@ -58,6 +58,8 @@ def test_variance_of_networks_and_of_trainings() -> None:
     found = spread(beside(alone, cost), fitted=2)
     assert found.networks == pytest.approx(0.5, rel=0.05) and found.trainings == pytest.approx(0.2, rel=0.05)
     assert spread(alone).networks > 1.0
+    few = [spread(beside(rng.normal(size=(6, 2)), cost[at : at + 6]), fitted=2) for at in range(0, 2994, 6)]
+    assert np.mean([each.trainings**2 for each in few]) == pytest.approx(1.0, rel=0.1), "of few networks too"
     noise = np.tile([1.0, -1.0], (10, 1)) + np.linspace(0, 0.1, 10)[:, None]
     assert spread(noise).networks == 0.0
 

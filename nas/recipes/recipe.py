@@ -177,8 +177,8 @@ def schedule(kind: str, progress: float, warmup: float) -> float:
     training.
 
     ``"cosine"`` falls to 0. ``"exponential"`` is BigNAS's decay with constant ending: it reaches 5 % after 65 % of what
-    follows the warm-up and stays there (0.97 every 2.4 epochs does so in the paper's 360 epochs), so that small
-    children go on learning.
+    follows the warm-up and stays there (0.97 every 2.4 epochs does so in the 360 epochs of a public re-implementation),
+    so that small children go on learning.
     """
     if progress < warmup:
         return progress / warmup

@@ -279,7 +279,7 @@ class Fidelity:
 
     @cached_property
     def taus(self) -> dict[int, Between]:
-        """Kendall's tau of the supernet's scores and the mean of the trainings, by steps."""
+        """Kendall's tau of the supernet's scores and a training, the mean over the trainings, by steps."""
         return {steps: self._against(values) for steps, values in self.scored.items()}
 
     @cached_property
@@ -288,15 +288,18 @@ class Fidelity:
         return self._against(self.cost)
 
     @cached_property
-    def ceiling(self) -> Between:
-        """Kendall's tau of two trainings of the same networks, the mean over pairs of seeds: more than two trainings
-        agree with each other no score can agree with them."""
-        pairs = list(combinations(self.alone.T, 2))
-        return bootstrapped(lambda at: float(np.mean([tau(a[at], b[at]) for a, b in pairs])), len(self.cost))
+    def another(self) -> Between:
+        """Kendall's tau of two trainings of the same networks, the mean over pairs of seeds: what a training has as a
+        score of another. A score that has less of chance in it than a training may come to more."""
+        return self._mean_tau(list(combinations(self.alone.T, 2)))
 
     def _against(self, values: np.ndarray) -> Between:
-        mean = self.alone.mean(axis=1)
-        return bootstrapped(lambda at: tau(values[at], mean[at]), len(self.cost))
+        """Each training by itself, as in `another`: their mean has less of chance in it, so that every score agrees
+        better with it than a training does."""
+        return self._mean_tau([(values, training) for training in self.alone.T])
+
+    def _mean_tau(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> Between:
+        return bootstrapped(lambda at: float(np.mean([tau(a[at], b[at]) for a, b in pairs])), len(self.cost))
 
     @cached_property
     def at_equal_cost(self) -> dict[int, Between]:
@@ -359,7 +362,7 @@ class Fidelity:
         """What is held against the trainings, and Kendall's tau."""
         for steps, value in self.taus.items():
             yield f"supernet, {steps} steps alone" if steps else "supernet", value
-        yield "another training (ceiling)", self.ceiling
+        yield "another training", self.another
         yield f"{self.head.cost} (floor)", self.floor
 
 

@@ -2,7 +2,8 @@
 on.
 
 The low-resolution image is made from the other by Pillow's bicubic filter, which is antialiased (a = -0.5) and gives
-the figures that MATLAB's imresize gives within 0.02 dB. torch's differs by a grey level here and there.
+the figures that MATLAB's imresize gives within 0.02 dB. torch's differs by a grey level here and there, and enlarges
+by another kernel (a = -0.75).
 """
 
 from __future__ import annotations

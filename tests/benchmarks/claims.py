@@ -8,17 +8,21 @@ t).
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nas.results.fidelity import Head, Trials, read_fidelity, told
 from nas.results.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, svg
+from nas.rundir.directory import RunDir
 from nas.statistics import half_width
-from tests.benchmarks.trainings import recorded
+from tests.benchmarks.trainings import RECORDS, recorded
 
 PICTURES = Path(__file__).parents[2] / "docs" / "claims"
 PAGE = "#7f8894"  # ink that is read on white and on black: an image does not know the page's
@@ -42,12 +46,12 @@ def family(name: str) -> Iterator[Row]:
     found = lines(f"family-{name}")
     by = {(line["seed"], line["kind"], line["id"]): line["accuracy"] for line in found}
     ids = list(dict.fromkeys(line["id"] for line in sorted(found, key=lambda line: line["macs"])))
-    for kind, told in KINDS.items():
+    for kind, label in KINDS.items():
         for what, some in (("all five", ids), ("the smallest", ids[:1]), ("the largest", ids[-1:])):
             seeds = [seed for seed in sorted({key[0] for key in by}) if all((seed, kind, id) in by for id in some)]
             gaps = [mean(by[seed, "cut", id] - by[seed, kind, id] for id in some) for seed in seeds]
             if gaps:
-                yield f"{told}: {what}", gaps
+                yield f"{label}: {what}", gaps
 
 
 def no_retraining() -> Iterator[Row]:
@@ -75,6 +79,30 @@ def of_parts(name: str, figure: str) -> Iterator[Row]:
     found = lines(name)
     for part in dict.fromkeys(line["part"] for line in found):
         yield part, [line["figures"][figure] for line in found if line["part"] == part]
+
+
+def gains(name: str, others: str) -> Iterator[Row]:
+    """PSNR on BSD100 of what was found within a budget less that of the best network of a kind that costs no more, best
+    by the same test images, which favours the kind. By seed, of seeds that have both."""
+    found = lines(name)
+    kinds = {
+        "one size, from scratch": lines(others),
+        "one size, from the supernet": [line for line in found if not line["part"].startswith(("guided", "random"))],
+        "random search": [line for line in found if line["part"].startswith("random")],
+    }
+    for part in dict.fromkeys(line["part"] for line in found if line["part"].startswith("guided")):
+        most = float(part.split()[-2])
+        for kind, rivals in kinds.items():
+            best: dict[int, float] = {}
+            for rival in (line for line in rivals if line["figures"]["GBitOPs"] <= most):
+                best[rival["seed"]] = max(best.get(rival["seed"], 0.0), rival["figures"]["BSD100"])
+            values = [
+                line["figures"]["BSD100"] - best[line["seed"]]
+                for line in found
+                if line["part"] == part and line["seed"] in best
+            ]
+            if values:
+                yield f"{most:g} GBitOPs: over {kind}", values
 
 
 def dots(rows: list[Row], label: str, zero: bool) -> Callable[[Figure], None]:
@@ -128,8 +156,26 @@ def save(name: str, height: float, draw: Callable[[Figure], None]) -> None:
     print(file.relative_to(PICTURES.parents[1]))
 
 
+def tell_fidelity() -> None:
+    """Print what `nas fidelity` says of its records."""
+    for file in sorted(RECORDS.glob("fidelity-*.jsonl")):
+        with TemporaryDirectory() as folder:
+            trials = Trials(RunDir(Path(folder)), Head.model_validate_json(file.read_text().splitlines()[0]))
+            trials.path.parent.mkdir()
+            shutil.copy(file, trials.path)
+            (trials.path.parent / "current").write_text(trials.path.name)
+            found = read_fidelity(trials.run, trials.head.supernet, candidates=100)
+        if found:
+            print(f"\n{file.stem}: {len(found.archs)} networks, {found.alone.shape[1]} trainings each")
+            for name, value in found.rows():
+                print(f"  {name}: Kendall's tau {told(value)}")
+            for steps, value in found.at_equal_cost.items():
+                print(f"  after {steps} steps: correlation at equal cost {told(value)}")
+            print(f"  {found.verdict}")
+
+
 def main() -> None:
-    """Draw whatever has records."""
+    """Draw whatever has records, and tell the rest."""
     better = "points of accuracy by which cut is better than alone"
     rows = {
         "no-retraining": (list(no_retraining()), better, True),
@@ -140,6 +186,11 @@ def main() -> None:
             f"vit-resnas-{part}": (list(of_parts(f"vit-resnas-{part}", "accuracy")), "test accuracy, %", False)
             for part in ("archs", "variance", "search")
         },
+        "quantnas-wide-gains": (
+            list(gains("quantnas-wide", "quantnas-fixed")),
+            "dB on BSD100 by which what was found is better",
+            True,
+        ),
         "quantnas-noise": (list(of_parts("quantnas-noise", "mean validation PSNR")), "validation PSNR, dB", False),
     }
     for name, (found, label, zero) in rows.items():
@@ -147,6 +198,7 @@ def main() -> None:
             save(name, 1.2 + 0.3 * len(found), dots(found, label, zero))
     if lines("quantnas-wide"):
         save("quantnas-wide", 4.0, fronts("quantnas-wide", "quantnas-fixed"))
+    tell_fidelity()
 
 
 if __name__ == "__main__":

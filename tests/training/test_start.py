@@ -102,6 +102,10 @@ def test_kernels_that_are_learnt_from_larger_ones_stay_so_when_channels_are_sort
         net.sort_channels()
         assert (net(x, arch) - before).abs().max() < 1e-3 * before.abs().max()
     assert matrices and all(torch.equal(net.get_parameter(name), value) for name, value in matrices.items())
+    gates = [
+        block.se.expand.weight.abs().sum(0) for stage in net.stages for block in stage if block.expand and block.se
+    ]
+    assert gates and all((gate.diff() <= 1e-4 * gate[0]).all() for gate in gates)
 
 
 # --- our own
