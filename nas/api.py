@@ -59,7 +59,8 @@ class Run:
     @property
     def candidates(self) -> DataFrame:
         """Every candidate of the newest search by its number ``k``: ``id``, its metrics on validation, its costs,
-        its choices, ``interval`` (of the search's metric: what other examples would change), ``rung``, ``error``."""
+        its choices, ``interval`` (of the search's metric: what other examples would change), ``rung``, ``seen`` (the
+        examples that its metrics are of, where scoring ended early), ``error``."""
         from pandas import DataFrame
 
         history = read_history(self.directory)
@@ -139,6 +140,7 @@ def _row(record: Record) -> dict[str, Any]:
         **record.arch,
         "interval": half_width(record.parts),
         "rung": len(record.lower),
+        "seen": record.seen,
         "error": record.error,
     }
 

@@ -29,7 +29,7 @@ from nas.children.evaluate import Batches, Evaluator, Judged
 from nas.children.export import child_packages, export_child, exported, made_smaller
 from nas.config.experiment import Experiment
 from nas.device import driver_device
-from nas.finetune import finetune_experiment
+from nas.finetune import check_alike, finetune_experiment
 from nas.quantization.target import QuantizationTarget
 from nas.recipes.recipe import Recipe
 from nas.results.choose import FINETUNED, choose, constraints_of, history_of, lifting, trained
@@ -254,7 +254,8 @@ class Pipeline:
         `target`; trained for so many steps by themselves, as the search has scored them."""
         supernet = self._supernet().sha
         places = {arch: target or self.run.child(arch.id).path for arch in archs}
-        open_ = [arch for arch, steps in archs.items() if not exported(places[arch], supernet, steps)]
+        onnx = self.experiment.export.onnx
+        open_ = [arch for arch, steps in archs.items() if not exported(places[arch], supernet, onnx, steps)]
         if not open_:
             self.watch.say(f"export: done before ({len(archs)} children)")
             return
@@ -273,7 +274,6 @@ class Pipeline:
             steps = archs[arch]
             facts = {**about, **({"finetuned": {"steps": steps}} if steps else {}), **more}
             facts |= {"tied": tied[arch.id]} if arch.id in tied else {}
-            onnx = self.experiment.export.onnx
             export_child(places[arch], arch, costs, evaluator, test, facts, onnx, self.fence, steps)
             self.watch.advance(number, len(open_), places[arch].name, "children", None)
             self.tracker.poke()
@@ -314,12 +314,13 @@ class Pipeline:
 
         Raises:
             ValueError: no such candidate, or no such teacher.
-            Occupied: another finetune of that child stands there.
+            Occupied: that child was trained on in another way.
         """
         supernet = self._supernet()
         (record,) = choose(self._history(), self.experiment, child)
         run, name = self.run.finetuned(record.id, supernet.sha), f"{record.id}{FINETUNED}"
         derived = finetune_experiment(self.experiment, self.run, record, supernet, self._teacher())
+        check_alike(derived, RunDir(run), self.run.child(name).path)
         with Pipeline.open(derived, run, self.watch) as self.inner:
             self.stopper.check()
             self.inner.train()
@@ -417,7 +418,8 @@ class Pipeline:
         from nas.children.quantize import done_before, quantize_child
 
         source = self.run.exported_child(name).path
-        if figures := done_before(source, target):
+        settings, modules = self.experiment, child_packages(self.experiment.space.name)
+        if figures := done_before(source, target, settings.export.onnx):
             self.watch.say(f"quantize: done before ({figures['id']})")
             return figures
         self._begin("quantize", "reading the child and the calibration images")
@@ -426,7 +428,6 @@ class Pipeline:
             self.watch.advance(done, total, note, "layers", None)
             self.stopper.check()
 
-        settings, modules = self.experiment, child_packages(self.experiment.space.name)
         device, size = self.device, settings.search.score_batch
         figures = quantize_child(
             source, target, self.task, device, self.fence, modules, size, settings.export.onnx, tell

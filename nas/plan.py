@@ -21,6 +21,7 @@ import psutil
 
 from nas.build import costs_of, load_recipe, objective_of
 from nas.children.export import made_smaller, works_at
+from nas.config import plugins
 from nas.config.experiment import Experiment
 from nas.config.sections import TrainSettings
 from nas.pipeline import Pipeline
@@ -148,6 +149,7 @@ def small(experiment: Experiment, directory: Path) -> Experiment:
     """The experiment that is tried: as many workers and trials as this machine has room for, each with what it would
     have in the run, for some seconds. Children are bound by what they cost alone: none is good yet."""
     train, search, minutes = experiment.train, experiment.search, TRY_S / 60
+    costs = {*COSTS, *(plugins.find("cost", options.name)(options).name for options in search.costs)}
     room = max(1, int((os.cpu_count() or 1) / train.cpus_per_worker))
     if "RAY_ADDRESS" in os.environ:  # a cluster, which refuses what it has no room for
         room = train.workers
@@ -163,7 +165,7 @@ def small(experiment: Experiment, directory: Path) -> Experiment:
         "search": {
             "trials": trials,
             "max_minutes": min(minutes, search.max_minutes or minutes),
-            "constraints": {n: b for n, b in search.constraints.items() if n in COSTS or n not in search.objectives},
+            "constraints": {n: b for n, b in search.constraints.items() if n in costs},
         },
         "export": {"children": min(TRY_CHILDREN, experiment.export.children)},
         "tracking": {"uri": default_uri(RunDir(directory))},

@@ -76,10 +76,19 @@ def test_what_a_run_refuses_a_plan_refuses(tmp_path: Path, setting: str, part: s
     assert "raynas-plan" not in ended.text and not list(tmp_path.iterdir())
 
 
-def test_bounds_on_what_is_not_learnt_yet_are_left_out(tmp_path: Path) -> None:
-    given = ["search.objectives=[accuracy, macs]", "search.constraints={accuracy: {min: 95}, macs: {max: 300k}}"]
+@pytest.mark.parametrize("objectives", ["[]", "[accuracy, macs]"])
+def test_bounds_on_what_is_not_learnt_yet_are_left_out(
+    objectives: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what children cost they stay, the user's own costs too."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    bounds, own = (
+        "{accuracy: {min: 95}, macs: {max: 300k}, energy: {max: 20}}",
+        "search.costs=[{name: 'own_cost:Energy'}]",
+    )
+    given = [f"search.objectives={objectives}", f"search.constraints={bounds}", own]
     tried = small(load_experiment("bignas-digits", given), tmp_path / "run")
-    assert list(tried.search.constraints) == ["macs"]
+    assert list(tried.search.constraints) == ["macs", "energy"]
 
 
 def test_a_dry_run_is_of_the_run_that_would_be(tmp_path: Path) -> None:

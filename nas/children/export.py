@@ -111,10 +111,11 @@ def export_child(
     return figures
 
 
-def exported(target: Path, supernet: str, steps: int = 0) -> bool:
-    """Whether a whole child of this supernet stands there, trained for so many steps by itself."""
+def exported(target: Path, supernet: str, onnx: bool, steps: int = 0) -> bool:
+    """Whether a whole child of this supernet stands there, with model.onnx if that is wanted, trained for so many steps
+    by itself."""
     try:
-        found = atomic.verify(target)
+        found = atomic.verify(target, [ChildDir(target).onnx.name] if onnx else [])
         return found["supernet"] == supernet and found.get("steps", 0) == steps
     except (atomic.Damaged, KeyError):
         return False

@@ -159,11 +159,11 @@ def quantize_child(
     return figures
 
 
-def done_before(source: Path, target: QuantizationTarget) -> QuantizedFigures | None:
-    """The figures of this very quantization where it stands already, whole."""
+def done_before(source: Path, target: QuantizationTarget, onnx: bool) -> QuantizedFigures | None:
+    """The figures of this very quantization where it stands already, whole, with model.onnx if that is wanted."""
     directory = source.with_name(f"{source.name}-{target.suffix}")
     try:
-        manifest = atomic.verify(directory)
+        manifest = atomic.verify(directory, [ChildDir(directory).onnx.name] if onnx else [])
         same_child = manifest["source"] == atomic.sha256(source / "model.safetensors")
         same = same_child and manifest["bits"] == sorted(target.bits)
         return json.loads((directory / "metrics.json").read_text()) if same else None

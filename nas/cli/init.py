@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import sysconfig
 from pathlib import Path
@@ -31,12 +32,12 @@ def init(
     """
     found = starter.look(folder)
     console.print(f"{folder}: {found}")
-    target = out or Path(f"{UNNAMEABLE.sub('-', folder.absolute().name).strip('.-') or 'mine'}.yaml")
+    target = out or Path(f"{_nameable(folder.absolute().name)}.yaml")
     files = [target, *(Path(name) for name in OWN if own_space)]
     if there := [str(file) for file in files if file.exists()]:
         raise ValueError(f"{', '.join(there)} is there already: remove it, or name another file by --out")
     path = os.path.relpath(found.base.absolute(), target.absolute().parent)
-    text = starter.write(found, target.stem, path)
+    text = starter.write(found, _nameable(target.stem), path)
     if own_space:
         for name in OWN:
             shutil.copy(examples() / name, name)
@@ -44,7 +45,14 @@ def init(
         text = text.replace(space, 'space: {name: "own_space:resnet", size: tiny}')
         console.print(f"{', '.join(OWN)}: a space to change; then: nas check own_space:resnet")
     target.write_text(text)
-    console.print(f"next: nas run {target}    (--minutes 10 trains for ten minutes, whatever the file says)")
+    console.print(
+        f"next: nas run {shlex.quote(str(target))}    (--minutes 10 trains for ten minutes, whatever the file says)"
+    )
+
+
+def _nameable(text: str) -> str:
+    """The name of an experiment that comes nearest to it."""
+    return UNNAMEABLE.sub("-", text).strip(".-") or "mine"
 
 
 def examples() -> Path:

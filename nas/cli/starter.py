@@ -16,6 +16,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import yaml
+
 from nas.tasks.places import IMAGES, test_part
 
 LOOKED_AT = 200  # images whose size is read
@@ -87,8 +89,13 @@ def look(base: Path) -> Found:
 
 
 def images(folder: Path) -> Iterable[Path]:
-    """The image files in a folder and those in it."""
-    return (path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and not path.name.startswith("."))
+    """The image files in a folder and those in it; nothing hidden."""
+    return (
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def short_side(files: list[Path]) -> int:
@@ -116,8 +123,14 @@ def write(found: Found, name: str, path: str) -> str:
         name: of the experiment.
         path: as the file shall have it.
     """
-    row = chosen(found)
-    values = {**row, "name": name, "found": found, "path": json.dumps(path), "test": found.test}
+    row, plain = chosen(found), yaml.safe_load(name) == name
+    values = {
+        **row,
+        "name": name if plain else json.dumps(name),
+        "found": found,
+        "path": json.dumps(path),
+        "test": found.test,
+    }
     if found.classes:
         held = min(MOST, max(len(found.classes), found.train // SHARE))
         trained = found.train - held

@@ -80,7 +80,7 @@ class Recipe:
         Options: the class of that section.
         teacher: a network in evaluation mode that takes the same images; the loop sets it where `taught_by` names one.
         feeds: the shares of the training data that it wants, by name.
-        names: what each loss of a step is called, in the order they are yielded.
+        names: what each loss of a step is called, in the order they are yielded; of one name the sum is told.
         follows: whether `stepped` wants to see the weights after each step.
     """
 

@@ -25,7 +25,7 @@ from nas.config.section import ChildOptions
 from nas.results.choose import check_trained
 from nas.rundir.atomic import naming, write_atomic
 from nas.rundir.directory import RunDir
-from nas.rundir.forms import Form, Text
+from nas.rundir.forms import Figures, Form, Text
 from nas.rundir.log import Lines
 from nas.search.core import Objective
 from nas.space import COSTS, Arch, Measure
@@ -72,20 +72,20 @@ class Head(Form):
 
 
 class Training(Form):
-    """What came of one training; `error` is the standard error of the metric."""
+    """What came of one training; `error` is the standard error of the metric. None for what is not finite."""
 
     id: Text
     seed: NonNegativeInt
-    metrics: dict[Text, float]
+    metrics: Figures
     error: float | None
 
 
 class Score(Form):
-    """What the supernet says of a child, after so many steps."""
+    """What the supernet says of a child, after so many steps; None for what is not finite."""
 
     id: Text
     steps: NonNegativeInt
-    metrics: dict[Text, float]
+    metrics: Figures
 
 
 @dataclass
@@ -195,11 +195,11 @@ class Trials:
         """Write down what came of a training."""
         error = standard_error([part[self.head.metric] for part in judged.parts])
         known = error if math.isfinite(error) else None
-        self.alone[id, seed] = Training(id=id, seed=seed, metrics=judged.metrics, error=known)
+        self.alone[id, seed] = Training(id=id, seed=seed, metrics=_finite(judged.metrics), error=known)
         self._write(self.alone[id, seed])
 
     def add_score(self, id: str, steps: int, metrics: Mapping[str, float]) -> None:
-        self.scored[id, steps] = Score(id=id, steps=steps, metrics=dict(metrics))
+        self.scored[id, steps] = Score(id=id, steps=steps, metrics=_finite(metrics))
         self._write(self.scored[id, steps])
 
     def _write(self, form: Form) -> None:
@@ -212,15 +212,19 @@ class Trials:
 
     def fidelity(self, candidates: int) -> Fidelity | None:
         """What follows for a search over so many candidates; None while less than `FEW` networks have two trainings and
-        all of their scores."""
+        all of their scores. A network that failed in one of them is left out."""
         head = self.head
+        name, sign = head.metric, 1.0 if head.better == "higher" else -1.0
         scored = [a for a in self.archs if all((a.id, steps) in self.scored for steps in head.steps)]
         counts = [next(n for n in count() if (a.id, n) not in self.alone) for a in scored]
         seeds = max(2, min(counts, default=0))
-        whole = [arch for arch, trained in zip(scored, counts, strict=True) if trained >= seeds]
+        whole = [
+            arch
+            for arch, trained in zip(scored, counts, strict=True)
+            if trained >= seeds and not any(name in each and each[name] is None for each in self._figures(arch, seeds))
+        ]
         if len(whole) < FEW:
             return None
-        name, sign = head.metric, 1.0 if head.better == "higher" else -1.0
         costs = {arch.id: cost for arch, cost in zip(self.archs, head.costs, strict=True)}
         trained = [[self.alone[a.id, seed] for seed in range(seeds)] for a in whole]
         errors = [each.error for row in trained for each in row if each.error is not None]
@@ -236,6 +240,14 @@ class Trials:
             )
         except KeyError as error:
             raise ValueError(f"{self.path} has figures without {error}") from None
+
+    def _figures(self, arch: Arch, seeds: int) -> Iterator[Mapping[str, float | None]]:
+        yield from (self.alone[arch.id, seed].metrics for seed in range(seeds))
+        yield from (self.scored[arch.id, steps].metrics for steps in self.head.steps)
+
+
+def _finite(metrics: Mapping[str, float]) -> Figures:
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 T = TypeVar("T", bound=Form)

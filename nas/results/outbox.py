@@ -168,10 +168,9 @@ class Outbox:
         last, figures, count = dict(sent), Figures(), 0
         for line in self._lines:
             count += 1
-            seconds = line.seconds if isinstance(line, StepLine) else 0.0
             for name, value in line.figures():
                 last[_name(name)] = max(line.step, last.get(_name(name), -1))
-                _put(figures, name, line.step, value, int(1000 * seconds))
+                _put(figures, name, line.step, value, int(1000 * line.seconds))
             if len(figures) >= FIGURES:
                 yield Item(("training",), dict(last), ("train",), figures=figures, count=count)
                 figures, count = {}, 0
@@ -339,6 +338,9 @@ def _candidate(history: History, record: Record) -> Item:
     born = {"raynas.arch": record.id}
     if failed:
         born["raynas.error"] = (record.error or "a metric is not a finite number")[:5000]
+    tags = {"raynas.front": "false", "raynas.page": "later"}  # until a search ends
+    if record.seen is not None:
+        tags["raynas.seen"] = str(record.seen)
     return Item(
         key,
         None,
@@ -346,7 +348,7 @@ def _candidate(history: History, record: Record) -> Item:
         name=record.id,
         born=born,
         seconds=record.seconds,
-        tags={"raynas.front": "false", "raynas.page": "later"},  # until a search ends
+        tags=tags,
         params={_name(name): str(value) for name, value in record.arch.items()},
         figures=figures,
         finish="FAILED" if failed else "FINISHED",

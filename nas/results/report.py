@@ -103,8 +103,7 @@ def _summary(run: RunDir, history: History | None, training: Training) -> Iterat
     trained = _seconds(training)
     if training.steps:
         last = training.steps[-1]
-        minutes = read_minutes(run)
-        bound = f", to the end of the {minutes:g} min that it was given" if minutes and last.step < last.total else ""
+        bound = _bound(training, read_minutes(run)) if last.step < last.total else ""
         parts.append(
             f"The supernet was trained for {last.step:,} of {last.total:,} steps in {_duration(trained)}{bound}."
         )
@@ -121,8 +120,9 @@ def _summary(run: RunDir, history: History | None, training: Training) -> Iterat
         within = _within(history)
         if front := history.front():
             parts.append(f"{len(front):,} {'stands' if len(front) == 1 else 'stand'} on the front{within}.")
+            best = min(front, key=lambda record: history.point(record)[0])  # of three objectives not always the dearest
             parts.append(
-                f"The best child, {_child(history, front[-1])}. The smallest on the front, {_child(history, front[0])}."
+                f"The best child, {_child(history, best)}. The smallest on the front, {_child(history, front[0])}."
             )
         elif within:
             parts.append(f"There is no front{within}.")
@@ -136,6 +136,15 @@ def _summary(run: RunDir, history: History | None, training: Training) -> Iterat
             f'<p class="quiet">The search looked at {name} on the <b>validation</b> set alone. The <b>test</b> set was '
             "seen only by exported children, after the search, and chose nothing.</p>"
         )
+
+
+def _bound(training: Training, minutes: float | None) -> str:
+    """The time that a training was given and whether it used it up, as the end of what is said of it."""
+    if not minutes:
+        return ""
+    # steps are written once a second, so often not the last one; the panel that is judged after it always is
+    reached = max([_seconds(training), *(line.seconds for line in training.panels)])
+    return f", {'to the end ' if reached >= 60 * minutes else ''}of the {minutes:g} min that it was given"
 
 
 def _within(history: History | None) -> str:

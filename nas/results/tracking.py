@@ -112,12 +112,12 @@ def ui_command(uri: str, port: int) -> list[str]:
 
 @dataclass
 class _Held:
-    """A run in MLflow and what it holds; `tags` are those that it had when it was looked up."""
+    """A run in MLflow and what it holds."""
 
     id: str
     start: int  # milliseconds
     status: str = "RUNNING"
-    params: dict[str, str] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
     metrics: frozenset[str] = frozenset()
     last_step: dict[str, int] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -218,7 +218,7 @@ class _Store:
         own = dict(zip(("raynas.kind", "raynas.supernet", "raynas.candidate"), map(str, key), strict=False))
         tags = {"raynas.run": self.raynas_run, **own, **tags}
         run = self.client.create_run(self.experiment, start_time=start, tags=tags, run_name=name)
-        self.runs[key] = _Held(run.info.run_id, start)
+        self.runs[key] = _Held(run.info.run_id, start, tags=tags)
         return self.runs[key]
 
     def _log(self, run: _Held, item: Item) -> None:
@@ -229,13 +229,16 @@ class _Store:
         news = {at: held for at, held in item.figures.items() if at[1] > self._last_step(run, at[0])}
         metrics = [Metric(name, value, run.start + since, step) for (name, step), (value, since) in news.items()]
         params = [Param(name, value) for name, value in item.params.items() if name not in run.params]
-        changed = {f"now.{name}": value for name, value in item.params.items() if run.params.get(name, value) != value}
+        today = {name: run.tags.get(f"now.{name}", value) for name, value in run.params.items()}
+        changed = {f"now.{name}": value for name, value in item.params.items() if today.get(name, value) != value}
         tags = [RunTag(name, value) for name, value in {**item.tags, **changed}.items()]
         while metrics or params or tags:
             self.client.log_batch(run.id, metrics[:FIGURES], params[:100], tags[:100])
             metrics, params, tags = metrics[FIGURES:], params[100:], tags[100:]
         for name, step in news:
             run.last_step[name] = max(step, run.last_step[name])
+        run.params = {**item.params, **run.params}
+        run.tags = {**run.tags, **item.tags, **changed}
 
     def _last_step(self, run: _Held, name: str) -> int:
         if name not in run.last_step:

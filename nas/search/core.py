@@ -227,15 +227,15 @@ class Search(ABC):
         known = self._known(k)
         if known > len(self._ladder):
             return None
+        violations = self._missed(self.constraints(k), known)
         if proposed is None:
-            points, violations = self._ladder.expected.first(known), self._missed(self.constraints(k), known)
-            arch = self._find(k, points, violations)
+            arch = self._find(k, self._ladder.expected.first(known), violations)
         else:
             arch = self.space.arch(proposed)
         self._archs.append(arch)
         self._seen.add(arch)
         expected = None if proposed else self.expected(arch)
-        return Candidate(k, arch, self._front(self._ladder.scored[-1].first(known)), expected)
+        return Candidate(k, arch, self._front(self._ladder.scored[-1].first(known), violations), expected)
 
     def _known(self, k: int) -> int:
         """Of how many candidates candidate k may know the records."""
@@ -263,13 +263,15 @@ class Search(ABC):
         """By how much the first candidates miss constraints; only what is new is counted, unless these are."""
         if constraints != self._violated:
             self._violations, self._violated = Rows(1), constraints
+            self._bar, self._barred = self._bar[:0], 0
         for figures in self._figures[len(self._violations) : known]:
             self._violations.append(constraints.violation(figures))
         return self._violations.first(known)[:, 0]
 
-    def _front(self, points: np.ndarray) -> tuple[tuple[float, ...], ...]:
-        """The front of the first records, by rising cost; what is new is held against the front so far."""
-        longer = np.concatenate((self._bar, points[self._barred :]))
+    def _front(self, points: np.ndarray, violations: np.ndarray) -> tuple[tuple[float, ...], ...]:
+        """The front of the first records that are within the constraints, by rising cost; what is new is held against
+        the front so far."""
+        longer = np.concatenate((self._bar, points[self._barred :][violations[self._barred :] == 0]))
         self._bar, self._barred = longer[front(longer)], len(points)
         return tuple(sorted(set(map(tuple, self._bar.tolist())), key=lambda point: point[1]))
 

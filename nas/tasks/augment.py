@@ -54,8 +54,8 @@ def crop_of(image: Image.Image, side: int, draws: np.ndarray) -> Image.Image:
     less = next(less for less in (8, 4, 2, 1) if less == 1 or min(place[2:]) >= less * side)
     if less > 1 and image.draft(None, (image.width // less, image.height // less)):
         place = place[0] // less, place[1] // less, place[2] // less, place[3] // less
-    if image.mode.startswith(("I", "F")):  # 16 bits, or no range at all
-        image = Image.fromarray(opened(image)[0].expand(3, -1, -1).permute(1, 2, 0).numpy())
+    if image.mode not in ("L", "RGB"):  # palettes and bits would be resized without a filter, colours by their alpha
+        image = image_of(opened(image)[0])
     elif turned != 1:
         image = ImageOps.exif_transpose(image)
     cut = _resized(image, side, place)

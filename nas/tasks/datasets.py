@@ -233,10 +233,16 @@ def _listed(part: Path, classes: list[str]) -> dict[str, Any]:
     names."""
     found: dict[str, Any] = {str(part): {"time": os.stat(part).st_mtime_ns, "label": 0, "names": []}}
     for label, name in enumerate(classes):
-        for folder, _, names in sorted(os.walk(part / name, followlinks=True)):
-            images = sorted(file for file in names if file.lower().endswith(IMAGES))
+        for folder, images in sorted(_walked(part / name)):
             found[folder] = {"time": os.stat(folder).st_mtime_ns, "label": label, "names": images}
     return found
+
+
+def _walked(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those in it, and the images of each by name; nothing hidden, as systems and editors leave it."""
+    for folder, inside, names in os.walk(root, followlinks=True):
+        inside[:] = [name for name in inside if not name.startswith(".")]  # of which os.walk goes into the rest alone
+        yield folder, sorted(name for name in names if name.lower().endswith(IMAGES) and not name.startswith("."))
 
 
 def _examples(part: dict[str, Any], preprocess: Preprocess) -> tuple[Files, Tensor]:

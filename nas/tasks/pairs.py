@@ -231,8 +231,12 @@ def load_photos(settings: SuperResolutionOptions) -> tuple[Sequence[Photo | Stor
 
 
 def _files(folder: Path) -> list[Path]:
+    """The images in a folder and those in it; nothing hidden."""
     files = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in IMAGES and not path.name.startswith(".")
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not files:
         raise ValueError(f"no images in {folder}; files are images when they end in {' '.join(IMAGES)}")

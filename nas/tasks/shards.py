@@ -73,17 +73,18 @@ class Members(Sequence[Member]):
 def tars_in(part: Path) -> list[Path]:
     """The shards of a part, by name; none where it has folders of classes, beside which the tars lie that they were
     unpacked from."""
-    folders = any(path.is_dir() and not path.name.startswith(".") for path in part.iterdir())
-    return [] if folders else sorted(part.glob("*.tar"))
+    shown = [path for path in part.iterdir() if not path.name.startswith(".")]
+    return [] if any(path.is_dir() for path in shown) else sorted(path for path in shown if path.suffix == ".tar")
 
 
 def found(parts: tuple[Path, Path]) -> tuple[list[str], list[dict[str, Any]]]:
     """The classes of a training and a test part, by name, numbers in their order; and of each part where its images lie
-    and which class they have, plain values by shard.
+    and which class they have, plain values by shard; the part's own folder is among them, with its time and no images.
 
     Raises:
         ValueError: a shard is damaged, an image has no class or one that the training part has not, a part is empty.
     """
+    folders = [{str(part): _plain(part, [], {})} for part in parts]  # first: a tar that comes meanwhile is told by it
     members = [{str(tar): _members(tar) for tar in tars_in(part)} for part in parts]
     names = [{name for each in part.values() for name, _, _ in each} for part in members]
     if empty := [str(part) for part, there in zip(parts, names, strict=True) if not there]:
@@ -92,11 +93,12 @@ def found(parts: tuple[Path, Path]) -> tuple[list[str], list[dict[str, Any]]]:
         raise ValueError(f"{parts[1]} has classes that {parts[0]} has not: {', '.join(stray[:10])}")
     classes = sorted(names[0], key=_in_order)
     label = {name: number for number, name in enumerate(classes)}
-    return classes, [{tar: _plain(tar, each, label) for tar, each in part.items()} for part in members]
+    shards = [{tar: _plain(tar, each, label) for tar, each in part.items()} for part in members]
+    return classes, [folder | part for folder, part in zip(folders, shards, strict=True)]
 
 
-def _plain(tar: str, members: list[tuple[str, int, int]], label: dict[str, int]) -> dict[str, Any]:
-    """What is kept of a shard; its time tells whether it is still the same."""
+def _plain(tar: str | Path, members: list[tuple[str, int, int]], label: dict[str, int]) -> dict[str, Any]:
+    """What is kept of a shard, or of the folder of shards; its time tells whether it is still the same."""
     names, starts, sizes = zip(*members, strict=True) if members else ((), (), ())
     labels = [label[name] for name in names]
     return {"time": os.stat(tar).st_mtime_ns, "labels": labels, "starts": list(starts), "sizes": list(sizes)}
@@ -107,12 +109,12 @@ def _in_order(name: str) -> tuple[int, str]:
 
 
 def _members(path: Path) -> list[tuple[str, int, int]]:
-    """Class, first byte and size of each image, in the order of their names."""
+    """Class, first byte and size of each image that is not hidden, in the order of their names."""
     images: dict[str, tuple[int, int]] = {}
     classes: dict[str, str] = {}
     try:
         with tarfile.open(path, "r:") as tar:
-            for info in tar:
+            for info in (info for info in tar if not _hidden(info.name)):
                 key, end = os.path.splitext(info.name)
                 if end.lower() in IMAGES:
                     if not info.isreg():
@@ -126,6 +128,11 @@ def _members(path: Path) -> list[tuple[str, int, int]]:
     except (tarfile.TarError, UnicodeDecodeError, EOFError) as error:
         raise ValueError(f"the shard {path} is no whole tar, or is compressed: {error}") from error
     return [(_class_of(key, classes, path), *images[key]) for key in sorted(images)]
+
+
+def _hidden(name: str) -> bool:
+    """Whether a file in a tar, or a folder that it is in, is one that systems and editors hide; ``./`` is none."""
+    return any(part.startswith(".") and part not in (".", "..") for part in name.split("/"))
 
 
 def _check_end(path: Path, end: int) -> None:

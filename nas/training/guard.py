@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from statistics import median
 
 from nas.rundir.checkpoint import State
@@ -19,9 +19,9 @@ class Diverged(RuntimeError):
     """The loss is not finite or exploded, or the panel fell to chance."""
 
 
-def worst_of(losses: Mapping[str, float]) -> float:
+def worst_of(losses: Sequence[float]) -> float:
     """The first loss of a step, which is the largest network's; infinite where any is not finite."""
-    return next(iter(losses.values())) if all(math.isfinite(value) for value in losses.values()) else math.inf
+    return losses[0] if all(map(math.isfinite, losses)) else math.inf
 
 
 def check_loss(state: State, worst: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -244,8 +244,8 @@ class Attempt:
             next(losses, None)
             lr = self.rate * self.recipe.lr(step)
         values = torch.stack(seen).tolist()  # once a step: a GPU is waited for
-        sums = {name: sum(value / parts for value in values[n :: len(names)]) for n, name in enumerate(names)}
-        self._guard(sums)
+        each = [sum(value / parts for value in values[n :: len(names)]) for n in range(len(names))]
+        self._guard(each)
         self.engine.step(lr)
         if self.recipe.follows:
             with self.engine.whole() as net:
@@ -257,6 +257,9 @@ class Attempt:
                 state.share_done(self.experiment.train.max_minutes),
             )
             how_far = round(epoch, 3), round(state.seconds, 2), round(done, 5)
+            sums = dict.fromkeys(names, 0.0)
+            for name, loss_of_one in zip(names, each, strict=True):  # paths share a name
+                sums[name] += loss_of_one
             self.loop.note(StepLine(state.step, state.total, *how_far, lr, sums))
 
     def _sent(self, part: Tensor) -> Tensor:
@@ -273,7 +276,7 @@ class Attempt:
         row = rank * self.experiment.recipe.batch // self.loop.world + micro_step * self.micro
         return Step(index, self.state.total, progress, row, archs, noise, self.engine.mean, seed)
 
-    def _guard(self, losses: Mapping[str, float]) -> None:
+    def _guard(self, losses: Sequence[float]) -> None:
         """Agree with the other ranks on time, on the worst loss before a bad gradient is applied, and on whether to end
         here.
 

@@ -19,9 +19,8 @@ Parts:
     fixed   published networks and 3 x 3 convolutions of one width (`tests.benchmarks.fixed`), with 8 and with 4 bits,
             each from scratch for as many steps as a supernet of the above and the training after it have together
     rates   three of these with 8 bits at three rates: PSNR on validation
-    noise   space basic-c12, a third of the steps: supernets trained under noise and without, with ADQ and without; PSNR
-    with real
-            quantizers of the same 20 random children
+    noise   space basic-c12: supernets trained under noise, with real quantizers and without any, with ADQ and without;
+            PSNR with real quantizers of the same 20 random children
     paths   space basic-c12: supernets whose operations share kernels and whose do not, all choices open at once or from
     the largest network on,
             one path a step or four in a quarter of the steps; the same children
@@ -129,9 +128,13 @@ from tests.benchmarks.trainings import CPU, Figures, Part, Trainer, report
 
 BATCH, CANDIDATES, SIZE = 8, 150, "basic-c18"
 BUDGETS = (0.15, 0.4, 1.2)  # GBitOPs of `wide`, whose search has MANY candidates between LEAST_SHARE of the first and
-MANY, LEAST_SHARE = 1000, 0.5  # the last; those that climb are trained for some steps
+MANY, LEAST_SHARE = 300, 0.5  # the last; those that climb are trained for some steps
 RUNGS = ((1.0, 0), (0.15, 100))
-SETTINGS = {"wide": {"budgets": BUDGETS, "candidates": MANY, "rungs": RUNGS}}  # that records of a part name
+RATES = {"rfdn": 3e-3, "fsrcnn": 3e-3, "espcn": 1e-2, "plain": 3e-3}  # of sizes that begin so; else 1e-3
+SETTINGS = {  # that records of a part name
+    "wide": {"budgets": BUDGETS, "candidates": MANY, "rungs": RUNGS},
+    "fixed": {"rates": RATES},
+}
 SIDE = 320  # pixels that every photograph of BSDS200 has a side; images of validation are four crops wide
 # paths a step for the supernet of `front`: most slots choose among four operations, so each is trained about as often
 # as alone
@@ -139,7 +142,6 @@ SHARED = 4
 FSRCNN = (
     12_464 * 32**2
 )  # MACs x2 for 32 x 32 low-resolution pixels: 5x5x56, 1x1x12, four of 3x3, 1x1x56, 9x9 transposed
-RATES = {"rfdn-c12": 3e-3}  # where it is not 1e-3
 TESTS = ("Set5", "Set14", "BSD100")
 SUPERNET = (
     "{{name: single_path, epochs: {epochs}, batch: 8, lr: {lr}, warmup_epochs: {warmup}, quant: '{quant}', "
@@ -186,7 +188,8 @@ class Bench:
         epochs = steps * BATCH / (self.examples / 2 if half else self.examples)
         options = how.pop("options", {})
         how["opening"] = how.get("opening", 0.5) * epochs
-        told = recipe.format(epochs=epochs, warmup=0.05 * epochs, **{"paths": 1, "lr": RATES.get(size, 1e-3), **how})
+        usual = next((rate for begins, rate in RATES.items() if size.startswith(begins)), 1e-3)
+        told = recipe.format(epochs=epochs, warmup=0.05 * epochs, **{"paths": 1, "lr": usual, **how})
         base = load_experiment(
             "quantnas-photos",
             [f"space={{name: '{space}', size: {size}}}", f"data={self.data}", f"seed={seed}", f"recipe={told}"],
@@ -352,10 +355,11 @@ class Bench:
     def noise(self, seed: int) -> Iterator[Part]:
         for name, quant, adq in (
             ("noise, ADQ", "noise", True),
-            ("no noise, ADQ", "off", True),
+            ("real quantizers, ADQ", "real", True),
+            ("no quantizers, ADQ", "off", True),
             ("noise, no ADQ", "noise", False),
         ):
-            told = self.experiment(SUPERNET, self.o.steps // 3, seed, "basic-c12", quant=quant, options={"adq": adq})
+            told = self.experiment(SUPERNET, self.o.steps, seed, "basic-c12", quant=quant, options={"adq": adq})
             yield name, partial(self.random_children, told, f"{name.replace(', ', '-').replace(' ', '-')}-{seed}")
 
     def paths(self, seed: int) -> Iterator[Part]:

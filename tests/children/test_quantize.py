@@ -269,8 +269,8 @@ def test_a_quantized_child_is_what_its_card_says(trained: Trained, mixed: dict[s
 
 def test_it_is_not_done_twice_nor_to_a_quantized_child(trained: Trained, mixed: dict[str, Any]) -> None:
     target = read_target("4,8", str(mixed["most"]), None)
-    assert done_before(trained.home, target)["id"] == mixed["id"]  # type: ignore[index]
-    assert done_before(trained.home, read_target("4", None, None)) is None
+    assert done_before(trained.home, target, True)["id"] == mixed["id"]  # type: ignore[index]
+    assert done_before(trained.home, read_target("4", None, None), True) is None
     fence = Fence.take(trained.run)
     with pytest.raises(ValueError, match=f"quantized already.*{trained.id}"):
         quantize_child(
@@ -287,5 +287,5 @@ def test_it_is_not_done_twice_nor_to_a_quantized_child(trained: Trained, mixed: 
     page = trained.run / "children" / mixed["id"] / "metrics.json"
     kept = page.read_text()
     page.write_text("{}")
-    assert done_before(trained.home, target) is None, "a damaged one is made again"
+    assert done_before(trained.home, target, True) is None, "a damaged one is made again"
     page.write_text(kept)

@@ -54,6 +54,23 @@ def test_class_folders_become_an_experiment_that_fits(side: int, size: str, fold
     assert "$" not in text and text.count("#") > 10
 
 
+@pytest.mark.parametrize(
+    ("out", "name", "told"),
+    [
+        ("my exp.yaml", "my-exp", "nas run 'my exp.yaml'"),
+        ("010.yaml", "010", "nas run 010.yaml"),
+        ("on.yml", "on", ""),
+    ],
+)
+def test_a_file_of_another_name_loads(out: str, name: str, told: str, folder: Path) -> None:
+    pictures(folder / "train" / "ant", 4, 32)
+    pictures(folder / "train" / "bee", 4, 32)
+    pictures(folder / "val" / "ant", 2, 32)
+    pictures(folder / "val" / "bee", 2, 32)
+    assert told in started("my pictures", "--out", out)
+    assert load_experiment(out).name == name
+
+
 @pytest.mark.parametrize(("ants", "bees", "held"), [(2, 2, 2), (2, 3, 2), (2, 40, 8)])
 def test_few_pictures_are_enough_to_begin(ants: int, bees: int, held: int, folder: Path) -> None:
     """Of every class something is left to train on, and a batch is not larger than that."""

@@ -4,6 +4,7 @@ goes on bit-equal."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +21,11 @@ from nas.build import load_recipe, load_supernet, load_task, make_supernet
 from nas.children.evaluate import panel
 from nas.config.experiment import Experiment, ExperimentError, difference, dump, load_experiment
 from nas.config.section import Kind
-from nas.finetune import finetune_experiment
+from nas.finetune import check_alike, finetune_experiment
 from nas.recipes.recipe import AVERAGE, Step
 from nas.recipes.single import Single
 from nas.rundir.checkpoint import Checkpoint
-from nas.rundir.directory import RunDir
+from nas.rundir.directory import Occupied, RunDir, open_run
 from nas.rundir.fence import Fence
 from nas.search.journal import Record
 from nas.supernet import Pass, main_head
@@ -238,6 +239,27 @@ def test_the_experiment_of_a_finetune(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:hunter2@db/mlflow")
     assert "hunter2" not in dump(derived_from(experiment, tmp_path, record, None)), "it is written to files"
+
+
+def test_a_child_is_not_trained_on_in_two_ways_under_one_id(tmp_path: Path) -> None:
+    """Where it begins and its teacher are paths, and so no identity; a run that was moved goes on."""
+    experiment = load_experiment("vit-resnas-digits", ["finetune.fresh=false"])
+    record = Record(3, load_supernet("vit_resnas", "d8").space.smallest(), {"accuracy": 1.0}, {"macs": 1}, 0.0, None)
+    run, child = RunDir(tmp_path / "inner"), tmp_path / "child"
+    begun = derived_from(experiment, tmp_path, record, tmp_path / "teacher")
+    check_alike(begun, run, child)
+    with open_run(begun, run):
+        pass
+    longer = load_experiment("vit-resnas-digits", ["finetune.fresh=false", "finetune.recipe.epochs=80"])
+    check_alike(derived_from(longer, tmp_path / "moved", record, tmp_path / "moved" / "teacher", tmp_path), run, child)
+    for changes, teacher, told in (
+        (["finetune.fresh=true"], "teacher", "finetune.fresh: False then, True now"),
+        (["finetune.fresh=false"], None, "finetune.teacher: 'teacher' then, None now"),
+        (["finetune.fresh=false", "finetune.recipe.lr=1"], "teacher", "recipe.lr: 0.001 then, 1.0 now"),
+    ):
+        other = load_experiment("vit-resnas-digits", changes)
+        with pytest.raises(Occupied, match=rf"child was trained on.*\n  {re.escape(told)}\n.*move .*inner and .*away"):
+            check_alike(derived_from(other, tmp_path, record, teacher and tmp_path / teacher), run, child)
 
 
 def test_a_batch_that_the_workers_cannot_share_is_refused_before_anything_begins(tmp_path: Path) -> None:

@@ -97,6 +97,24 @@ def test_trials_go_on_where_they_ended_also_after_a_torn_line(tmp_path: Path) ->
     assert read_fidelity(run, SUPERNET, 10) and read_fidelity(run, "5b" * 32, 10) is None
 
 
+@pytest.mark.parametrize("failed", ["training", "score"])
+def test_a_network_that_failed_is_left_out(failed: str, tmp_path: Path) -> None:
+    """Its weights are NaN: the accuracy is a number, the loss is none."""
+    run = RunDir(tmp_path)
+    trials = measured(run, 1.0, 0.2, 0.2, count=6)
+    arch = trials.archs[2]
+    figures = {"accuracy": float("nan"), "cross_entropy": float("inf")}
+    if failed == "training":
+        trials.add_alone(arch.id, 1, Judged(figures, [figures, figures]))
+    else:
+        trials.add_score(arch.id, 100, figures)
+    again = Trials.current(run)
+    assert again and not again.open_jobs(3) and not again.open_scores(), "it is not done anew"
+    fidelity = again.fidelity(200)
+    assert fidelity and len(fidelity.archs) == 5 and arch not in fidelity.archs
+    assert np.isfinite(fidelity.alone).all() and fidelity.alone.dtype == float
+
+
 @pytest.mark.parametrize("of", ["first", "training", "score", "current"])
 def test_a_damaged_file_is_told_and_a_report_goes_without(of: str, tmp_path: Path) -> None:
     run = RunDir(tmp_path)

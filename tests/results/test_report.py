@@ -239,6 +239,44 @@ def test_a_budget_holds_everywhere(run: Path) -> None:
         assert read_constraints(RunDir(run)) == ANYTHING
 
 
+def test_the_best_child_is_not_the_dearest_of_three_objectives(run: Path) -> None:
+    """The dearest is the worst, and stands on the front for its few parameters alone."""
+    (run / "search").mkdir()
+    header = {"supernet": SUPERNET, "objective": {"further": {"params": "lower"}}}
+    given = [(60.0, 1000, 900), (90.0, 2000, 1000), (50.0, 3000, 10)]
+    with Journal(run / "search" / "journal-5a5a5a5a.jsonl", header) as journal:
+        for k, (accuracy, macs, params) in enumerate(given):
+            arch, cost = SPACE.arch({"width": k + 1}), {"macs": macs, "params": params}
+            journal.append(Record(k, arch, {"accuracy": accuracy}, cost, 30.0, None))
+    history = read_history(RunDir(run))
+    assert history is not None and [record.k for record in history.front()] == [0, 1, 2]
+    text = Page(write_report(RunDir(run)).read_text()).text
+    assert f"The best child, {history.records[1].id}, reaches accuracy 90.00" in text
+    assert f"The smallest on the front, {history.records[0].id}, reaches accuracy 60.00" in text
+
+
+@pytest.mark.parametrize(
+    ("minutes", "panel", "told"),
+    [
+        (None, None, "in 30 min."),
+        (100, None, "in 30 min, of the 100 min that it was given."),  # interrupted
+        (30, None, "in 30 min, to the end of the 30 min that it was given."),
+        (30.01, 1800.7, "in 30 min, to the end of the 30.01 min that it was given."),  # its last step is not in the log
+        (31, 1800.7, "in 30 min, of the 31 min that it was given."),
+    ],
+)
+def test_a_time_is_used_up_only_where_it_was(run: Path, minutes: float | None, panel: float | None, told: str) -> None:
+    train(run)
+    log = run / "train" / "metrics.jsonl"
+    if panel is not None:
+        figures = {"largest": {"accuracy": 66.0}}
+        line = json.dumps({"step": 31, "panel": figures, "seconds": panel})
+        log.write_text(log.read_text().rpartition("\n")[0] + f"\n{line}\n")
+    (run / "experiment.yaml").write_text(f"train: {{max_minutes: {'null' if minutes is None else minutes}}}\n")
+    page = Page(write_report(RunDir(run)).read_text())
+    assert f"trained for 30 of 40 steps {told}" in page.text
+
+
 def test_a_finetune_is_told_before_and_after(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What it began from has a row, though it stands on no front and was not exported."""
     records = search(run, GIVEN)

@@ -15,7 +15,7 @@ from nas.results.tracking import Tracker, default_uri, page_of
 from nas.rundir.directory import RunDir
 from nas.search.journal import Journal, Record
 from nas.space import Arch
-from tests.results.tracked import SUPERNET, candidates, search, send, steps, stored, wait
+from tests.results.tracked import SPACE, SUPERNET, candidates, search, send, steps, stored, train, wait
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow", "ignore::DeprecationWarning:sqlalchemy")
 
@@ -164,3 +164,58 @@ def test_a_moved_run_leaves_no_flag_behind(run: Path) -> None:
     found = candidates(default_uri(RunDir(moved)))
     assert {k for k, r in found.items() if r.data.tags["raynas.front"] == "true"} == {r.k for r in history.front()}
     assert before - {r.k for r in history.front()}, "or this test shows nothing"
+
+
+@pytest.mark.parametrize("following", [False, True])
+def test_a_setting_that_goes_back_is_told(run: Path, following: bool) -> None:
+    """By commands one after the other, and where one of them follows the run all the while."""
+    uri, settings = default_uri(RunDir(run)), (run / "experiment.yaml").read_text()
+
+    def now() -> str | None:
+        tags: dict[str, str] = next(r for r in stored(uri) if r.data.tags["raynas.kind"] == "train").data.tags
+        return tags.get("now.train.workers")
+
+    assert send(run) == 0 and now() is None
+    tracker = Tracker(RunDir(run), None, "nas")
+    if following:
+        tracker.start()
+    for step, workers in ((60, "2"), (70, "1"), (80, "4")):
+        (run / "experiment.yaml").write_text(settings.replace("workers: 1", f"workers: {workers}"))
+        train(run, range(step, step + 10, 10))
+        if following:
+            wait(lambda: steps(uri, "train", "lr")[-1] == step)  # noqa: B023
+        else:
+            assert send(run) == 0
+        assert now() == workers
+    assert tracker.close(60) == 0
+
+
+def test_figures_lie_where_they_were_taken(run: Path) -> None:
+    """The panel's as the steps'; those of old lines, which do not know when, at the start."""
+    from mlflow import MlflowClient
+
+    with open(run / "train" / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"step": 60, "panel": {"smallest": {"accuracy": 70.0}}, "seconds": 6.5}) + "\n")
+    uri = default_uri(RunDir(run))
+    assert send(run) == 0
+    (found,) = stored(uri)
+    times = {
+        name: [
+            (each.step, each.timestamp - found.info.start_time)
+            for each in MlflowClient(uri).get_metric_history(found.info.run_id, name)
+        ]
+        for name in ("lr", "panel/smallest/accuracy")
+    }
+    assert times["lr"] == [(step, 100 * step) for step in (10, 20, 30, 40, 50)]
+    assert times["panel/smallest/accuracy"] == [(50, 0), (60, 6500)]
+
+
+def test_a_candidate_whose_scoring_ended_early_says_so(run: Path) -> None:
+    search(run, range(3))
+    with Journal(run / "search" / "journal-5a5a5a5a.jsonl", {"supernet": SUPERNET}) as journal:
+        arch, cost = SPACE.arch({"width": 99, "odd [name]": 2}), {"macs": 20_000, "params": 7}
+        journal.append(Record(3, arch, {"accuracy": 99.0, "cross_entropy": 1.0}, cost, 2.0, None, seen=64))
+    assert send(run) == 0
+    found = candidates(default_uri(RunDir(run)))
+    assert {k: r.data.tags.get("raynas.seen") for k, r in found.items()} == {0: None, 1: None, 2: None, 3: "64"}
+    assert found[3].data.tags["raynas.front"] == "false"

@@ -19,7 +19,7 @@ from nas.pipeline import Pipeline
 from nas.results.history import front_table, read_history
 from nas.results.report import write_report
 from nas.rundir.checkpoint import Checkpoint
-from nas.rundir.directory import RunDir
+from nas.rundir.directory import Occupied, RunDir
 from nas.rundir.log import read_training
 
 OLD = Path(__file__).parent.parent / "golden" / "old-run"
@@ -108,6 +108,12 @@ def test_it_goes_on(run: RunDir, screen: Screen, extension: None) -> None:
             assert len(hashed) == 1, "a checkpoint is verified once a command"
             pipeline.export("27")
             tuned = pipeline.finetune(CHILD)
+        otherwise = load_experiment(run.experiment, [*MORE, FINETUNE, "finetune.fresh=true"])
+        with (
+            Pipeline.open(otherwise, run.path, screen) as pipeline,
+            pytest.raises(Occupied, match=r"finetune\.fresh: False then, True now"),
+        ):
+            pipeline.finetune(CHILD)
     (journal,) = run.journals()
     lines = journal.read_bytes().count(b"\n") - before.count(b"\n")
     assert journal.read_bytes().startswith(before) and lines == 8, "four proposals and their records"

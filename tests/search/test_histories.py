@@ -131,6 +131,22 @@ def test_the_bar_is_the_front_of_what_the_candidate_may_know() -> None:
         assert list(candidate.bar) == sorted(candidate.bar, key=lambda point: point[1])
 
 
+def test_the_bar_is_of_what_is_within_the_constraints_of_now() -> None:
+    """Who is beaten by a network that may not be had is not hopeless."""
+    search, known = fresh("random", window=1), []
+    for k in range(40):
+        if k == 20:
+            most = sorted(record.cost["work"] for record in known)[10]
+            search.extend(bound := Constraints({"work": (None, most)}))
+        candidate = search.ask()
+        assert candidate is not None
+        able = [record for record in known if k < 20 or not bound.violation(record.cost)]
+        points = [OBJECTIVE.point(record.metrics, record.cost) for record in able]
+        assert set(candidate.bar) == {points[i] for i in front(points)}
+        known.append(evaluate(candidate))
+        search.tell(known[-1])
+
+
 def test_telling_again_changes_nothing_and_strangers_are_refused() -> None:
     once, twice = fresh("evolution", window=2), fresh("evolution", window=2)
     for _ in range(10):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from typer.testing import CliRunner
 
 from nas.build import check_trainable, load_recipe, load_supernet, load_task, make_supernet, open_search, proposed
@@ -23,12 +27,13 @@ from nas.config.experiment import Experiment, dump, load_experiment
 from nas.quantization.learned import QuantConv2d, for_onnx, pack, unpack
 from nas.recipes.differentiable import architecture, entropy
 from nas.recipes.recipe import Recipe, RecipeOptions
+from nas.recipes.single_path import SinglePath
 from nas.rundir.checkpoint import Checkpoint, directories
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence
 from nas.rundir.log import read_training
 from nas.supernet import CostModel, Supernet
-from nas.training.loop import Loop
+from nas.training.loop import Diverged, Loop
 from nas.workers.trials import search_children
 
 SPACE = """
@@ -55,6 +60,30 @@ def train(told: Experiment, run: Path) -> list[Path]:
     run.mkdir(exist_ok=True)
     Loop(told, RunDir(run), Fence.take(run), 0, 1, torch.device("cpu")).train()
     return directories(RunDir(run).checkpoints)
+
+
+@pytest.mark.parametrize("broken", [None, 0, 1])
+def test_the_loss_of_a_step_is_the_mean_of_its_paths(
+    broken: int | None, one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is logged; and a path that is not finite ends the training, whichever it is."""
+    seen: list[float] = []
+    plain = SinglePath.losses
+
+    def losses(*args: Any) -> Iterator[Tensor]:
+        for place, loss in enumerate(plain(*args)):
+            seen.append(float(loss.detach()))
+            yield loss * math.nan if place == broken else loss
+
+    monkeypatch.setattr(SinglePath, "losses", losses)
+    told = experiment("single_path", "train.max_rollbacks=0")
+    if broken is not None:
+        with pytest.raises(Diverged, match="not finite"):
+            train(told, tmp_path)
+        return
+    train(told, tmp_path)
+    for line in read_training(RunDir(tmp_path).training_log).steps:
+        assert line.loss["loss"] == pytest.approx(sum(seen[2 * line.step - 2 : 2 * line.step]), rel=1e-5)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
