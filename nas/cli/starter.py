@@ -93,8 +93,7 @@ def images(folder: Path) -> Iterable[Path]:
     return (
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in IMAGES and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
 
 

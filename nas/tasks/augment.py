@@ -48,7 +48,7 @@ def crop_of(image: Image.Image, side: int, draws: np.ndarray) -> Image.Image:
         image: open, nothing decoded yet.
     """
     (width, height), turned = image.size, image.getexif().get(ORIENTATION, 1)
-    if turned in SIDEWAYS:
+    if turned in SIDEWAYS and image.format != "TIFF":  # whose size Pillow tells upright
         width, height = height, width
     place = crop_place(height, width, draws)
     less = next(less for less in (8, 4, 2, 1) if less == 1 or min(place[2:]) >= less * side)

@@ -241,7 +241,7 @@ def _listed(part: Path, classes: list[str]) -> dict[str, Any]:
 def _walked(root: Path) -> Iterator[tuple[str, list[str]]]:
     """A folder and those in it, and the images of each by name; nothing hidden, as systems and editors leave it."""
     for folder, inside, names in os.walk(root, followlinks=True):
-        inside[:] = [name for name in inside if not name.startswith(".")]  # of which os.walk goes into the rest alone
+        inside[:] = [name for name in inside if not name.startswith(".")]  # os.walk goes into what is left
         yield folder, sorted(name for name in names if name.lower().endswith(IMAGES) and not name.startswith("."))
 
 

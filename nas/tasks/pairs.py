@@ -235,8 +235,7 @@ def _files(folder: Path) -> list[Path]:
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in IMAGES and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not files:
         raise ValueError(f"no images in {folder}; files are images when they end in {' '.join(IMAGES)}")

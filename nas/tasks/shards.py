@@ -147,7 +147,7 @@ def _check_end(path: Path, end: int) -> None:
 
 def _class_of(key: str, classes: dict[str, str], path: Path) -> str:
     """What ``key.cls`` says, or the folder that the image is in."""
-    folder = os.path.basename(os.path.dirname(key))
+    folder = os.path.basename(os.path.dirname(os.path.normpath(key)))
     if not (name := classes.get(key) or folder):
         raise ValueError(
             f"the image {key} in {path} has no class: put it into a folder of its class, or a file {key}.cls beside it"

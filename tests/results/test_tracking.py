@@ -166,28 +166,28 @@ def test_a_moved_run_leaves_no_flag_behind(run: Path) -> None:
     assert before - {r.k for r in history.front()}, "or this test shows nothing"
 
 
-@pytest.mark.parametrize("following", [False, True])
-def test_a_setting_that_goes_back_is_told(run: Path, following: bool) -> None:
+def test_a_setting_that_goes_back_is_told(run: Path) -> None:
     """By commands one after the other, and where one of them follows the run all the while."""
     uri, settings = default_uri(RunDir(run)), (run / "experiment.yaml").read_text()
+
+    def work(step: int, workers: str) -> None:
+        (run / "experiment.yaml").write_text(settings.replace("workers: 1", f"workers: {workers}"))
+        train(run, range(step, step + 10, 10))
 
     def now() -> str | None:
         tags: dict[str, str] = next(r for r in stored(uri) if r.data.tags["raynas.kind"] == "train").data.tags
         return tags.get("now.train.workers")
 
     assert send(run) == 0 and now() is None
+    for step, workers in ((60, "2"), (70, "1")):
+        work(step, workers)
+        assert send(run) == 0 and now() == workers
     tracker = Tracker(RunDir(run), None, "nas")
-    if following:
-        tracker.start()
-    for step, workers in ((60, "2"), (70, "1"), (80, "4")):
-        (run / "experiment.yaml").write_text(settings.replace("workers: 1", f"workers: {workers}"))
-        train(run, range(step, step + 10, 10))
-        if following:
-            wait(lambda: steps(uri, "train", "lr")[-1] == step)  # noqa: B023
-        else:
-            assert send(run) == 0
-        assert now() == workers
-    assert tracker.close(60) == 0
+    tracker.start()
+    for step, workers in ((80, "2"), (90, "4"), (100, "2"), (110, "1")):
+        work(step, workers)
+        wait(lambda workers=workers: now() == workers)  # type: ignore[misc]
+    assert tracker.close(60) == 0 and steps(uri, "train", "lr")[-1] == 110
 
 
 def test_figures_lie_where_they_were_taken(run: Path) -> None:

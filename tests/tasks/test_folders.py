@@ -15,11 +15,13 @@ from torchvision.transforms import v2
 import nas.tasks.datasets as datasets
 import nas.tasks.places as places
 from nas.build import load_task
+from nas.cli import starter
 from nas.config.experiment import load_experiment
 from nas.draws import permutation
-from nas.preprocess import Preprocess
+from nas.preprocess import Preprocess, opened
 from nas.tasks.augment import (
     CROP_DRAWS,
+    ORIENTATION,
     crop_of,
     crop_place,
     erased,
@@ -28,6 +30,7 @@ from nas.tasks.augment import (
 )
 from nas.tasks.classification import Classification
 from nas.tasks.datasets import load_images
+from nas.tasks.files import Files
 from nas.tasks.index import Index
 from nas.tasks.options import ClassificationOptions
 from nas.tasks.places import DataMissing
@@ -143,6 +146,31 @@ def test_a_turned_jpeg_is_cropped_upright() -> None:
     assert (one - other).abs().max() < 4
 
 
+@pytest.mark.parametrize(
+    "name", ["L.png", "RGB.png", "1.png", "P.png", "LA.png", "RGBA.png", "L.jpg", "RGB.jpg", "CMYK.jpg"]
+)
+def test_a_picture_is_cropped_in_the_colours_that_it_is_scored_in(name: str, nowhere: Path) -> None:
+    """Not in its file's, where Pillow leaves out the filter or weighs colours by their alpha."""
+    pixels, mode = np.random.default_rng(0).integers(0, 256, (90, 120, 4), np.uint8), name.split(".")[0]
+    Image.fromarray(pixels if mode in ("LA", "RGBA") else pixels[..., :3]).convert(mode).save(nowhere / name)
+    for draws in np.random.default_rng(1).random((5, CROP_DRAWS)):
+        with Image.open(nowhere / name) as image, Image.open(nowhere / name) as same:
+            assert image.mode == mode
+            found, wanted = crop_of(image, 50, draws), resized_crop(opened(same)[0], 50, draws)
+        assert found.mode == "RGB" and np.array_equal(found, wanted.convert("RGB"))
+
+
+@pytest.mark.parametrize("turned", [1, 3, 6, 8])
+@pytest.mark.parametrize("kind", ["png", "tif"])
+def test_a_turned_picture_is_cropped_as_it_is_scored(kind: str, turned: int, nowhere: Path) -> None:
+    pixels, exif = np.random.default_rng(0).integers(0, 256, (90, 160, 3), np.uint8), Image.Exif()
+    exif[ORIENTATION] = turned
+    Image.fromarray(pixels).save(file := nowhere / f"turned.{kind}", exif=exif)
+    for draws in np.random.default_rng(1).random((5, CROP_DRAWS)):
+        with Image.open(file) as image, Image.open(file) as same:
+            assert np.array_equal(crop_of(image, 50, draws), resized_crop(opened(same)[0], 50, draws))
+
+
 def test_crops_are_of_the_original_picture(nowhere: Path) -> None:
     """What lies outside the centre square is seen in training, in the detail that the file has."""
     for part in ("train", "test"):
@@ -253,6 +281,21 @@ def test_a_folder_is_looked_at_once_a_run(nowhere: Path, monkeypatch: pytest.Mon
         kept.write_text(damaged)
         made()
     assert looked[0] == 7
+
+
+def test_what_is_hidden_is_no_image(nowhere: Path) -> None:
+    """What macOS and Jupyter leave beside images, whatever the folder that holds all is called."""
+    base = nowhere / ".mine"
+    pictures(base, {f"{part}/{name}": 3 for part in ("train", "test") for name in ("ant", "bee")}, "png")
+    pictures(base, {f"{part}/ant/{name}": 1 for part in ("train", "test") for name in (".checkpoints", ".a/deep")})
+    for part in ("train", "test"):
+        (base / part / "bee" / "._1.png").write_bytes(b"no image")
+    images = load_images(folder_settings(base))
+    assert isinstance(images.train_x, Files) and len(images.train_x) == len(images.train_y) == len(images.test_y) == 6
+    assert [path.removeprefix(f"{base}/train/") for path in map(str, images.train_x.paths)] == [
+        f"{name}/{number}.png" for name in ("ant", "bee") for number in range(3)
+    ]
+    assert len(list(starter.images(base / "train"))) == 6
 
 
 def test_caltech() -> None:

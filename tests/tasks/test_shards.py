@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,43 @@ def test_tars_are_looked_through_once_a_run(folder: Path, tmp_path: Path, monkey
     os.utime(home / "train" / "0001.tar", (1, 1))
     opened()
     assert len(looked) == 2
+    shutil.copy(home / "train" / "0000.tar", home / "train" / "0002.tar")
+    assert [len(opened().train.plain) for _ in range(2)] == [27, 27] and len(looked) == 3, "one has come"
+    (home / "train" / "0001.tar").unlink()
+    assert [len(opened().train.plain) for _ in range(2)] == [18, 18] and len(looked) == 4, "one has gone"
+
+
+def test_what_an_older_version_knew_of_tars_is_still_read(folder: Path, tmp_path: Path) -> None:
+    """It did not know their folder."""
+    home, index = packed(folder, tmp_path / "tars", 2), Index(tmp_path / "index.json")
+    with index.used():
+        first = Classification(settings(home), 0)
+    known = json.loads(str(index.news))
+    for found in known.values():
+        found["parts"] = [
+            {path: kept for path, kept in part.items() if path.endswith(".tar")} for part in found["parts"]
+        ]
+    (tmp_path / "index.json").write_text(json.dumps(known))
+    with Index(tmp_path / "index.json").used():
+        again = Classification(settings(home), 0)
+    assert first.network == again.network and torch.equal(first.train.y, again.train.y)
+    assert list(first.train.plain.paths) == list(again.train.plain.paths)  # type: ignore[union-attr]
+
+
+def test_what_is_hidden_is_no_shard_and_no_image(folder: Path, tmp_path: Path) -> None:
+    """Names that begin with ``./``, as ``tar -c .`` writes them, are not hidden."""
+    home = packed(folder, tmp_path / "tars")
+    wanted = load_images(settings(home))
+    for part in ("train", "val"):
+        (home / part / "._0000.tar").write_bytes(b"no tar")
+        with tarfile.open(home / part / "0000.tar", "w") as tar:
+            for file in sorted((folder / part).rglob("*.jpg")):
+                for name in (f"{file.parent.name}/._{file.name}", f".old/{file.name}", f"./.old/bee/{file.name}"):
+                    tar.add(folder / "train" / "ant" / "0.jpg", name)
+                tar.add(file, f"./{file.parent.name}/{file.name}")
+    images = load_images(settings(home))
+    assert (images.classes, images.mean, images.std) == (wanted.classes, wanted.mean, wanted.std)
+    assert torch.equal(images.train_y, wanted.train_y) and torch.equal(images.test_y, wanted.test_y)
 
 
 def test_what_is_wrong_is_told_with_the_tar(folder: Path, tmp_path: Path) -> None:
@@ -149,11 +188,12 @@ def test_what_is_wrong_is_told_with_the_tar(folder: Path, tmp_path: Path) -> Non
             tar.addfile(info)
         with pytest.raises(ValueError, match=r"two images ant/0|link\.jpg is a link"):
             load_images(settings(home))
-    shard.write_bytes(whole)
-    with tarfile.open(shard, "a") as tar:
-        tar.add(folder / "train" / "ant" / "0.jpg", "lonely.jpg")
-    with pytest.raises(ValueError, match=r"lonely in .*0001\.tar has no class"):
-        load_images(settings(home))
+    for name in ("lonely.jpg", "./lonely.jpg"):
+        shard.write_bytes(whole)
+        with tarfile.open(shard, "a") as tar:
+            tar.add(folder / "train" / "ant" / "0.jpg", name)
+        with pytest.raises(ValueError, match=r"lonely in .*0001\.tar has no class"):
+            load_images(settings(home))
     shard.write_bytes(whole)
     with tarfile.open(home / "val" / "0000.tar", "a") as tar:
         tar.add(folder / "train" / "ant" / "0.jpg", "dog/0.jpg")

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from nas.build import load_supernet, load_task, objective_of
+from nas.cli import starter
 from nas.config.experiment import ExperimentError, dump, load_experiment
 from nas.tasks import pairs
 from nas.tasks.index import Index
@@ -69,6 +70,17 @@ def test_broken_folders_are_told(nowhere: Path) -> None:
     file.write_bytes(file.read_bytes()[:-900])
     with pytest.raises(ValueError, match=r"cannot read the image .*1\.png"):
         SuperResolution(wanted, 0)
+
+
+def test_what_is_hidden_is_no_photograph(nowhere: Path) -> None:
+    base = nowhere / ".mine"
+    for folder in ("train/deep", "train/.old/deep", "test", "test/.ipynb_checkpoints"):
+        (base / folder).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(noise(70, 70, i + 3 * folder.startswith("test"))).save(base / folder / f"{i}.png")
+        (base / folder / "._0.png").write_bytes(b"no image")
+    learnt, judged = load_photos(settings(name="sr-folder", path=str(base), patch=8))
+    assert [len(learnt), len(judged), len(list(starter.images(base / "train")))] == [3, 3, 3]
 
 
 def test_many_photographs_lie_in_one_file(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
