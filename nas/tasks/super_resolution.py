@@ -21,6 +21,7 @@ from nas.tasks.tiles import in_tiles
 
 COST_SIDE = 32  # low-resolution pixels square that a cost is stated for, as in the literature on BitOPs
 CLEARLY = 0.3  # dB above bicubic from which a network has learnt something
+NEAR = 0.05  # of a pixel's range
 SHOWN = 3  # test images in the pictures of a child
 WHOLE = 4  # tiles along an image that is also run in one piece, to tell what tiles cost
 
@@ -105,8 +106,11 @@ with that of `whole`, without {border} pixels at each edge, and are means over t
         return main_head(output).detach().float()
 
     def distill(self, output: Tensor | Output, signal: Tensor | Output) -> Tensor:
-        """Mean absolute difference to the teacher's image."""
-        return self.loss(output, main_head(signal))
+        """Difference to the teacher's image, absolute beyond `NEAR` and squared below: children of the sandwich rule are
+        near the largest from the start on, where an absolute one's gradient pulls at shared weights as hard as the
+        truth's; with it the largest ended below bicubic."""
+        with torch.autocast(main_head(output).device.type, enabled=False):
+            return F.smooth_l1_loss(main_head(output).float(), main_head(signal), beta=NEAR)
 
     def predict(self, child: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """The child's output for low-resolution images; in tiles where they are larger than ``data.tile``."""

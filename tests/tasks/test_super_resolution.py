@@ -105,8 +105,15 @@ def test_losses_against_their_formulas(photos: SuperResolution) -> None:
     assert torch.allclose(photos.loss(output, target, 0.1), (output - target).abs().mean())
     signal = photos.signal(output)
     assert not signal.requires_grad and photos.distill(output, signal).item() == 0
+    gap = torch.tensor([0.001, 0.01, 0.2, -0.2])
+    child = (signal.flatten()[:4] + gap).view(1, 1, 2, 2).requires_grad_()
+    photos.distill(child, signal.flatten()[:4].view(1, 1, 2, 2)).backward()
+    assert child.grad is not None and torch.allclose(
+        4 * child.grad.flatten(), torch.tensor([0.02, 0.2, 1, -1]), atol=1e-4
+    )
     with torch.autocast("cpu", torch.bfloat16):
         assert photos.loss(output.bfloat16(), target).dtype == torch.float32
+        assert photos.distill(output.bfloat16(), signal).dtype == torch.float32
 
 
 def test_the_three_parts_share_no_image(photos: SuperResolution) -> None:

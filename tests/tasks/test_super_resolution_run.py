@@ -71,8 +71,7 @@ def tiny(size: str, **options: Any) -> Tiny:
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
 def test_it_trains_is_judged_exported_and_shown(tmp_path: Path) -> None:
     """The platform's own loop, evaluator, export and report on this task: no room of it may ask what it serves."""
-    recipe = "recipe={name: single, batch: 16, epochs: 6, lr: 2e-3, weight_decay: 0, label_smoothing: 0}"
-    told = experiment(recipe, "data.tile=96")
+    told = experiment("recipe.epochs=8", "recipe.optimizer=adamw", "recipe.lr=2e-3", "data.tile=96")
     run = tmp_path / "run"
     run.mkdir()
     loop = Loop(told, RunDir(run), Fence.take(run), 0, 1, torch.device("cpu"))
