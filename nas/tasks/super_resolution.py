@@ -106,9 +106,9 @@ with that of `whole`, without {border} pixels at each edge, and are means over t
         return main_head(output).detach().float()
 
     def distill(self, output: Tensor | Output, signal: Tensor | Output) -> Tensor:
-        """Difference to the teacher's image, absolute beyond `NEAR`, squared below: children of the sandwich rule are near
-        the largest from the start on, where an absolute one's gradient pulls at shared weights as hard as the truth's;
-        with it the largest ended below bicubic."""
+        """Difference to the teacher's image, absolute beyond `NEAR`, squared below: children of the sandwich rule are
+        near the largest from the start on, where an absolute one's gradient pulls at shared weights as hard as the
+        truth's, and the largest ended below bicubic."""
         with torch.autocast(main_head(output).device.type, enabled=False):
             return F.smooth_l1_loss(main_head(output).float(), main_head(signal), beta=NEAR)
 
