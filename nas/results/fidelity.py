@@ -72,12 +72,14 @@ class Head(Form):
 
 
 class Training(Form):
-    """What came of one training; `error` is the standard error of the metric. None for what is not finite."""
+    """What came of one training: its metrics, and its metric on parts of validation; `error` is the metric's standard
+    error, all that older lines have. None for what is not finite."""
 
     id: Text
     seed: NonNegativeInt
     metrics: Figures
-    error: float | None
+    error: float | None = None
+    parts: list[float | None] = []
 
 
 class Score(Form):
@@ -193,9 +195,8 @@ class Trials:
 
     def add_alone(self, id: str, seed: int, judged: Judged) -> None:
         """Write down what came of a training."""
-        error = standard_error([part[self.head.metric] for part in judged.parts])
-        known = error if math.isfinite(error) else None
-        self.alone[id, seed] = Training(id=id, seed=seed, metrics=_finite(judged.metrics), error=known)
+        parts = [_finite(part)[self.head.metric] for part in judged.parts]
+        self.alone[id, seed] = Training(id=id, seed=seed, metrics=_finite(judged.metrics), parts=parts)
         self._write(self.alone[id, seed])
 
     def add_score(self, id: str, steps: int, metrics: Mapping[str, float]) -> None:
@@ -227,7 +228,6 @@ class Trials:
             return None
         costs = {arch.id: cost for arch, cost in zip(self.archs, head.costs, strict=True)}
         trained = [[self.alone[a.id, seed] for seed in range(seeds)] for a in whole]
-        errors = [each.error for row in trained for each in row if each.error is not None]
         try:
             return Fidelity(
                 head,
@@ -235,7 +235,7 @@ class Trials:
                 np.array([costs[a.id] for a in whole], dtype=float),
                 sign * np.array([[each.metrics[name] for each in row] for row in trained]),
                 {n: sign * np.array([self.scored[a.id, n].metrics[name] for a in whole]) for n in head.steps},
-                float(np.mean(errors)) if errors else math.nan,
+                _apart(trained),
                 candidates,
             )
         except KeyError as error:
@@ -244,6 +244,17 @@ class Trials:
     def _figures(self, arch: Arch, seeds: int) -> Iterator[Mapping[str, float | None]]:
         yield from (self.alone[arch.id, seed].metrics for seed in range(seeds))
         yield from (self.scored[arch.id, steps].metrics for steps in self.head.steps)
+
+
+def _apart(trained: Sequence[Sequence[Training]]) -> float:
+    """Standard error of the difference of two networks' metric: on the same examples, which is less than of two that
+    saw others; NaN where nothing is known of it."""
+    first = [row[0].parts for row in trained]
+    pairs = [pair for pair in combinations(first, 2) if len(pair[0]) == len(pair[1]) and None not in pair[0] + pair[1]]
+    errors = [standard_error([a - b for a, b in zip(*pair, strict=True)]) for pair in pairs]  # type: ignore[operator]
+    if not any(first):  # of an older version
+        errors = [math.sqrt(2) * each.error for row in trained for each in row if each.error is not None]
+    return float(np.mean(errors)) if errors else math.nan
 
 
 def _finite(metrics: Mapping[str, float]) -> Figures:
@@ -277,7 +288,7 @@ class Fidelity:
         cost: of each, shape ``(networks,)``.
         alone: the metric of each training, higher is better, shape ``(networks, seeds)``.
         scored: the supernet's, by steps of training before, shape ``(networks,)``.
-        error: standard error of a metric on validation.
+        error: standard error of the difference of two networks on validation.
         candidates: that the search judges.
     """
 
@@ -345,7 +356,7 @@ class Fidelity:
     def shown_by_test(self) -> float:
         """The smallest difference of two networks, each trained once, that the test part can show."""
         of_examples = self.error * math.sqrt(self.head.validation / self.head.test)
-        return smallest_difference(math.sqrt(2) * math.hypot(of_examples, self.spread.trainings))
+        return smallest_difference(math.hypot(of_examples, math.sqrt(2) * self.spread.trainings))
 
     @property
     def verdict(self) -> str:

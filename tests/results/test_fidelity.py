@@ -35,8 +35,8 @@ def measured(run: RunDir, networks: float, seeds_apart: float, noise: float, cou
         score = known[arch.id] + rng.normal(0, 0.1 if steps else noise)
         trials.add_score(arch.id, steps, {"accuracy": score})
     for arch, seed in trials.open_jobs(3):
-        value = known[arch.id] + rng.normal(0, seeds_apart)
-        trials.add_alone(arch.id, seed, Judged({"accuracy": value}, [{"accuracy": value + d} for d in (-1, 1)]))
+        value, half = known[arch.id] + rng.normal(0, seeds_apart), 30 + arch["width"] % 2
+        trials.add_alone(arch.id, seed, Judged({"accuracy": value}, [{"accuracy": value + d} for d in (-half, half)]))
     return trials
 
 
@@ -54,10 +54,16 @@ def test_a_good_score_after_some_steps_and_a_bad_one_before(tmp_path: Path) -> N
     assert fidelity.spread.networks == pytest.approx(1.0, rel=0.3)
     assert fidelity.spread.trainings == pytest.approx(0.2, rel=0.3)
     assert 1.5 < fidelity.gain < 4.0 and f"{fidelity.gain:.3g} in accuracy" in fidelity.verdict
-    # 1.0 is the standard error of two parts that are 2 apart; a quarter of the variance on four times the examples
-    assert fidelity.shown_by_test == pytest.approx(
-        2.8 * np.sqrt(2) * np.hypot(0.5, fidelity.spread.trainings), rel=0.01
-    )
+    # of 780 pairs 400 differ by 1 more on one part and 1 less on the other, a standard error of 1; the rest by the same
+    # on both; a quarter of the variance on four times the examples
+    trainings = np.sqrt(2) * fidelity.spread.trainings
+    assert fidelity.shown_by_test == pytest.approx(2.8 * np.hypot(0.5 * 400 / 780, trainings), rel=0.01)
+    (path,) = (tmp_path / "fidelity").glob("*.jsonl")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    older = [{**line, "parts": [], "error": 3.0} if "parts" in line else line for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in older))
+    again = read_fidelity(RunDir(tmp_path), SUPERNET, 200)
+    assert again and again.shown_by_test == pytest.approx(2.8 * np.hypot(np.sqrt(2) * 3 / 2, trainings), rel=0.01)
 
 
 def test_a_score_as_noisy_as_a_training_is_told_to_be_as_good_as_another(tmp_path: Path) -> None:
