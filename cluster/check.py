@@ -75,12 +75,12 @@ def _look(cluster: Cluster, work: Work, needs: Needs) -> dict[str, Any]:
         "tracking": needs.tracking,
         "mirror": work.mirror,
     }
-    script = Path(probe.__file__)
-    files = {**work.files, script.name: script.read_bytes(), EXPERIMENT: work.experiment.encode()}
+    script = f"raynas_{token}.py"  # no module of the user's has that name
+    files = {**work.files, script: Path(probe.__file__).read_bytes(), EXPERIMENT: work.experiment.encode()}
     launch(
         cluster,
         id_,
-        shlex.join(["python", script.name, json.dumps(question)]),
+        shlex.join(["python", script, json.dumps(question)]),
         files,
         work.env_vars(),
         {"raynas": "check"},

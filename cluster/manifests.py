@@ -54,7 +54,9 @@ def rayjob(work: Work, pods: Pods) -> list[dict[str, Any]]:
     labels = {"app.kubernetes.io/name": "raynas", "app.kubernetes.io/instance": name}
     files = {EXPERIMENT: work.experiment, **{file: content.decode() for file, content in work.files.items()}}
     config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": labels}, "data": files}
-    env = {**work.env_vars(), **({"PYTHONPATH": FOLDER} if work.files else {})}
+    env = work.env_vars()
+    if work.files:  # the user's own modules
+        env["PYTHONPATH"] = ":".join([FOLDER, *filter(None, [env.get("PYTHONPATH")])])
     job = {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",

@@ -484,4 +484,5 @@ class Pipeline:
         net: Supernet = self.net.to(device)
         alone, test = make_alone(self.experiment, self.task, net, device), self.task.test
         evaluator = Evaluator(net, self.task, settings, device, None, shared, alone)
+        evaluator.told = lambda _: self.stopper.check()
         return evaluator, Batches(test, len(test), settings.score_batch, device, place=shared / "test")

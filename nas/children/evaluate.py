@@ -249,6 +249,7 @@ class Evaluator:
         alone: Alone | None = None,
     ) -> None:
         self._statistics: dict[str, Tensor] | None = None
+        self.told: Callable[[int], object] = int  # after each step of what `alone` trains; may raise
         self.net, self.task, self.alone = net, task, alone
         self.lower = (
             f"lower search.score_batch (now {settings.score_batch}) or search.trials, which share the GPUs; images at "
@@ -283,7 +284,7 @@ class Evaluator:
         if steps:
             assert self.alone is not None
             net = net.fix(arch).to(next(net.parameters()).device)
-            self.alone.train(net, steps, self.calibration)
+            self.alone.train(net, steps, self.calibration, self.told)
         child = net.extract(arch).to(memory_format=torch.channels_last)
         alike = net.norms_alike and not steps
         found = recalibrate(child, self.calibration, self._statistics if alike else None)

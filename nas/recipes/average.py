@@ -25,11 +25,12 @@ class MovingAverage:
     @torch.no_grad()
     def follow(self, net: Supernet, step: Step) -> None:
         """Take in the weights after a step; the decay is ``1 - 1 / (share * total)``, which is 0.99996 at ViT-ResNAS's
-        0.067 of 375,000 steps.
+        0.067 of 375,000 steps. Of a training that its time ends before, `total` is what it comes to at this rate.
 
         Early on it is the plain mean of what was seen, so that the first weights do not linger.
         """
-        decay = min(1 - 1 / max(self.share * step.total, 1.0), step.index / (step.index + 1))
+        total = min(step.total, (step.index + 1) / step.progress) if step.progress else step.total
+        decay = min(1 - 1 / max(self.share * total, 1.0), step.index / (step.index + 1))
         for name, parameter in net.named_parameters():
             value = parameter.detach().float()
             mean = self.weights.get(AVERAGE + name, value).to(

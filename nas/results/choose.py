@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -60,6 +61,10 @@ def choose(history: History, experiment: Experiment, only: str | None = None) ->
             )
         return named[:1]
     whole = history.front()
+    errors = Counter(record.error for record in history.records.values() if record.error)
+    if errors and errors.total() == len(history.records):
+        ((error, count),) = errors.most_common(1)
+        raise ValueError(f"all {errors.total():,} candidates judged have failed, {count:,} of them with: {error}")
     if not whole and history.records:
         raise ValueError(
             f"none of the {len(history.records):,} candidates judged lies within {history.constraints}: loosen that "

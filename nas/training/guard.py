@@ -48,9 +48,12 @@ def check_panel(state: State, now: float, task: Task) -> None:
     """Hold the largest child's metric against its best so far.
 
     Raises:
-        Diverged: it fell back to chance.
+        Diverged: it fell back to chance, or is no number.
     """
-    best, sign = state.best, 1 if task.metrics[task.metric] == "higher" else -1
+    if math.isnan(now):
+        raise Diverged(f"at step {state.step} the largest child's {task.metric} is no number")
+    best = None if state.best is None or math.isnan(state.best) else state.best
+    sign = 1 if task.metrics[task.metric] == "higher" else -1
     learnt = best is not None and sign * (best - task.learnt) > 0
     if best is not None and learnt and sign * (now - task.chance) < LOST * sign * (best - task.chance):
         told = f"the largest child's {task.metric} fell from {best:.4g} to {now:.4g}: chance"

@@ -104,12 +104,12 @@ class Loop:
                     attempt.to_the_end()
                 return
             except Diverged as reason:
-                self.note(EventLine("rollback", str(reason)))
                 if rollbacks >= self.experiment.train.max_rollbacks:
                     raise Diverged(
-                        f"{reason}; that was after {rollbacks} rollbacks, each at half the learning rate: lower "
-                        "recipe.lr or set recipe.clip_norm"
+                        f"{reason}; that was after {rollbacks} rollbacks, each at half the learning rate. In a new run "
+                        "lower recipe.lr or set recipe.clip_norm; this one goes on with a higher train.max_rollbacks"
                     ) from None
+                self.note(EventLine("rollback", str(reason)))
                 if self.rank == 0:
                     self.fence.check()
                     write_atomic(self.run.rollbacks, json.dumps([*read_rollbacks(self.run), str(reason)]))

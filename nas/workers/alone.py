@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,13 +17,10 @@ from nas.rundir.fence import Fence
 from nas.space import Arch
 from nas.tasks.index import Index
 from nas.workers.session import check_room, gpu_share, has_gpus, on_ray, session
+from nas.workers.stopping import StopAsked, Stopped
 
 Job = tuple[Arch, int]  # a network and a seed
 Trained = Callable[[Arch, int, Judged], None]
-
-
-class Stopped(Exception):
-    """The run is asked to end."""
 
 
 class Ending(tune.Stopper):
@@ -46,8 +42,7 @@ class Learner(tune.Trainable):
     def setup(  # type: ignore[override]
         self, config: dict[str, Any], experiment: dict[str, Any], run: RunDir, fence: Fence, gpu: bool
     ) -> None:
-        self.fence, self.asked = fence, time.monotonic()
-        self.device = configure_process(gpu, 1)
+        self.told, self.device = StopAsked(fence), configure_process(gpu, 1)
         self.settings = parse(experiment)
         self.task = load_task(self.settings, Index(run.index, run.batches))
         self.net = make_supernet(self.settings, self.task).to(self.device)
@@ -65,19 +60,12 @@ class Learner(tune.Trainable):
         alone = Alone(self.settings, self.task, self.net, recipe, self.device, seed)
         net = alone.fresh(self.net, Arch(choices))
         try:
-            alone.train(net, max(1, round(recipe.epochs * alone.epoch)), self.evaluator.calibration, self._told)
+            alone.train(net, max(1, round(recipe.epochs * alone.epoch)), self.evaluator.calibration, self.told)
         except Stopped:
             return {"done": True}
         self.evaluator.net = net
         metrics, parts, _ = self.evaluator.judge(net.space.largest())
         return {"metrics": metrics, "parts": parts, "done": True}
-
-    def _told(self, step: int) -> None:
-        """Between two steps: whether the run is to end."""
-        if time.monotonic() - self.asked > 1:
-            self.asked = time.monotonic()
-            if self.fence.stopping():
-                raise Stopped
 
 
 class Notes(tune.Callback):

@@ -27,6 +27,24 @@ class RayDied(RuntimeError):
     """A process that Ray cannot do without has died."""
 
 
+class Stopped(Exception):
+    """The run is asked to end."""
+
+
+class StopAsked:
+    """Between two steps of a worker's training: whether the run is asked to end, looked at once a second."""
+
+    def __init__(self, fence: Fence) -> None:
+        self.fence, self.asked = fence, time.monotonic()
+
+    def __call__(self, step: int) -> None:
+        """Raises: Stopped."""
+        if time.monotonic() - self.asked > 1:
+            self.asked = time.monotonic()
+            if self.fence.stopping():
+                raise Stopped
+
+
 class Stopper:
     """Whether this attempt at a run has been asked to end.
 

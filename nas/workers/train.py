@@ -14,14 +14,17 @@ import torch
 
 from nas.config.experiment import Experiment, parse
 from nas.device import MemoryShort, configure_process
+from nas.rundir.atomic import Damaged
 from nas.rundir.checkpoint import Checkpoint
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence, Fenced, Gone
 from nas.rundir.log import Line, TrainingLines
+from nas.training.guard import Diverged
 from nas.training.loop import Loop
 from nas.workers.session import check_room, has_gpus, on_ray, session, workers
 
 Notify = Callable[[Line], None]
+CERTAIN = (OSError, Gone, Fenced, Damaged, MemoryShort, Diverged)  # what another try would meet again
 
 
 class TrainingFailed(RuntimeError):
@@ -48,8 +51,8 @@ def train(experiment: Experiment, run: RunDir, fence: Fence, notify: Notify = la
     Raises:
         TooLittle: the cluster has less than the experiment asks for.
         TrainingFailed: a worker raised, or died more often than ``train.max_failures``.
-        OSError, Gone, Fenced, MemoryShort: a worker could not read or write the run, or its GPU is too small; another
-            try would not help.
+        OSError, Gone, Fenced, Damaged, MemoryShort, Diverged: a worker could not read or write the run, its GPU is too
+            small, or its losses are not finite after the last rollback; another try would not help.
         RayDied: a process that Ray cannot do without has died.
     """
     from nas.training.engine import prebuild
@@ -112,9 +115,7 @@ def _fit(experiment: Experiment, run: RunDir, fence: Fence, gpu: bool, part: int
         failures = error.worker_failures if isinstance(error, WorkerGroupError) else {0: error}
         said = [failures[rank] for rank in sorted(failures)]
         for each in said:
-            if isinstance(each, (OSError, Gone, Fenced, MemoryShort)) and not isinstance(
-                each, (ConnectionError, TimeoutError)
-            ):
+            if isinstance(each, CERTAIN) and not isinstance(each, (ConnectionError, TimeoutError)):
                 raise each from None
         raise TrainingFailed(str(said[0]).strip()) from error  # without the frames of Ray
 

@@ -42,6 +42,7 @@ from nas.supernet import Supernet
 from nas.tasks.index import Index
 from nas.tasks.task import Task
 from nas.workers.session import check_room, gpu_share, has_gpus, on_ray, session
+from nas.workers.stopping import StopAsked, Stopped
 
 LIVES = 3  # deaths of a worker on one candidate alone, after which the candidate counts as failed
 STEP_SECONDS = 2.0  # how long a step should last at least, so that Tune's own work stays small beside it
@@ -66,6 +67,7 @@ class Scored(tune.Trainable):
         run: str,
         objective: Objective,
         gpu: bool,
+        fence: Fence,
     ) -> None:
         settings = parse(experiment)
         self.objective, self.early_stop = objective, settings.search.early_stop
@@ -73,6 +75,7 @@ class Scored(tune.Trainable):
         device = configure_process(gpu, 1)
         try:
             self._load(settings, RunDir(run), weights, device)
+            self.evaluator.told = StopAsked(fence)
         except MemoryShort as short:  # told by `step`: what fails in here would be its candidates' failure
             self.short = str(short)
 
@@ -80,7 +83,9 @@ class Scored(tune.Trainable):
         """The supernet and the examples, where they are worked on."""
         task = load_task(settings, Index(at.index, at.batches))
         net = make_supernet(settings, task)
-        net.load_state_dict({name: shared(array) for name, array in weights.items()}, assign=True)
+        with warnings.catch_warnings():  # nobody writes to Ray's shared memory
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            net.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()}, assign=True)
         with enough_memory(f"lower search.trials (now {settings.search.trials}), which share the GPUs"):
             alone, net = make_alone(settings, task, net, device), net.to(device)
         self.evaluator = Evaluator(net, task, settings.search, device, None, at.batches, alone)
@@ -96,10 +101,13 @@ class Scored(tune.Trainable):
         if not self.candidates:
             time.sleep(self.idle)
             self.idle = min(2 * self.idle, IDLE_SECONDS[1])
+        judged: list[dict[str, Any]] = []
         try:
-            judged = [self._judge(k, Arch(choices), steps) for k, choices, steps in self.candidates]
+            judged += (self._judge(k, Arch(choices), steps) for k, choices, steps in self.candidates)
         except MemoryShort as short:
             return {"short": str(short), "done": True}
+        except Stopped:  # the rest stays open, as after a kill
+            pass
         self.candidates = []
         return {"judged": judged}
 
@@ -110,7 +118,7 @@ class Scored(tune.Trainable):
         error = seen = None
         try:
             metrics, parts, seen = self.evaluator.judge(arch, steps, self._hopeless(k))
-        except MemoryShort:  # is nobody's fault among the candidates
+        except (MemoryShort, Stopped):  # nobody's fault among the candidates
             raise
         except Exception as problem:  # one candidate's failure is recorded, and the others go on
             error = f"{type(problem).__name__}: {problem}"
@@ -124,13 +132,6 @@ class Scored(tune.Trainable):
             return None
         (bar, cost), at = self.bars[k], self.evaluator
         return Hopeless(at.task, self.objective, bar, cost, at.validation.examples, self.early_stop == "likely")
-
-
-def shared(array: np.ndarray) -> torch.Tensor:
-    """A tensor over an array in Ray's shared memory; nobody writes to it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(array)
 
 
 class Asker(Searcher):
@@ -312,7 +313,7 @@ class Asker(Searcher):
             self.worked, self.lost = True, 0
         candidates, self.flying[trial_id] = self.flying[trial_id], []
         judged = {row["k"]: row for row in rows}
-        for candidate in candidates:
+        for candidate in (candidate for candidate in candidates if candidate.k in judged):
             if candidate.k not in self.journal.climbing:
                 self.seconds.append(judged[candidate.k]["seconds"])
             self._take(candidate, **judged[candidate.k])
@@ -431,7 +432,7 @@ def _run(experiment: Experiment, run: RunDir, fence: Fence, asker: Asker, traine
     share = gpu_share(trials) if gpu else 0.0
     check_room(experiment)
     arrays = {name: tensor.numpy() for name, tensor in trained.child_weights().items()}
-    told = {"experiment": experiment.model_dump(mode="json"), "run": str(run.path), "gpu": gpu}
+    told = {"experiment": experiment.model_dump(mode="json"), "run": str(run.path), "gpu": gpu, "fence": fence}
     scored = tune.with_parameters(Scored, weights=arrays, objective=asker.search.objective, **told)
     tuner = tuner_of(tune.with_resources(scored, {"cpu": 1, "gpu": share}), asker, f"search-{fence.attempt}", run.ray)
     run_trials(tuner, asker, fence)

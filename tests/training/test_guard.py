@@ -104,10 +104,10 @@ def test_it_gives_up_after_so_many_returns(tmp_path: Path, changed: Any, every_s
     changed(lambda loss, name, step: loss * float("nan") if step.index >= 9 else loss)
     with pytest.raises(
         Diverged,
-        match=r"at step 9 .* after 2 rollbacks, each at half the learning rate: lower recipe.lr or set recipe.clip",
+        match=r"at step 9 .* after 2 rollbacks, each at half the learning rate\. In a new run lower recipe\.lr or set",
     ):
         train(tmp_path, "train.max_rollbacks=2")
-    assert len(events(tmp_path)) == 3 and len(read_rollbacks(RunDir(tmp_path))) == 2
+    assert len(events(tmp_path)) == len(read_rollbacks(RunDir(tmp_path))) == 2
     rates = [line["lr"] for line in lines(tmp_path) if line.get("step") == 9 and "loss" in line]
     assert [rate / rates[0] for rate in rates] == pytest.approx([1, 0.5, 0.25])
     assert newest(tmp_path).name == "step-00000008"

@@ -19,6 +19,7 @@ from torch import nn
 from nas.build import load_task, make_supernet
 from nas.config.experiment import load_experiment
 from nas.device import MemoryShort, device, enough_memory
+from nas.rundir.fence import Fence
 from nas.search.core import Objective
 from nas.space import Arch
 from nas.workers import session, trials
@@ -125,9 +126,8 @@ def test_a_gpu_too_small_for_the_supernet_blames_nobody_either(tmp_path: Path, m
     }
     monkeypatch.setattr(nn.Module, "to", moved)
     worker: Any = Scored.__new__(Scored)
-    Scored.setup(
-        worker, {"candidates": []}, weights, experiment.model_dump(mode="json"), str(tmp_path), Objective(), False
-    )
+    told = experiment.model_dump(mode="json"), str(tmp_path), Objective(), False, Fence.take(tmp_path)
+    Scored.setup(worker, {"candidates": []}, weights, *told)
     told = Scored.step(worker)
     assert "3.00 GiB" in told["short"] and "lower search.trials (now 2)" in told["short"]
 
