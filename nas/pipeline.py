@@ -324,7 +324,9 @@ class Pipeline:
         with Pipeline.open(derived, run, self.watch) as self.inner:
             self.stopper.check()
             self.inner.train()
-            about = {"finetuned": {"epochs": derived.recipe.epochs, "from": derived.space.inherit and record.id}}
+            state = self.inner._supernet().state  # its time may have ended it before
+            epochs = round(derived.recipe.epochs * state.step / state.total, 3)
+            about = {"finetuned": {"epochs": epochs, "from": derived.space.inherit and record.id}}
             self.inner.export_only(self.run.child(name).path, about)
             self.inner.report()
             self.worked |= self.inner.worked

@@ -311,7 +311,7 @@ class Cost:
 
 TAKEN = {  # what files and tables of children call something else
     *("id", "k", "front", "exported", "validation", "exported_validation", "test", "tested", "baselines", "parity"),
-    *("metric", "cost", "rows", "seconds", "supernet"),
+    *("metric", "cost", "rows", "seconds", "supernet", "examples", "interval", "seen"),
 }
 
 

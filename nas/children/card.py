@@ -60,6 +60,7 @@ def card(figures: Mapping[str, Any], about: Mapping[str, Any], task: Task, costs
     """
     *most, last = (costs[key].told(f"{figures[key]:,}") for key in costs if costs[key].shown)
     takes_up = f"{', '.join(most)} and {last}" if most else last
+    examples = figures.get("examples", {part: len(getattr(task, part)) for part in ("validation", "test")})
     width = {part: figures.get("interval", {}).get(part, {}) for part in ("validation", "test")}
     rows = [
         f"| {part} {metric} | {value:.4g}{_width(width[part].get(metric))} |"
@@ -83,7 +84,7 @@ def card(figures: Mapping[str, Any], about: Mapping[str, Any], task: Task, costs
 
 {takes_up} for one input of {size} pixels. Cut out of a supernet
 {how} (sha256 of the weights `{about["supernet"][:16]}`); its batch statistics were calibrated on training images.
-It was chosen on {len(task.validation):,} validation examples; the test figures, on {len(task.test):,} others, were
+It was chosen on {examples["validation"]:,} validation examples; the test figures, on {examples["test"]:,} others, were
 taken once, after the search.{told}{tie}
 
 | figure | value |

@@ -79,6 +79,7 @@ def export_child(
         **costs(arch),
         "validation": validated.metrics,
         "test": tested.metrics,
+        "examples": {"validation": evaluator.validation.examples, "test": test.examples},
         "interval": {
             "validation": half_widths(validated.parts),
             "test": half_widths(tested.parts),
@@ -91,9 +92,9 @@ def export_child(
         here = ChildDir(directory)
         child.cpu().to(memory_format=torch.contiguous_format)  # as it will be loaded
         save_file(child.state_dict(), here.weights)
-        here.classes.write_text(bundle((*net.sources, *task.helpers, *SOURCES)))
+        here.classes.write_text(bundle((*net.sources, *task.helpers, *SOURCES)), encoding="utf-8")
         identity = _identity(net, child, arch, about, task)
-        here.arch.write_text(json.dumps(identity, indent=1))
+        here.arch.write_text(json.dumps(identity, indent=1), encoding="utf-8")
         write_config(here, task)
         if byte_layers(child):
             save_file(pack(child), here.packed)
@@ -102,9 +103,9 @@ def export_child(
             if task.preprocess is not None:
                 write_picture_onnx(task.preprocess, here.onnx, here.picture_onnx)
         figures["parity"] = parity(net, child, arch, sample.cpu(), here, task.preprocess)
-        here.metrics.write_text(json.dumps(figures, indent=1))
+        here.metrics.write_text(json.dumps(figures, indent=1), encoding="utf-8")
         save_pictures(pictures, directory)
-        here.card.write_text(card(figures, identity, task, costs.measures))
+        here.card.write_text(card(figures, identity, task, costs.measures), encoding="utf-8")
 
     trained = {"steps": steps} if steps else {}
     atomic.write_directory(target, fill, {"id": target.name, "supernet": about["supernet"], **trained}, fence.check)
@@ -139,7 +140,7 @@ def write_config(files: ChildDir, task: Task) -> None:
         "preprocess": task.preprocess and task.preprocess.config,
         **{key: about[key] for key in ("classes", "quantization") if key in about},
     }
-    files.config.write_text(json.dumps(config, indent=1))
+    files.config.write_text(json.dumps(config, indent=1), encoding="utf-8")
 
 
 class _Reached(Exception):
@@ -181,14 +182,14 @@ def bundle(sources: Iterable[Path]) -> str:
     text = ['"""The classes of this child. Needs torch alone."""\n\nfrom __future__ import annotations\n']
     names: dict[str, Path] = {}
     for path in sources:
-        source = path.read_text()
+        source = path.read_text(encoding="utf-8")
         drop: set[int] = set()
         for node in ast.parse(source).body:
-            name = getattr(node, "name", None)  # of a class or function
-            if name and names.setdefault(name, path) != path:
-                raise ValueError(
-                    f"{path} and {names[name]} both define {name}, and model.py has room for one: rename it"
-                )
+            for name in _defined(node):
+                if names.setdefault(name, path) != path:
+                    raise ValueError(
+                        f"{path} and {names[name]} both define {name}, and model.py has room for one: rename it"
+                    )
             ours = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (
                 "nas",
                 "searchspaces",
@@ -203,6 +204,12 @@ def bundle(sources: Iterable[Path]) -> str:
             + "\n"
         )
     return "\n\n".join(text)
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    """The names that a statement of a module gives: of a class, a function, or constants."""
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [name for each in (node, *targets) if (name := getattr(each, "name", None) or getattr(each, "id", None))]
 
 
 @torch.no_grad()

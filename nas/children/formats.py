@@ -33,7 +33,12 @@ def write_onnx(child: nn.Module, x: Tensor, path: Path, any_size: bool = False) 
     from torch.export import Dim
 
     free = {2: Dim.AUTO, 3: Dim.AUTO} if any_size else {}
-    _write(child, x, path, (PIXELS, OUTPUT), {0: Dim("batch", min=1), **free})
+    _write(child, several(x), path, (PIXELS, OUTPUT), {0: Dim("batch", min=1), **free})
+
+
+def several(x: Tensor) -> Tensor:
+    """Examples, a lone one twice: torch.export takes a side of 1 for one that is always 1."""
+    return x if len(x) > 1 else x.expand(2, *x.shape[1:]).contiguous()
 
 
 def write_fixed_onnx(child: nn.Module, x: Tensor, path: Path) -> None:

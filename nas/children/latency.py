@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from nas.children.formats import onnx_pass, write_fixed_onnx
 from nas.costs.latencies import PartTime, Seen, Table, Unseen, kind_of, values_of
 from nas.device import configure_process, machine, synchronise
+from nas.quantization.learned import for_onnx
 from nas.space import Arch, Choice, Number, Space
 from nas.supernet import Supernet
 
@@ -188,7 +189,7 @@ def _write_all(net: Supernet, archs: Sequence[Arch], x: Tensor, folder: Path, to
     for number, (arch, path) in enumerate(zip(archs, files, strict=True), start=1):
         try:
             with torch.inference_mode(False):
-                write_fixed_onnx(net.extract(arch), x.clone(), path)
+                write_fixed_onnx(for_onnx(net.extract(arch).eval()), x.clone(), path)
         except torch.onnx.OnnxExporterError as error:
             why = " ".join(str(error).split())[:300]
             raise ValueError(f"ONNX does not take the child {arch.id}; measure with --runtime torch: {why}") from error

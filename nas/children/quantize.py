@@ -134,9 +134,9 @@ def quantize_child(
         classes = (source / "model.py").read_text()
         if "class Model(" not in classes:  # a child of before there was one
             classes += "\n\n" + bundle((*task.helpers, *MODEL)).partition("import annotations\n")[2]
-        here.classes.write_text(classes)
-        (directory / "quantized.py").write_text(bundle(SOURCES))
-        here.arch.write_text(json.dumps(about, indent=1))
+        here.classes.write_text(classes, encoding="utf-8")
+        (directory / "quantized.py").write_text(bundle(SOURCES), encoding="utf-8")
+        here.arch.write_text(json.dumps(about, indent=1), encoding="utf-8")
         write_config(here, task)
         if write:
             write_onnx(final, sample, here.onnx, task.any_size)
@@ -145,8 +145,8 @@ def quantize_child(
             figures["onnx"] = score(OnnxFile(directory / "model.onnx"), validation, task)
         fresh, tensors = type(original)(**about["network"]), load_file(directory / "model.safetensors")
         figures["parity"] = parity(final, load_quantized(fresh, plan, tensors), sample, here, task.preprocess)
-        (directory / "metrics.json").write_text(json.dumps(figures, indent=1))
-        (directory / "README.md").write_text(quantized_card(figures, plan, about, task))
+        (directory / "metrics.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        (directory / "README.md").write_text(quantized_card(figures, plan, about, task), encoding="utf-8")
 
     source_sha = atomic.sha256(source / "model.safetensors")
     facts = {

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nas.children.card import card, quantized_card
 from nas.children.evaluate import Batches
 from nas.children.export import PARITY_EXAMPLES, load_child
-from nas.children.formats import quiet, write_onnx
+from nas.children.formats import quiet, several, write_onnx
 from nas.rundir import atomic
 from nas.rundir.directory import ChildDir
 from nas.rundir.fence import Fence
@@ -41,7 +41,7 @@ class Runtime:
 def program(net: nn.Module, x: Tensor, any_size: bool) -> torch.export.ExportedProgram:
     """The network by torch.export, of any batch size; of any height and width too, where the task wants that."""
     free = dict.fromkeys((0, 2, 3) if any_size else (0,), torch.export.Dim.AUTO)
-    return torch.export.export(net.eval(), (x,), dynamic_shapes={"x": free})
+    return torch.export.export(net.eval(), (several(x),), dynamic_shapes={"x": free})
 
 
 def write_pt2(net: nn.Module, x: Tensor, any_size: bool, path: Path) -> None:
@@ -124,10 +124,10 @@ def add(
         here = ChildDir(directory)
         for name in wanted:
             figures["parity"][name] = written(name, net, x, task.any_size, directory)
-        here.metrics.write_text(json.dumps(figures, indent=1))
+        here.metrics.write_text(json.dumps(figures, indent=1), encoding="utf-8")
         plan = about.get("quantization")
         page = quantized_card(figures, plan, about, task) if plan else card(figures, about, task, costs)
-        here.card.write_text(page)
+        here.card.write_text(page, encoding="utf-8")
 
     facts = {key: value for key, value in manifest.items() if key != "files"}
     atomic.write_directory(child, fill, facts, fence.check)

@@ -57,9 +57,13 @@ def statistics(
     """A copy of `net` whose channels have the mean and deviation that they had in `child`; the levels stay."""
     net = copy.deepcopy(net)
     for name in names:
-        layer = integer_layer_of(net, name)
-        moments = (_moments(seen(n, name, batches, output=True), isinstance(layer, nn.Conv2d)) for n in (net, child))
-        (mean, deviation), (was_mean, was) = moments
+        layer, conv = integer_layer_of(net, name), False
+        if isinstance(layer, IntegerConv2d):  # before its grid, which begins at 0 where a ReLU follows
+            conv, now = True, [layer.accumulated(x) for x in seen(net, name, batches)]
+        else:
+            now = seen(net, name, batches, output=True)
+        mean, deviation = _moments(now, conv)
+        was_mean, was = _moments(seen(child, name, batches, output=True), conv)
         ratio = torch.where((deviation > 0) & (was > 0), was / deviation, 1.0).clamp(0.5, 2)
         layer.scale.mul_(ratio)
         put_bias(layer, (layer.bias - mean) * ratio + was_mean)

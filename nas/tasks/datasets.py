@@ -269,6 +269,10 @@ def _some(files: Files) -> Iterator[Tensor]:
 def _check_classes(parts: tuple[Path, Path], classes: list[str], listed: list[dict[str, Any]]) -> None:
     """Raises: ValueError, where a class has no training images, one is in the test part alone, or nothing is there."""
     train, test = parts
+    if odd := [name for name in classes if not name.isascii() and name.encode(errors="replace").decode() != name]:
+        raise ValueError(
+            f"the names of classes in {train} are not UTF-8: {', '.join(map(ascii, odd[:10]))}: rename them"
+        )
     if stray := sorted(set(_classes(test)) - set(classes)):
         raise ValueError(f"{test} has classes that {train} has not: {', '.join(stray[:10])}")
     there = [{found["label"] for found in part.values() if found["names"]} for part in listed]

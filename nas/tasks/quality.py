@@ -26,7 +26,8 @@ def luma(rgb: Tensor, border: int, whole: bool = False, full: bool = False) -> T
         full: stretch it to [0, 255], which gives a grey pixel its own value.
     """
     rgb = (rgb.float().clamp(0, 1) * PEAK).round() / PEAK
-    y = torch.einsum("nchw,c->nhw", rgb, rgb.new_tensor((65.481, 128.553, 24.966))).unsqueeze(1)  # in [0, 219]
+    weights = rgb.new_tensor((65.481, 128.553, 24.966)).view(1, 3, 1, 1)
+    y = (rgb * weights).sum(1, keepdim=True)  # in [0, 219]; a product of matrices would be TF32 on a GPU
     y = y * (PEAK / 219) if full else y + 16
     y = y[..., border : y.shape[-2] - border, border : y.shape[-1] - border]
     return y.round() if whole else y
@@ -40,13 +41,17 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004, with their Gaussian window, where it lies wholly inside): ``(n, 1, H,
-    W)`` in [0, 255] -> ``(n,)``."""
+    W)`` in [0, 255] -> ``(n,)``.
+
+    In float64: variances are small differences of large squares, of which TF32 would leave nothing.
+    """
+    a, b = a.double(), b.double()
     one, two = (K1 * PEAK) ** 2, (K2 * PEAK) ** 2
     maps = _blur(a.shape[-2], a) @ torch.cat((a, b, a * a, b * b, a * b)) @ _blur(a.shape[-1], a).T
     mean_a, mean_b, aa, bb, ab = maps.chunk(5)
     var_a, var_b, cov = aa - mean_a**2, bb - mean_b**2, ab - mean_a * mean_b
     alike = (2 * mean_a * mean_b + one) * (2 * cov + two) / ((mean_a**2 + mean_b**2 + one) * (var_a + var_b + two))
-    return alike.mean((1, 2, 3))
+    return alike.mean((1, 2, 3)).float()
 
 
 def _blur(size: int, like: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 from nas.build import load_task, make_supernet
 from nas.children.evaluate import Batches, Evaluator
-from nas.children.export import export_child, made_smaller
+from nas.children.export import bundle, export_child, made_smaller
 from nas.config.experiment import Experiment, load_experiment
 from nas.draws import stratified
 from nas.rundir.fence import Fence
@@ -70,6 +70,23 @@ def test_digits(tmp_path: Path) -> None:
     for row in rows:
         Image.fromarray(np.round(found.images[row] * (255 / 16)).astype(np.uint8)).save(tmp_path / f"{row}.png")
     check_classes(child, figures, [tmp_path / f"{row}.png" for row in rows], found.target[rows], tmp_path)
+
+
+def test_the_card_names_the_examples_that_were_looked_at(tmp_path: Path) -> None:
+    experiment = load_experiment("bignas-digits", ["search.validation=100"])
+    child, figures, _ = exported(experiment, tmp_path / "run", test=40)
+    assert figures["examples"] == {"validation": 100, "test": 40}
+    page = " ".join((child / "README.md").read_text().split())
+    assert "chosen on 100 validation examples; the test figures, on 40 others" in page
+
+
+@pytest.mark.parametrize("second", ["ONE = 2.0", "ONE: int = 3", "def ONE(): ...", "class ONE: ..."])
+def test_two_files_of_a_child_that_give_one_name_are_refused(second: str, tmp_path: Path) -> None:
+    """In model.py the later would be what the earlier one's code reads."""
+    for name, source in (("first.py", "ONE = 1.0\n"), ("second.py", second + "\n")):
+        (tmp_path / name).write_text(source)
+    with pytest.raises(ValueError, match=r"second\.py and .*first\.py both define ONE"):
+        bundle([tmp_path / "first.py", tmp_path / "second.py"])
 
 
 @pytest.mark.parametrize("name", ["bignas-fashion-mnist", "vit-resnas-cifar10"])

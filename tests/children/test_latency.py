@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import make_dataclass
 from functools import partial
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from nas.build import costs_of, load_supernet
+from nas.children.formats import write_fixed_onnx
 from nas.children.latency import Setup, fit, measure, measured_table, spread
 from nas.cli.check import find, run
 from nas.cli.commands import app
@@ -238,6 +242,20 @@ def test_onnx_runtime_runs_children_too(net: Supernet) -> None:
     )
     assert times.shape == (2, 2) and (times > 0).all()
     assert stages == ["export"] * 2 + ["time"] * 4
+
+
+def test_what_is_timed_is_what_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network with quantizers computes with integers."""
+    net = load_supernet("quantnas", "basic-c12", scale=2)
+    written: list[Counter[str]] = []
+
+    def counted(child: nn.Module, x: torch.Tensor, path: Path) -> None:
+        write_fixed_onnx(child, x, path)
+        written.append(Counter(node.op_type for node in onnx.load(path).graph.node))
+
+    monkeypatch.setattr("nas.children.latency.write_fixed_onnx", counted)
+    measure(net, [net.space.smallest()], Setup("onnxruntime", threads=1, batch=1), quiet, 2)
+    assert written[0]["QuantizeLinear"] > 3 and written[0]["DequantizeLinear"] > 3
 
 
 def test_what_onnx_does_not_take_is_named(net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:

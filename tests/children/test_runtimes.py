@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 import nas
 from nas.build import load_task
-from nas.children.runtimes import RUNTIMES, add, written
+from nas.children.formats import OnnxFile, write_onnx
+from nas.children.runtimes import RUNTIMES, add, run_pt2, write_pt2, written
 from nas.cli.commands import FORMATS, app, check_formats
 from nas.config.experiment import load_experiment
 from nas.rundir import atomic
@@ -54,6 +55,19 @@ def test_a_program_is_loaded_where_there_is_no_raynas(child: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=child, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "(3, 10)", done.stderr
+
+
+@pytest.mark.parametrize("space", ["bignas", "vit_resnas"])
+def test_a_lone_example_makes_files_for_any_number(space: str, tmp_path: Path) -> None:
+    """As search.score_batch 1 and search.validation 1 give it."""
+    torch.manual_seed(0)
+    net = nas.load_supernet(space, "d8" if space == "bignas" else "d8-smoke")
+    child = net.extract(net.space.smallest()).eval()
+    write_onnx(child, torch.rand(1, *net.input_shape), tmp_path / "model.onnx")
+    x = torch.rand(3, *net.input_shape)
+    assert torch.allclose(OnnxFile(tmp_path / "model.onnx")(x), child(x), atol=1e-4)
+    write_pt2(child, x[:1], False, tmp_path / "model.pt2")
+    assert torch.allclose(run_pt2(tmp_path / "model.pt2", x), child(x), atol=1e-5)
 
 
 def test_super_resolution_takes_any_size(tmp_path: Path) -> None:

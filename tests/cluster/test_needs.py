@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from cluster import probe
 from cluster.check import Needs, _problems
 from cluster.jobs import Work
-from cluster.manifests import Pods, ray_up, rayjob
+from cluster.manifests import FOLDER, Pods, ray_up, rayjob
 from cluster.names import Refused
 from nas.cli.cluster import needs_of, pods_of, work_of
 from nas.cli.commands import app
@@ -181,6 +181,12 @@ def test_the_environment_in_a_rayjob_is_yaml() -> None:
     [_, job] = rayjob(work(storage="/mnt", env=env), Pods(1, 1, 0, "i", "c"))
     found = yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]
     assert {name: found[name] for name in env} == env
+
+
+def test_own_modules_come_before_what_the_environment_names() -> None:
+    [_, job] = rayjob(work(env={"PYTHONPATH": "/opt/mine"}, files={"mine.py": b""}), Pods(1, 1, 0, "i", "c"))
+    found = yaml.safe_load(job["spec"]["runtimeEnvYAML"])["env_vars"]
+    assert found["PYTHONPATH"].split(":") == [FOLDER, "/opt/mine"]
 
 
 def test_kubernetes_names() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nas.results.choose import budget, lifting, pick, pick_of
+from nas.config.experiment import load_experiment
+from nas.results.choose import budget, choose, lifting, pick, pick_of
 from nas.results.history import History
 from nas.rundir.directory import RunDir
 from nas.search.constraints import Constraints
@@ -52,6 +53,19 @@ def test_the_best_under_a_budget(
     history: History, most: dict[str, float | str], least: dict[str, float | str], knee: bool, k: int
 ) -> None:
     assert pick(history, budget(most, least), knee).k == k
+
+
+def test_where_all_have_failed_the_error_is_told(tmp_path: Path) -> None:
+    experiment = load_experiment("bignas-digits")
+    (tmp_path / "search").mkdir()
+    path = tmp_path / "search" / "journal-5a5a5a5a.jsonl"
+    with Journal(path, {"supernet": "5a" * 32}) as journal:
+        for k, error in enumerate(["boom", "no memory", "boom"]):
+            journal.append(Record(k, SPACE.arch({"width": k + 1}), None, {"macs": 1}, 1.0, error))
+    history = History(path)
+    history.update()
+    with pytest.raises(ValueError, match="all 3 candidates judged have failed, 2 of them with: boom"):
+        choose(history, experiment)
 
 
 def test_where_nothing_fits_the_nearest_is_told(history: History) -> None:

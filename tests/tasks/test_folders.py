@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from io import BytesIO
+from io import os
 from pathlib import Path
 from typing import Any
 
+import BytesIO
 import numpy as np
 import pytest
 import torch
@@ -281,6 +282,16 @@ def test_a_folder_is_looked_at_once_a_run(nowhere: Path, monkeypatch: pytest.Mon
         kept.write_text(damaged)
         made()
     assert looked[0] == 7
+
+
+def test_a_class_whose_name_is_no_text_is_refused_before_anything_is_trained(nowhere: Path) -> None:
+    for part in ("train", "test"):
+        for name in (b"caf\xe9", b"tea"):
+            folder = os.fsencode(nowhere / "mine" / part) + b"/" + name
+            os.makedirs(folder)
+            Image.new("RGB", (40, 40)).save(os.fsdecode(folder) + "/0.png")
+    with pytest.raises(ValueError, match=r"not UTF-8: 'caf\\udce9': rename them"):
+        load_images(folder_settings(nowhere / "mine"))
 
 
 def test_what_is_hidden_is_no_image(nowhere: Path) -> None:

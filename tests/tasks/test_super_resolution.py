@@ -79,6 +79,22 @@ def test_figures_against_scikit_image(photos: SuperResolution) -> None:
         assert found["ssim"] == pytest.approx(alike, abs=1e-5)
 
 
+def test_ssim_does_not_hang_on_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What float32 products lose is nothing here, and what TF32 ones would (10 bits of the mantissa, on a GPU)."""
+
+    def tf32(x: torch.Tensor) -> torch.Tensor:
+        return (x.view(torch.int32) & ~0x1FFF).view(torch.float32) if x.dtype == torch.float32 else x
+
+    rng = np.random.default_rng(0)
+    a = torch.from_numpy(240 + 4 * rng.standard_normal((1, 1, 40, 40))).clamp(0, 255).float()
+    b = (a + torch.from_numpy(2 * rng.standard_normal(a.shape))).clamp(0, 255).float()
+    how = {"data_range": 255, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    wanted = structural_similarity(a[0, 0].double().numpy(), b[0, 0].double().numpy(), **how)
+    plain = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda x, y: plain(tf32(x), tf32(y)))
+    assert float(quality.ssim(a, b)) == pytest.approx(wanted, abs=1e-6)
+
+
 def test_figures_are_of_the_image_as_stored_and_finite(photos: SuperResolution) -> None:
     _, y = photos.validation.batch(np.arange(4))
     same = photos.summarise(photos.scores(y, y))

@@ -10,7 +10,7 @@ import torch
 from nas.build import find_space, load_supernet
 from nas.config import plugins
 from nas.supernet import Supernet
-from nas.testing.space import CHECKS, Check, check_norms, images, ready
+from nas.testing.space import CHECKS, Check, check_extracted, check_norms, images, ready
 
 SIZES = [(space, size) for space in plugins.built_in_spaces() for size in find_space(space).SIZES]
 
@@ -37,6 +37,15 @@ def test_all_families_are_held_to_it() -> None:
     """The list above is found, not written: it must not come out empty."""
     assert {("quantnas", size) for size in ("basic", "rfdn", "basic-c12", "rfdn-c12", "basic-wide")} <= set(SIZES)
     assert {("bignas", size) for size in ("d8", "m28", "c32-lite", "attentivenas", "bignas", "ofa")} <= set(SIZES)
+
+
+def test_a_space_of_bits_alone_is_right() -> None:
+    """Its networks are alike with quantizers off."""
+    torch.manual_seed(0)
+    settled = dict.fromkeys(("head*.op", "body*.op", "skip.op", "upsample.op", "tail*.op"), 1)
+    net = ready(load_supernet("quantnas", "basic-c12", settled=settled))
+    assert all(name.endswith("bits") for name in net.space.choices)
+    check_extracted(net, images(net))
 
 
 def test_norms_that_are_not_alike_are_told() -> None:

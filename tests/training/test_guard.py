@@ -38,6 +38,21 @@ def test_a_metric_that_is_better_when_lower_collapses_upwards() -> None:
         check_panel(state, 88.0, task)
 
 
+def test_a_metric_that_is_no_number_is_a_divergence() -> None:
+    """And is no best one that nothing later could be held against."""
+    task: Any = SimpleNamespace(metrics={"psnr": "higher"}, metric="psnr", chance=6.0, learnt=10.0)
+    state = State(3, 12)
+    for _ in range(2):
+        with pytest.raises(Diverged, match="psnr is no number"):
+            check_panel(state, float("nan"), task)
+        assert state.best in (None, 30.0)
+        check_panel(state, 30.0, task)
+    state.best = float("nan")  # as an older version wrote it
+    check_panel(state, 30.0, task)
+    with pytest.raises(Diverged, match="fell from 30 to 6"):
+        check_panel(state, 6.0, task)
+
+
 def test_a_loss_is_held_against_the_recent_ones() -> None:
     """What began at 2.3 and has come down to 0.1 has exploded at 2.5, not at 2; a climb by small steps is seen too."""
     state = State(0, 1000)

@@ -20,8 +20,10 @@ from filelock import FileLock, Timeout
 
 from nas.config.experiment import load_experiment
 from nas.device import MemoryShort
+from nas.rundir.atomic import Damaged
 from nas.rundir.directory import RunDir
 from nas.rundir.fence import Fence, Gone
+from nas.training.guard import Diverged
 from nas.workers import local, session
 from nas.workers import train as training
 from nas.workers.stopping import RayDied, wait_for
@@ -178,6 +180,8 @@ def test_the_operator_is_built_before_a_training_where_it_will_run(
         (OSError(errno.ENOSPC, "No space left on device", "RUN/train/metrics.jsonl"), 1),
         (Gone("RUN is gone"), 1),
         (MemoryShort("lower train.micro_batch"), 1),
+        (Diverged("at step 9 the loss is not finite; that was after 3 rollbacks"), 1),
+        (Damaged("step-00000008 has other files"), 1),
         (ConnectionResetError(errno.ECONNRESET, "reset"), 4),
         (RuntimeError("a worker died"), 4),
     ],

@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 from torch import nn
 
 from nas.build import load_task, make_supernet
+from nas.children.evaluate import Judged
 from nas.config.experiment import load_experiment
 from nas.device import MemoryShort, device, enough_memory
 from nas.rundir.fence import Fence
@@ -24,6 +25,7 @@ from nas.search.core import Objective
 from nas.space import Arch
 from nas.workers import session, trials
 from nas.workers.session import RAY_ENVIRONMENT, gpu_share
+from nas.workers.stopping import StopAsked
 from nas.workers.trials import Asker, Scored
 
 
@@ -112,6 +114,24 @@ def test_a_gpu_too_small_for_a_child_ends_the_search_and_blames_nobody() -> None
     assert not asker.over("a", Scored.step(worker)) and asker.over("a", Scored.step(worker))
     assert asker.suggest("b") == Searcher.FINISHED and not written
     assert "lower search.score_batch" in asker.short and "2.00 GiB" in asker.short
+
+
+def test_what_is_not_judged_when_a_run_is_to_end_stays_open() -> None:
+    """A candidate in the midst of its steps is no failure."""
+
+    def judge(arch: object, steps: int, hopeless: object) -> Any:
+        if written:
+            worker.evaluator.told(7)
+        written.append(arch)
+        return Judged({"accuracy": 1.0}, [{"accuracy": 1.0}])
+
+    written: list[Any] = []
+    worker: Any = Scored.__new__(Scored)
+    told = StopAsked(SimpleNamespace(stopping=lambda: True))  # type: ignore[arg-type]
+    worker.evaluator, worker.early_stop, told.asked = SimpleNamespace(judge=judge, told=told), "never", 0.0
+    worker.objective = Objective()
+    Scored.reset_config(worker, {"candidates": [(3, {}, 0), (4, {}, 9), (5, {}, 9)]})
+    assert [row["k"] for row in Scored.step(worker)["judged"]] == [3]
 
 
 def test_a_gpu_too_small_for_the_supernet_blames_nobody_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
