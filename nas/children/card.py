@@ -201,9 +201,13 @@ def given(about: Mapping[str, Any]) -> str:
     channels, height, width = about["input"]["shape"]
     sizes = "height, width" if about["input"]["any_size"] else f"{height}, {width}"
     return (
-        f"The network alone takes float32 pixels in [0, 1], `(batch, {channels}, {sizes})`, already prepared; "
-        "normalisation is inside."
+        f"The network alone takes float32 pixels in [0, 1], `(batch, {channels}, {sizes})`{_least(about)}, already "
+        "prepared; normalisation is inside."
     )
+
+
+def _least(about: Mapping[str, Any]) -> str:
+    return f" from {side} pixels a side on" if (side := about["input"].get("least_side")) else ""
 
 
 def files(parity: Mapping[str, float], about: Mapping[str, Any], name: str) -> str:
@@ -211,7 +215,7 @@ def files(parity: Mapping[str, float], about: Mapping[str, Any], name: str) -> s
     lines = []
     if "picture_onnx" in parity:
         lines.append(
-            "With ONNX Runtime, from a picture of any size, uint8 `(H, W, 3)`, such as "
+            f"With ONNX Runtime, from a picture of any size{_least(about)}, uint8 `(H, W, 3)`, such as "
             '`numpy.asarray(picture.convert("RGB"))` of one that stands upright:\n'
             '`onnxruntime.InferenceSession("picture.onnx").run(None, {"picture": array})`.'
         )

@@ -125,6 +125,8 @@ def exported(target: Path, supernet: str, onnx: bool, steps: int = 0) -> bool:
 def _identity(net: Supernet, child: nn.Module, arch: Arch, about: dict[str, Any], task: Task) -> dict[str, Any]:
     home = f"{type(child).__module__}:{type(child).__qualname__}"
     takes = {"shape": list(net.input_shape), "any_size": task.any_size, "range": [0, 1]}
+    if task.any_size and net.least_side > 1:
+        takes["least_side"] = net.least_side
     if (side := works_at(child, net.input_shape)) < net.input_shape[1] and not task.any_size:
         takes["works_at"] = side
     return {**about, "arch": dict(arch), "child": home, "network": child.config, "input": takes}

@@ -282,8 +282,11 @@ def check_first(make: Make) -> None:
     given = [SPACE.sample(np.random.default_rng(9)), SPACE.largest()]
     search = fresh(make)
     search.begin_with(given)
-    found = proposals(search, 4)
-    assert_same(found[:2], given, "begun with two architectures")
+    asked = [search.ask() for _ in given]
+    assert_same([candidate.arch for candidate in asked if candidate], given, "begun with two architectures")
+    nothing = np.empty((0, len(OBJECTIVE.names))), np.empty(0)
+    firsts = [next(iter(each.draws(0, (), *nothing, np.random.default_rng(3)))) for each in (search, fresh(make))]
+    assert_same(firsts[:1], firsts[1:], "the algorithm's own first candidate, after two that were given")
 
 
 def check_globals(make: Make) -> None:

@@ -17,6 +17,7 @@ from skimage.metrics import peak_signal_noise_ratio
 from sklearn.datasets import load_digits
 
 from nas.build import load_task, make_supernet
+from nas.children.card import given
 from nas.children.evaluate import Batches, Evaluator
 from nas.children.export import bundle, export_child, made_smaller
 from nas.config.experiment import Experiment, load_experiment
@@ -78,6 +79,13 @@ def test_the_card_names_the_examples_that_were_looked_at(tmp_path: Path) -> None
     assert figures["examples"] == {"validation": 100, "test": 40}
     page = " ".join((child / "README.md").read_text().split())
     assert "chosen on 100 validation examples; the test figures, on 40 others" in page
+
+
+def test_a_network_that_wants_larger_pictures_says_so() -> None:
+    assert "height, width)` from 15 pixels a side on" in given(
+        {"input": {"shape": [3, 32, 32], "any_size": True, "least_side": 15}}
+    )
+    assert "width)`, already" in given({"input": {"shape": [3, 32, 32], "any_size": True}})
 
 
 @pytest.mark.parametrize("second", ["ONE = 2.0", "ONE: int = 3", "def ONE(): ...", "class ONE: ..."])

@@ -237,6 +237,17 @@ class Trusting(Uniform):
         return super().draws(k, archs, points, violations, rng)
 
 
+class Counting(Uniform):
+    """Begins with the smallest network, if nothing was given to begin with."""
+
+    def draws(
+        self, k: int, archs: Sequence[Arch], points: np.ndarray, violations: np.ndarray, rng: np.random.Generator
+    ) -> Iterator[Arch]:
+        if self.next_k == 0:
+            yield self.space.smallest()
+        yield from super().draws(k, archs, points, violations, rng)
+
+
 class Ending(Uniform):
     """Gives up after one draw, which was there already."""
 
@@ -254,6 +265,7 @@ class Ending(Uniform):
         (OneStream, "repeats"),
         (Trusting, "failures"),
         (Ending, "new"),
+        (Counting, "first"),
     ],
 )
 def test_a_broken_search_is_told(broken: type[Search], check: str) -> None:
