@@ -46,9 +46,10 @@ class Ageing(Search):
         """Uniform at first, then mutants. `points` has (metric, cost), both to be minimised, NaN where one failed."""
         o = self.options
         able = np.flatnonzero(np.isfinite(points[:, 0]) & (violations == 0))[-o.population :]
-        while len(able) < o.tournament:
+        size = min(o.tournament, o.population)
+        while len(able) < size:
             yield self.space.sample(rng)
         while True:
-            drawn = rng.choice(able, o.tournament, replace=False)
+            drawn = rng.choice(able, size, replace=False)
             parent = archs[drawn[np.argmin(points[drawn, 0])]]
             yield self.space.mutate(parent, rng, o.rate)

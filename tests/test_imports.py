@@ -91,7 +91,7 @@ DIETS = {
     "nas/config/plugins.py": {"pydantic", "pydantic_core", "nas.config.own", "nas.config.section"},
     "nas/config/sections.py": {"pydantic", "nas.config.addresses", "nas.config.plugins", "nas.config.section"},
     "nas/config/experiment.py": {"pydantic", "yaml", "nas.config"},
-    "nas/cli/starter.py": {"PIL", "nas.tasks.places"},
+    "nas/cli/starter.py": {"PIL", "nas.tasks.places", "yaml"},
     "nas/search/*.py": {
         *("numpy", "moocore", "scipy", "sklearn", "pydantic"),
         *("nas.space", "nas.search", "nas.config.section"),

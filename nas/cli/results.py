@@ -98,11 +98,12 @@ def pick(
     """
     at = run_at(run)
     from nas.results.choose import budget, pick_of
+    from nas.results.history import exported_from, read_history
 
     record = pick_of(at, budget(_pairs(most, "--max macs=100k"), _pairs(least, "--min accuracy=97")), knee)
     show(at, [record.id])
-    where = os.path.relpath(at.path)
-    if at.child(record.id).metrics.is_file():
+    where, history = os.path.relpath(at.path), read_history(at)
+    if history and record.id in exported_from(at, history):
         console.print(f"it is in {os.path.relpath(at.child(record.id).path)}")
     else:
         console.print(f"next: nas export {where} --child {record.id}")

@@ -379,7 +379,7 @@ def load_experiment(name_or_path: str | Path, overrides: Sequence[str] = ()) -> 
             f"no preset and no file {source!r}{hint}\n  presets: {', '.join(presets())}; or a path of your own"
         )
     _renew(tree, source)
-    for text in overrides:
+    for text in sorted(overrides, key=lambda text: not text.startswith("search.algorithm=")):  # options are its own
         change = _read_override(text)
         _resolve_paths(change, Path.cwd())
         if isinstance(tree, dict):
@@ -466,8 +466,8 @@ def _renew(tree: Any, source: str, onto: Any = None) -> None:
             search["constraints"] = by_cost(search["constraints"])
         except ValueError as error:
             raise ExperimentError(f"{source}: search.constraints: {error}") from None
-    algorithm = search.get("algorithm", old.get("algorithm"))
-    if algorithm != old.get("algorithm"):
+    before = old.get("algorithm", SearchSettings.model_fields["algorithm"].default)
+    if (algorithm := search.get("algorithm", before)) != before:
         old.pop("options", None)
     if algorithm == "fittest" and "initial" in search and isinstance(search.setdefault("options", {}), dict):
         search["options"].setdefault("initial", search.pop("initial"))

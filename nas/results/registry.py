@@ -6,7 +6,7 @@ from nas.children.export import child_packages, load_child
 from nas.config.experiment import Experiment
 from nas.results.tracking import address, register_model
 from nas.rundir import forms
-from nas.rundir.atomic import sha256
+from nas.rundir.atomic import sha256, verify
 from nas.rundir.directory import RunDir
 from nas.space import Arch
 
@@ -30,4 +30,5 @@ def register(run: RunDir, experiment: Experiment, name: str, model: str, alias: 
     label = f"{name}-{sha256(files.weights)[:8]}"
     uri, takes = address(run, experiment.tracking.uri), about.input
     group, shape = experiment.tracking.experiment or experiment.name, list(takes.shape)
-    return register_model(run, uri, group, child, arch, label, shape, takes.any_size, model, alias)
+    supernet = verify(files.path).get("supernet", "")
+    return register_model(run, uri, group, child, arch, supernet, label, shape, takes.any_size, model, alias)

@@ -310,8 +310,8 @@ def _baselines(children: dict[str, dict[str, Any]], metric: str) -> dict[str, fl
 
 def _pictures(run: RunDir) -> Iterator[str]:
     """What exported children do on test examples; one child open, the others folded."""
-    ids = [row["id"] for row in front_table(run)]
-    found = read_pictures(run)
+    ids = [row["id"] for row in front_table(run) if row["exported"]]  # not what an earlier supernet left
+    found = {name: pictures for name, pictures in read_pictures(run).items() if name in ids}
     if not found:
         return
     yield "<h2>Pictures</h2>"

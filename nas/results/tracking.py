@@ -428,6 +428,7 @@ def register_model(
     experiment: str,
     child: nn.Module,
     arch: str,
+    supernet: str,
     label: str,
     shape: Sequence[int],
     any_size: bool,
@@ -439,7 +440,8 @@ def register_model(
 
     Args:
         child: in evaluation mode.
-        arch: its id, which is in the tags of its run in MLflow; the model belongs to that run.
+        arch, supernet: its id, and the sha256 of what it was cut from, which are in the tags of its run in MLflow; the
+            model belongs to that run.
         label: tells this child's files from those of others of that architecture, and from an earlier export's.
         shape: of one input, ``(C, H, W)``; the batch dimension is free, and with `any_size` height and width are too.
         name, alias: of the registered model; an alias moves from the version that had it.
@@ -459,7 +461,15 @@ def register_model(
     from mlflow.types import Schema, TensorSpec
 
     query = f"tags.`raynas.run` = '{store.raynas_run}' and tags.`raynas.arch` = '{arch}'"
-    runs = store.client.search_runs([store.experiment], query, max_results=1, order_by=["attributes.start_time DESC"])
+    for cut_from in (
+        f" and tags.`raynas.supernet` = '{supernet}'",
+        "",
+    ):  # a finetuned one has a run of its own
+        runs = store.client.search_runs(
+            [store.experiment], query + cut_from, max_results=1, order_by=["attributes.start_time DESC"]
+        )
+        if runs:
+            break
     if not runs:
         raise ValueError(f"MLflow at {masked(uri)} has no run of the child {arch}; nas export {run.path} sends it")
     pixels = torch.rand(2, *shape)

@@ -132,8 +132,8 @@ class Search(ABC):
             raise ValueError(f"the window is {window}; it must be at least 1")
         if objective.cost not in (names := cost(space.smallest())):
             raise ValueError(f"the objective names the cost {objective.cost!r}; this network has {', '.join(names)}")
-        self._metrics = tuple(name for name in objective.names if name not in names)
-        check_attainable(space, cost, constraints, self._metrics)
+        self.metrics = tuple(name for name in objective.names if name not in names)
+        check_attainable(space, cost, constraints, self.metrics)
         self.space, self.cost, self.objective, self.seed, self.window = space, cost, objective, seed, window
         self.options = self.Options() if options is None else options
         assert isinstance(self.options, self.Options)
@@ -209,7 +209,7 @@ class Search(ABC):
             raise ValueError(
                 f"candidates up to {proposed - 1} are proposed already; new constraints cannot begin at {from_k}"
             )
-        check_attainable(self.space, self.cost, constraints, self._metrics)
+        check_attainable(self.space, self.cost, constraints, self.metrics)
         self._constraints.append((from_k, constraints))
         return from_k
 
@@ -252,7 +252,7 @@ class Search(ABC):
         rng, constraints = np.random.default_rng([self.seed, self.tag, k]), self.constraints(k)
         given, own = self.first[k : k + 1], max(0, k - len(self.first))
         draws = chain(given, self.draws(own, First(self._archs, len(points)), points, violations, rng))
-        known_before = constraints.without(self._metrics)
+        known_before = constraints.without(self.metrics)
         arch = find(self.space, lambda arch: known_before.violation(self.cost(arch)), self._seen, draws, rng)
         if arch is None:
             where = f"{constraints}; the space has {self.space.cardinality:,}"

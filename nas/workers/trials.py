@@ -412,7 +412,7 @@ def search_children(
 
 def _check_first(search: Search, candidates: int) -> None:
     """Refuse constraints that leave nothing of what other searches found, where little else would be looked at."""
-    constraints, first = search.constraints(search.next_k), search.first
+    constraints, first = search.constraints(search.next_k).without(search.metrics), search.first
     if first and candidates <= len(first) and all(constraints.violation(search.cost(arch)) for arch in first):
         costs = "; ".join(f"{arch.id}: {_bound(search.cost(arch), constraints)}" for arch in first)
         raise ValueError(

@@ -158,6 +158,7 @@ def test_a_version_keeps_its_files_whatever_is_registered_after_it(
         "bignas-digits",
         enlarger,
         child.name,
+        "5a" * 32,
         "enlarger",
         (1, 8, 8),
         True,

@@ -187,6 +187,26 @@ def test_broken_files_are_told(text: str, tmp_path: Path) -> None:
     assert "broken.yaml" in told(name=file)
 
 
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_options_are_kept_wherever_the_algorithm_is_named(at: int) -> None:
+    given = ["search.options.population=50", "search.options.tournament=7"]
+    given.insert(at, "search.algorithm=regularized")
+    options = load_experiment("bignas-textures", given).search.options.model_dump()
+    assert (options["population"], options["tournament"]) == (50, 7)
+    with pytest.raises(ExperimentError, match="populatoin"):
+        load_experiment("bignas-textures", ["search.options.populatoin=5", "search.algorithm=random"])
+
+
+def test_the_usual_algorithm_named_again_keeps_the_files_options(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nspace: {name: bignas, size: d8}\ndata: {name: digits, validation: 300}\n"
+        "recipe: {name: single, epochs: 1, batch: 64}\nsearch: {candidates: 9, options: {parents: 5}}\n"
+    )
+    for given, parents in ([], 5), (["search.algorithm=evolution"], 5):
+        told = load_experiment(tmp_path / "mine.yaml", given)
+        assert told.search.options.model_dump()["parents"] == parents
+
+
 def test_a_key_that_stands_twice_is_told_with_its_line(tmp_path: Path) -> None:
     assert "line 3: the key 'seed' stands twice" in told(name=write(tmp_path, "seed: 3"))
 

@@ -131,7 +131,8 @@ def own(table: Path, *more: str, cost: str = "Latency") -> Experiment:
 @pytest.mark.parametrize("name", sorted(path.stem for path in (GOLDEN / "experiments").glob("*.yaml")))
 def test_an_experiment_from_before_is_the_same_one(name: str) -> None:
     old = load_experiment(GOLDEN / "experiments" / f"{name}.yaml")
-    new = load_experiment(name, [f"search.algorithm={old.search.algorithm}"])  # presets have had another one since
+    since = [f"search.{key}={getattr(old.search, key)}" for key in ("algorithm", "window")]  # presets have others now
+    new = load_experiment(name, since)
     searches = [row for row in difference(old, new) if row.key.startswith("search.")]
     assert not searches and old.search == new.search
     assert constraints_of(old) == constraints_of(new)

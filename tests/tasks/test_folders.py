@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from io import os
+import os
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import BytesIO
 import numpy as np
 import pytest
 import torch

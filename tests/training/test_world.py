@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -43,10 +43,10 @@ def work(rank: int, world: int, stage: int, run: str, gpu: bool) -> None:
     means: list[dict[str, float]] = []  # over ranks; a line of the log has those of the first one's share
     guard = Attempt._guard
 
-    def noted(self: Attempt, losses: Mapping[str, float]) -> None:
-        of_all = torch.tensor(list(losses.values()), dtype=torch.float64, device=device)
+    def noted(self: Attempt, losses: Sequence[float]) -> None:
+        of_all = torch.tensor(losses, dtype=torch.float64, device=device)
         dist.all_reduce(of_all)
-        means.append(dict(zip(losses, (of_all / world).tolist(), strict=True)))
+        means.append(dict(zip(self.recipe.names, (of_all / world).tolist(), strict=True)))
         guard(self, losses)
 
     Attempt._guard = noted  # type: ignore[method-assign]

@@ -21,6 +21,7 @@ from nas.children.evaluate import Judged
 from nas.config.experiment import load_experiment
 from nas.device import MemoryShort, device, enough_memory
 from nas.rundir.fence import Fence
+from nas.search.constraints import Constraints
 from nas.search.core import Objective
 from nas.space import Arch
 from nas.workers import session, trials
@@ -172,3 +173,14 @@ def test_what_the_worker_said_is_what_the_command_says(tmp_path: Path, monkeypat
     trained.child_weights = dict
     with pytest.raises(MemoryShort, match="lower search.score_batch"):
         trials._run(settings, run, fence, asker, trained)  # type: ignore[arg-type]
+
+
+def test_a_bound_on_a_metric_excludes_nothing_that_was_found_elsewhere() -> None:
+    """Nobody knows it before the child is judged."""
+    bounds = Constraints({"psnr": (30.0, None)})
+    search: Any = SimpleNamespace(next_k=0, first=[Arch({})], metrics=("psnr",), cost=lambda _: {"bitops": 5})
+    search.constraints = lambda _: bounds
+    trials._check_first(search, 1)
+    bounds = Constraints({"psnr": (30.0, None), "bitops": (None, 4)})
+    with pytest.raises(ValueError, match=r"exclude what was found \(.*: bitops 5\)"):
+        trials._check_first(search, 1)
