@@ -249,7 +249,7 @@ class Evaluator:
         alone: Alone | None = None,
     ) -> None:
         self._statistics: dict[str, Tensor] | None = None
-        self.told: Callable[[int], object] = int  # after each step of what `alone` trains; may raise
+        self.told: Callable[[int], object] = lambda _: None  # after each step of what `alone` trains; may raise
         self.net, self.task, self.alone = net, task, alone
         self.lower = (
             f"lower search.score_batch (now {settings.score_batch}) or search.trials, which share the GPUs; images at "

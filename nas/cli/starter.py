@@ -10,7 +10,6 @@ import importlib.resources
 import json
 import math
 import statistics
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -18,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from nas.tasks.places import IMAGES, test_part
+from nas.tasks.places import IMAGES, images, test_part
 
 LOOKED_AT = 200  # images whose size is read
 SHARE, MOST = 5, 5000  # of the training part one in so many is held out, at most so many
@@ -86,15 +85,6 @@ def look(base: Path) -> Found:
             f"the class {few[0]} of {base} has one training image; it takes two, one of them to search with"
         )
     return Found(base, test, classes, len(train), len(tests), short_side(train))
-
-
-def images(folder: Path) -> Iterable[Path]:
-    """The image files in a folder and those in it; nothing hidden."""
-    return (
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGES and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
 
 
 def short_side(files: list[Path]) -> int:

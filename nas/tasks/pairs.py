@@ -23,7 +23,7 @@ from nas.preprocess import opened
 from nas.tasks import quality
 from nas.tasks.files import MOST_BYTES, readable
 from nas.tasks.options import SuperResolutionOptions
-from nas.tasks.places import IMAGES, TEST_PHOTOS, TRAIN_PHOTOS, wheel
+from nas.tasks.places import IMAGES, TEST_PHOTOS, TRAIN_PHOTOS, images, wheel
 from nas.tasks.stored import StoredPhoto, stored
 
 SMALLEST = 32  # sides of a test image, pixels: what metrics need when a border is cut off
@@ -231,13 +231,12 @@ def load_photos(settings: SuperResolutionOptions) -> tuple[Sequence[Photo | Stor
 
 
 def _files(folder: Path) -> list[Path]:
-    """The images in a folder and those in it; nothing hidden."""
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGES and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not files:
+    """Those in a folder, sorted.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not (files := sorted(images(folder))):
         raise ValueError(f"no images in {folder}; files are images when they end in {' '.join(IMAGES)}")
     return files
 

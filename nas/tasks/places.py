@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts the four .gz
@@ -29,6 +30,13 @@ TRAIN_PHOTOS = (
     "rocket.jpg",
 )
 TEST_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
+
+
+def images(folder: Path) -> Iterator[Path]:
+    """The image files in a folder and those in it; nothing hidden below it."""
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in IMAGES and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
 
 
 class DataMissing(FileNotFoundError):

@@ -103,7 +103,8 @@ class Scored(tune.Trainable):
             self.idle = min(2 * self.idle, IDLE_SECONDS[1])
         judged: list[dict[str, Any]] = []
         try:
-            judged += (self._judge(k, Arch(choices), steps) for k, choices, steps in self.candidates)
+            for k, choices, steps in self.candidates:
+                judged.append(self._judge(k, Arch(choices), steps))
         except MemoryShort as short:
             return {"short": str(short), "done": True}
         except Stopped:  # the rest stays open, as after a kill
@@ -417,8 +418,7 @@ def _check_first(search: Search, candidates: int) -> None:
         costs = "; ".join(f"{arch.id}: {_bound(search.cost(arch), constraints)}" for arch in first)
         raise ValueError(
             f"search.constraints ({constraints}) exclude what was found ({costs}), and search.candidates is "
-            f"{candidates}: "
-            "raise one of them"
+            f"{candidates}: raise one of them"
         )
 
 

@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
+from nas.cli.commands import app
 from nas.cli.results import show
+from nas.config.experiment import dump, load_experiment
 from nas.results.history import History, agreements, front_table, outcome, read_constraints, read_history, standing
 from nas.results.plots import human, search_figure, search_picture
 from nas.results.report import write_report
@@ -116,6 +120,23 @@ def run(tmp_path: Path) -> Path:
     run.mkdir()
     (run / "run.json").write_text(json.dumps({"id": "c0ffee", "name": "<script>alert(1)</script> & co"}))
     return run
+
+
+@pytest.mark.parametrize("supernet", [SUPERNET, "0" * 64])
+def test_only_a_child_of_this_supernet_is_offered_and_shown(supernet: str, run: Path) -> None:
+    records = search(run, GIVEN)
+    best = max((record for record in records if record.metrics), key=lambda record: record.metrics["accuracy"])
+    export(run, best.id, 79.5, 80.125, supernet)
+    Image.new("RGB", (4, 4)).save(run / "children" / best.id / "a.png")
+    panel = {"label": "child", "note": "99.99 dB", "file": "a.png", "enlarged": False}
+    (run / "children" / best.id / "pictures.json").write_text(json.dumps([{"title": "a", "panels": [panel]}]))
+    (run / "experiment.yaml").write_text(dump(load_experiment("bignas-digits")))
+    ended = CliRunner().invoke(app, ["pick", str(run)])
+    assert ended.exit_code == 0, ended.output
+    assert (
+        ("it is in" in ended.output) == ("99.99 dB" in write_report(RunDir(run)).read_text()) == (supernet == SUPERNET)
+    )
+    assert ("next: nas export" in ended.output) == (supernet != SUPERNET)
 
 
 def test_children_of_an_earlier_supernet_and_half_written_ones_are_not_taken_for_these(run: Path) -> None:

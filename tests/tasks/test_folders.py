@@ -16,7 +16,6 @@ from torchvision.transforms import v2
 import nas.tasks.datasets as datasets
 import nas.tasks.places as places
 from nas.build import load_task
-from nas.cli import starter
 from nas.config.experiment import load_experiment
 from nas.draws import permutation
 from nas.preprocess import Preprocess, opened
@@ -301,12 +300,12 @@ def test_what_is_hidden_is_no_image(nowhere: Path) -> None:
     pictures(base, {f"{part}/ant/{name}": 1 for part in ("train", "test") for name in (".checkpoints", ".a/deep")})
     for part in ("train", "test"):
         (base / part / "bee" / "._1.png").write_bytes(b"no image")
-    images = load_images(folder_settings(base))
-    assert isinstance(images.train_x, Files) and len(images.train_x) == len(images.train_y) == len(images.test_y) == 6
-    assert [path.removeprefix(f"{base}/train/") for path in map(str, images.train_x.paths)] == [
+    found = load_images(folder_settings(base))
+    assert isinstance(found.train_x, Files) and len(found.train_x) == len(found.train_y) == len(found.test_y) == 6
+    assert [path.removeprefix(f"{base}/train/") for path in map(str, found.train_x.paths)] == [
         f"{name}/{number}.png" for name in ("ant", "bee") for number in range(3)
     ]
-    assert len(list(starter.images(base / "train"))) == 6
+    assert len(list(images(base / "train"))) == 6
 
 
 def test_caltech() -> None:

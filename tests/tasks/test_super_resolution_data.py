@@ -12,13 +12,12 @@ import torch
 from PIL import Image
 
 from nas.build import load_supernet, load_task, objective_of
-from nas.cli import starter
 from nas.config.experiment import ExperimentError, dump, load_experiment
 from nas.tasks import pairs
 from nas.tasks.index import Index
 from nas.tasks.options import SuperResolutionOptions
 from nas.tasks.pairs import Crops, load_photos
-from nas.tasks.places import DataMissing
+from nas.tasks.places import DataMissing, images
 from nas.tasks.stored import Store, StoredPhoto
 from nas.tasks.super_resolution import SuperResolution
 from tests.tasks.photographs import experiment, noise, settings
@@ -80,7 +79,7 @@ def test_what_is_hidden_is_no_photograph(nowhere: Path) -> None:
             Image.fromarray(noise(70, 70, i + 3 * folder.startswith("test"))).save(base / folder / f"{i}.png")
         (base / folder / "._0.png").write_bytes(b"no image")
     learnt, judged = load_photos(settings(name="sr-folder", path=str(base), patch=8))
-    assert [len(learnt), len(judged), len(list(starter.images(base / "train")))] == [3, 3, 3]
+    assert [len(learnt), len(judged), len(list(images(base / "train")))] == [3, 3, 3]
 
 
 def test_many_photographs_lie_in_one_file(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
