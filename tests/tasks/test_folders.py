@@ -305,7 +305,7 @@ def test_what_is_hidden_is_no_image(nowhere: Path) -> None:
     assert [path.removeprefix(f"{base}/train/") for path in map(str, found.train_x.paths)] == [
         f"{name}/{number}.png" for name in ("ant", "bee") for number in range(3)
     ]
-    assert len(list(images(base / "train"))) == 6
+    assert len(list(places.images(base / "train"))) == 6
 
 
 def test_caltech() -> None:
